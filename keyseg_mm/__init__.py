@@ -1,0 +1,56 @@
+"""keyseg_mm: semantic-segmentation models protected with a secret key.
+
+Selected feature maps inside the network are encrypted with the key, in training and in testing, after Ito, MaungMaung,
+Shiota and Kiya, "Access Control of Semantic Segmentation Models Using Encrypted Feature Maps", arXiv 2206.05422.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = '0.1.0'
+
+# The public API, imported on first use: `keyseg --help` must not wait for torch.
+_WHERE = {
+    'KeysegError': 'errors',
+    'SecretKey': 'key',
+    'locate': 'locator',
+    'read_key_file': 'keyfile',
+    'write_key_file': 'keyfile',
+    'Point': 'points',
+    'Site': 'points',
+    'Trace': 'points',
+    'resolve': 'points',
+    'Plan': 'plan',
+    'stamps_of': 'plan',
+    'TRANSFORMS': 'transforms',
+    'FeatureEncryptor': 'encryptor',
+    'Protection': 'encryptor',
+    'attach': 'encryptor',
+    'detach': 'encryptor',
+    'protections': 'encryptor',
+    'find_leaks': 'leaks',
+}
+__all__ = ['__version__', *_WHERE]
+
+if TYPE_CHECKING:
+    from keyseg_mm.encryptor import FeatureEncryptor, Protection, attach, detach, protections
+    from keyseg_mm.errors import KeysegError
+    from keyseg_mm.key import SecretKey
+    from keyseg_mm.keyfile import read_key_file, write_key_file
+    from keyseg_mm.leaks import find_leaks
+    from keyseg_mm.locator import locate
+    from keyseg_mm.plan import Plan, stamps_of
+    from keyseg_mm.points import Point, Site, Trace, resolve
+    from keyseg_mm.transforms import TRANSFORMS
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(importlib.import_module(f'{__name__}.{_WHERE[name]}'), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,66 @@
+"""Writing files so that nothing is lost: whole or not at all, and never over another file unless told so."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from keyseg_mm.errors import KeysegError
+
+
+def write_new(
+    path: str | os.PathLike[str],
+    write: Callable[[IO[bytes]], object],
+    mode: int = 0o666,
+    overwrite: bool = False,
+) -> None:
+    """Write a file atomically: to a temporary neighbour, to the disk, then under its name.
+
+    Args:
+        path: the file to make.
+        write: gets the open binary file.
+        mode: permissions; the process's umask is applied on top. Key files use 0o600.
+        overwrite: replace an existing file. Otherwise it is left alone and an error raised, also when it appears while
+            this one is being written.
+
+    Raises:
+        KeysegError: the file exists, or its folder is missing or not writable. Nothing is left behind.
+    """
+    path = Path(path)
+    try:
+        if not overwrite and os.path.lexists(path):
+            raise FileExistsError
+        umask = os.umask(0)
+        os.umask(umask)
+        handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)  # 0600, O_EXCL
+        try:
+            with os.fdopen(handle, 'wb') as file:
+                os.fchmod(file.fileno(), mode & ~umask)
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            if overwrite:
+                os.replace(temporary, path)
+            else:
+                _link_new(temporary, path)
+        finally:
+            if os.path.lexists(temporary):
+                os.unlink(temporary)
+    except FileExistsError:
+        raise KeysegError(f'{path} exists already and was left as it is; give another name') from None
+    except OSError as error:
+        raise KeysegError(f'could not write {path}: {error.strerror or error}') from None
+
+
+def _link_new(temporary: str, path: Path) -> None:
+    """Give the finished file its name; unlike a rename, a link fails where the name is taken meanwhile."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        os.rename(temporary, path)  # a file system without hard links: the check before writing has to do

@@ -1,0 +1,69 @@
+"""The two mends that let mmsegmentation run on today's torch and under both of its distributions.
+
+1. torch >= 2.6 loads checkpoints with ``weights_only``, which refuses what mmengine 0.10.7 itself puts into them: its
+   HistoryBuffer (training curves) and the numpy arrays in it. :func:`allow_history_buffer` puts exactly those on
+   torch's allow-list, when this package is imported. The pickle also asks for ``getattr``; it gets a function that
+   serves HistoryBuffer's own methods and refuses all else, so that a file cannot reach for anything more.
+2. onedl-mmengine maps ``mmseg::`` in ``_base_`` to the distribution name mmsegmentation, which the maintained fork does
+   not carry. :func:`name_distributions` corrects the map; this package's tools call it before they read a config.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.logging import HistoryBuffer
+
+TESTED = {  # the newest of each that the tests have run with
+    'mmsegmentation': '1.2.2',
+    'mmengine': '0.10.7',
+    'onedl-mmsegmentation': '1.4.2',
+    'onedl-mmengine': '0.10.12',
+}
+_METHODS = ('current', 'max', 'mean', 'min')
+
+
+def history_buffer_method(owner: Any, name: str) -> Any:
+    """Stands in for ``getattr`` in a checkpoint's pickle: HistoryBuffer's four statistics, and nothing else.
+
+    Raises:
+        AttributeError: for any other owner or name. (A pickle's GETATTR on anything would let a file run code.)
+    """
+    if owner is HistoryBuffer and name in _METHODS:
+        return getattr(HistoryBuffer, name)
+    raise AttributeError('a checkpoint asked for an attribute that checkpoints have no use for; it was refused')
+
+
+def allow_history_buffer() -> None:
+    """Mend 1; does nothing on torch releases that have no allow-list."""
+    add: Any = getattr(torch.serialization, 'add_safe_globals', None)
+    if add is None:
+        return
+    core: Any = getattr(np, '_core', None) or np.core  # type: ignore[attr-defined]
+    dtypes = {type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.uint32)}
+    safe: list[Any] = [HistoryBuffer, np.ndarray, np.dtype, *dtypes]
+    for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):  # written by numpy 1 and by numpy 2
+        safe += [(core.multiarray._reconstruct, f'{module}._reconstruct'), (core.multiarray.scalar, f'{module}.scalar')]
+    add([*safe, (history_buffer_method, 'builtins.getattr')])
+
+
+def installed_version(*names: str) -> tuple[str, str] | None:
+    """Name and version of the first of these distributions that is installed."""
+    for name in names:
+        try:
+            return name, metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def name_distributions() -> None:
+    """Mend 2, and ``keyseg_mm::`` in ``_base_`` for this package's own configs."""
+    found = installed_version('mmsegmentation', 'onedl-mmsegmentation')
+    if found is not None:
+        MODULE2PACKAGE['mmseg'] = found[0]
+    MODULE2PACKAGE.setdefault('keyseg_mm', 'keyseg-mm')

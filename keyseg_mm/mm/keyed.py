@@ -1,0 +1,129 @@
+"""``Keyed``: builds any registered module of the host, attaches the encryptors, and returns it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from typing import Any
+
+from mmengine.dist import broadcast_object_list, is_distributed
+from mmengine.registry import DefaultScope
+from mmseg.models.segmentors.base import BaseSegmentor
+from torch import nn
+
+from keyseg_mm.encryptor import Protection, attach, watch_stamps
+from keyseg_mm.errors import KeysegError, PlanMismatchError
+from keyseg_mm.locator import LocatedKey, locate
+from keyseg_mm.mm.dryrun import trace_module
+from keyseg_mm.mm.registry import MODELS
+from keyseg_mm.plan import SALT_BYTES
+from keyseg_mm.points import Site, resolve
+from keyseg_mm.transforms import normal_form
+
+logger = logging.getLogger('keyseg_mm')
+
+_OPTIONS = ('key', 'points', 'transform', 'salt', 'allow_plain')
+
+
+@MODELS.register_module()
+def Keyed(of: Any, protection: dict[str, Any], **kwargs: Any) -> nn.Module:  # noqa: N802 - configs name it as a type
+    """Build the module named by ``of`` with all other arguments, and protect it.
+
+    In a config: ``model=dict(type='keyseg_mm.Keyed', of='EncoderDecoder', protection=dict(...), ...)``, or the same
+    around a backbone, neck or head. The result is an ordinary ``of``: same class, same state_dict keys, and the stamp.
+
+    Args:
+        of: registered name or class of the module to build.
+        protection: a dict of
+
+            - ``key``: key locator, see :mod:`keyseg_mm.locator`.
+            - ``points``: an encryption point or preset, or a list of them; by default ``stages``, the paper's place.
+            - ``transform``: name or dict of a transform; by default ``ChannelPermutation``, the paper's.
+            - ``salt``: public, 32 hex digits; by default fresh, or the loaded checkpoint's.
+            - ``allow_plain``: accept plain weights, to fine-tune them into a protected model.
+
+    Raises:
+        KeysegError: a bad key or option, before anything is built; bad points, after it was built and before it changed.
+    """
+    options = check_options(protection)
+    located = locate(options.get('key'))
+    module: nn.Module = _host_registry().build({'type': of, **kwargs})
+    return protect(module, located, options)
+
+
+def protect(module: nn.Module, located: LocatedKey, options: dict[str, Any]) -> nn.Module:
+    """Attach encryptors to a built module of the host; see :func:`Keyed` for the options."""
+    if located.key is None:
+        logger.warning(
+            "key='none': this %s runs UNAUTHORISED, its feature maps are not encrypted; a protected checkpoint will "
+            'give rubbish, as asked',
+            type(module).__name__,
+        )
+        watch_stamps(module, Protection(None, None, deliberate=True))
+        return module
+    if located.deliberate:
+        logger.warning(
+            'a wrong key, %s, on purpose: results are those of an unauthorised user, as asked', located.key.id
+        )
+    attach(
+        module,
+        located.key,
+        _sites(module, options.get('points', 'stages')),
+        options.get('transform', 'ChannelPermutation'),
+        salt=_salt(options.get('salt')),
+        fixed_salt='salt' in options,
+        deliberate=located.deliberate,
+        allow_plain=lambda prefix: bool(options.get('allow_plain')) or _is_initialisation(module, prefix),
+    )
+    return module
+
+
+def _sites(module: nn.Module, points: str | list[str]) -> list[Site]:
+    """Resolve points by a dry run; a train pass is spared where only presets of maps that fire in every pass are asked."""
+    wanted = [points] if isinstance(points, str) else list(points)
+    if set(wanted) <= {'stages', 'neck'}:
+        sites = resolve(wanted, module, trace_module(module, ('test',)))
+        return [replace(site, runs=('test', 'train')) for site in sites]
+    return resolve(wanted, module, trace_module(module))
+
+
+def check_options(protection: Any) -> dict[str, Any]:
+    """A config's protection, checked as far as it can be before anything is built."""
+    options = dict(protection or {})
+    unknown = sorted(set(options) - set(_OPTIONS))
+    if unknown:
+        raise KeysegError(f'protection has no option {", ".join(map(repr, unknown))}; it takes {", ".join(_OPTIONS)}')
+    normal_form(options.get('transform', 'ChannelPermutation'))
+    return options
+
+
+def _host_registry() -> Any:
+    """The registry of the scope in force, mmseg's where none is, so that ``of`` means what it means without Keyed."""
+    from mmseg.registry import MODELS as MMSEG_MODELS
+
+    return MODELS if DefaultScope.get_current_instance() is not None else MMSEG_MODELS
+
+
+def _salt(text: Any) -> bytes:
+    """The salt of a config, or a fresh one that all processes of a distributed run share."""
+    if text is None:
+        shared = [os.urandom(SALT_BYTES)]
+        if is_distributed():
+            broadcast_object_list(shared)
+        return shared[0]
+    try:
+        return bytes.fromhex(text)
+    except (TypeError, ValueError):
+        raise PlanMismatchError(f'protection.salt is {2 * SALT_BYTES} hex digits') from None
+
+
+def _is_initialisation(module: nn.Module, prefix: str) -> bool:
+    """Whether a load is the host filling a keyed backbone, neck or head from its own ``init_cfg``.
+
+    Such a load goes to the part alone (no prefix), while a checkpoint of the model reaches it as ``backbone.`` or so.
+    """
+    init_cfg = getattr(module, 'init_cfg', None)
+    configs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
+    pretrained = any(isinstance(c, dict) and str(c.get('type')).startswith('Pretrained') for c in configs)
+    return pretrained and prefix == '' and not isinstance(module, BaseSegmentor)

@@ -1,0 +1,138 @@
+"""The plan of a protection and its public stamp.
+
+The stamp says what was done to a model: format version, key id, salt, points and transforms. It travels in the
+state_dict as one uint8 tensor of JSON, so that the Runner, ``init_model``, EMA, ``.pth`` and ``.safetensors`` all carry
+it. Its entry is named after the key id, so that a host without this package, which knows only that it met an unexpected
+key, tells its user which key the model wants.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from keyseg_mm.errors import KeysegError, StampError
+from keyseg_mm.points import Point
+from keyseg_mm.transforms import normal_form
+
+FORMAT = 'keyseg_mm stamp'
+VERSION = 1
+STAMP_PREFIX = 'keyseg_stamp'
+_NAME = STAMP_PREFIX + '_protected_model_needs_key_{}'
+SALT_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One encryption point of a plan: where, how many channels, and the transform in normal form."""
+
+    point: str
+    channels: int
+    transform: dict[str, Any] = field(hash=False)
+
+    def __str__(self) -> str:
+        return f'{self.point} ({self.channels} channels, {describe(self.transform)})'
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is encrypted, where and with whose key; all public.
+
+    Attributes:
+        key_id: public id of the key.
+        salt: public, fresh for each protected model, so that one key gives each model tables of its own.
+        entries: the points.
+    """
+
+    key_id: str
+    salt: bytes
+    entries: tuple[Entry, ...]
+
+    @property
+    def stamp_name(self) -> str:
+        """Name of the stamp's entry in a state_dict, without a module prefix."""
+        return _NAME.format(self.key_id)
+
+    def to_json(self) -> str:
+        """The stamp as text; the same plan always gives the same text."""
+        points = [{'point': e.point, 'channels': e.channels, 'transform': e.transform} for e in self.entries]
+        document = {'format': FORMAT, 'version': VERSION, 'key_id': self.key_id, 'salt': self.salt.hex()}
+        return json.dumps({**document, 'points': points}, separators=(',', ':'))
+
+    def to_tensor(self) -> Tensor:
+        """The stamp as a one-dimensional uint8 tensor."""
+        return torch.tensor(list(self.to_json().encode('utf-8')), dtype=torch.uint8)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a stamp.
+
+        Raises:
+            StampError: damaged, or of another version.
+        """
+        try:
+            document = json.loads(text)
+            if document['format'] != FORMAT:
+                raise ValueError
+            if document['version'] != VERSION:
+                raise StampError(
+                    f'this stamp has version {document["version"]!r}; this release reads version {VERSION}: '
+                    'install a newer keyseg_mm'
+                )
+            entries = tuple(
+                Entry(str(Point.parse(p['point'])), int(p['channels']), normal_form(p['transform']))
+                for p in document['points']
+            )
+            salt = bytes.fromhex(document['salt'])
+            key_id = document['key_id']
+            if len(salt) != SALT_BYTES or not isinstance(key_id, str) or not entries:
+                raise ValueError
+        except StampError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, KeysegError):
+            raise StampError('the stamp in this checkpoint is damaged; restore the file from a copy') from None
+        return cls(key_id, salt, entries)
+
+    @classmethod
+    def from_tensor(cls, tensor: Tensor) -> Plan:
+        """Read a stamp from its tensor."""
+        if tensor.dtype != torch.uint8 or tensor.dim() != 1:
+            raise StampError('the stamp in this checkpoint is damaged; restore the file from a copy')
+        try:
+            text = bytes(tensor.cpu().tolist()).decode('utf-8')
+        except UnicodeDecodeError:
+            text = ''
+        return cls.from_json(text)
+
+    def differences(self, other: Plan) -> list[str]:
+        """What other's points and transforms have more, less or otherwise than this plan's, in words."""
+        mine, theirs = ({e.point: e for e in plan.entries} for plan in (self, other))
+        found = [f'{mine[p]} here only' for p in mine if p not in theirs]
+        found += [f'{theirs[p]} there only' for p in theirs if p not in mine]
+        return found + [f'{mine[p]} here, {theirs[p]} there' for p in mine if p in theirs and mine[p] != theirs[p]]
+
+
+def describe(transform: Mapping[str, Any]) -> str:
+    """A transform in normal form as a reader wants it: ``ChannelRotation(block=16)``."""
+    params = ', '.join(f'{k}={v}' for k, v in transform.items() if k != 'type')
+    return f'{transform["type"]}({params})' if params else str(transform['type'])
+
+
+def stamp_names(names: Iterable[str], prefix: str = '') -> list[str]:
+    """Those names of a state_dict that are stamps of the module at ``prefix``."""
+    return [name for name in names if name.startswith(prefix + STAMP_PREFIX)]
+
+
+def stamps_of(state_dict: Mapping[str, Any]) -> dict[str, Plan]:
+    """All stamps in a state_dict, by the prefix of the module they belong to (``''`` for the model itself)."""
+    found = {}
+    for name, value in state_dict.items():
+        prefix, _, last = name.rpartition('.')
+        if last.startswith(STAMP_PREFIX):
+            found[prefix] = Plan.from_tensor(value)
+    return found

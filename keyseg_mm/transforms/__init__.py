@@ -1,0 +1,38 @@
+"""The transforms: one file and one entry in :data:`TRANSFORMS` each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keyseg_mm.errors import TransformError
+from keyseg_mm.transforms.base import ChannelMap
+from keyseg_mm.transforms.permutation import ChannelPermutation
+from keyseg_mm.transforms.rotation import ChannelRotation
+from keyseg_mm.transforms.signed import SignedChannelPermutation
+
+TRANSFORMS: dict[str, type[ChannelMap]] = {
+    cls.__name__: cls for cls in (ChannelPermutation, SignedChannelPermutation, ChannelRotation)
+}
+
+__all__ = [
+    'TRANSFORMS',
+    'ChannelMap',
+    'ChannelPermutation',
+    'ChannelRotation',
+    'SignedChannelPermutation',
+    'normal_form',
+]
+
+
+def normal_form(transform: str | dict[str, Any]) -> dict[str, Any]:
+    """A transform as configs write it, checked: ``'NAME'`` or ``dict(type='NAME', ...)`` to the latter.
+
+    Raises:
+        TransformError: unknown name, unknown parameter, or a bad value.
+    """
+    spec = {'type': transform} if isinstance(transform, str) else dict(transform or {})
+    name = spec.pop('type', None)
+    if name not in TRANSFORMS:
+        raise TransformError(f'no transform {name!r}; there are {", ".join(TRANSFORMS)}')
+    TRANSFORMS[name].check(**spec)
+    return {'type': name, **spec}

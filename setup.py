@@ -1,0 +1,53 @@
+"""Packaging of keyseg_mm. configs/ and tools/ travel in the wheel as keyseg_mm/.mim/, where mmengine looks for them."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'keyseg_mm/__init__.py').read_text())[1]
+
+# mmengine, mmcv and mmseg come with one of the two stacks; the core pins neither.
+STACKS = {
+    # ftfy and regex: mmsegmentation 1.2.2 imports them and does not declare them
+    'openmmlab': ['mmsegmentation>=1.2.2', 'mmengine>=0.10.5', 'mmcv>=2.0.1,<2.2', 'ftfy', 'regex'],
+    'onedl': ['onedl-mmsegmentation>=1.4.2', 'onedl-mmengine>=0.10.12', 'onedl-mmcv>=2.3.6'],
+}
+
+setup(
+    name='keyseg-mm',
+    version=VERSION,
+    description='Protects mmsegmentation models with a secret key, by encrypted feature maps',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.10',
+    packages=find_packages(include=['keyseg_mm*']),
+    package_data={'keyseg_mm': ['py.typed', '.mim/**/*']},
+    include_package_data=False,
+    install_requires=['torch>=2.0', 'numpy>=1.23', 'cryptography>=41', 'tqdm>=4.60'],
+    extras_require={
+        **STACKS,
+        'keyring': ['keyring>=24'],
+        'safetensors': ['safetensors>=0.4'],
+        'dev': [
+            'pytest>=8',
+            'pytest-timeout>=2.3',
+            'hypothesis>=6.100',
+            'ruff>=0.6',
+            'mypy>=1.11',
+            'safetensors>=0.4',
+            'tensorboard>=2.17',
+            'build>=1.2',
+            'pre-commit>=3.8',
+        ],
+    },
+    entry_points={'console_scripts': ['keyseg=keyseg_mm.commands:main']},
+    classifiers=[
+        'License :: OSI Approved :: Apache Software License',
+        'Programming Language :: Python :: 3',
+        'Topic :: Scientific/Engineering :: Image Recognition',
+        'Topic :: Security :: Cryptography',
+    ],
+)
