@@ -10,8 +10,9 @@ VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'keyseg_mm/__init__.py').re
 
 # mmengine, mmcv and mmseg come with one of the two stacks; the core pins neither.
 STACKS = {
-    # ftfy and regex: mmsegmentation 1.2.2 imports them and does not declare them
-    'openmmlab': ['mmsegmentation>=1.2.2', 'mmengine>=0.10.5', 'mmcv>=2.0.1,<2.2', 'ftfy', 'regex'],
+    # mmsegmentation 1.2.2 imports ftfy and regex without declaring them; mmengine 0.10.7 needs pkg_resources, which
+    # setuptools 81 and later warn of or lack
+    'openmmlab': ['mmsegmentation>=1.2.2', 'mmengine>=0.10.5', 'mmcv>=2.0.1,<2.2', 'ftfy', 'regex', 'setuptools<81'],
     'onedl': ['onedl-mmsegmentation>=1.4.2', 'onedl-mmengine>=0.10.12', 'onedl-mmcv>=2.3.6'],
 }
 

@@ -100,6 +100,9 @@ def _predict(model: BaseSegmentor, side: int) -> None:
 
 def _loss(model: BaseSegmentor, side: int) -> None:
     model.train()
+    for module in model.modules():
+        if isinstance(module, nn.SyncBatchNorm):  # in a distributed run it would wait for the GPUs of all processes
+            module.eval()
     inputs = _image(model, 2, side)  # two images: batch norm refuses a single value per channel
     model.loss(inputs, _samples(model, inputs))
 

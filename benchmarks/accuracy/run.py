@@ -1,0 +1,110 @@
+#!/usr/bin/env python
+"""Train a small Fast-SCNN plain and protected, test it with the right key, without one and with wrong ones.
+
+    python benchmarks/accuracy/run.py --data DATA --out OUT [--layout cityscapes ade20k] [--seeds 0]
+
+DATA holds cityscapes/ and ade/ADEChallengeData2016/, laid out as mmseg's data set configs expect. Finished steps are
+kept in OUT and not run again. Prints a table and writes OUT/results.json. The paper's way: stages, permutation, the same
+seed and schedule for both models, mmsegmentation's own train.py and test.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from keyseg_mm import SecretKey, write_key_file
+from keyseg_mm.commands.host import host_tool
+
+HERE = Path(__file__).resolve().parent
+WRONG = ('random:1', 'random:2', 'random:3')
+LAYOUTS = {'cityscapes': 'cityscapes', 'ade20k': 'ade/ADEChallengeData2016'}
+
+
+def tool(name: str, arguments: list[str], work_dir: Path) -> None:
+    """One of our tools in a process of its own, its output in work_dir/NAME.log."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    code = f'import sys; from keyseg_mm.commands import run_module; sys.exit(run_module({name!r}, sys.argv[1:]))'
+    with (work_dir / f'{name}.log').open('w') as log:
+        command = [sys.executable, '-c', code, *arguments, '--work-dir', str(work_dir)]
+        if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode:
+            raise SystemExit(f'{name} failed; see {work_dir}/{name}.log')
+
+
+def train(config: Path, options: list[str], work_dir: Path) -> Path:
+    """The last checkpoint of a training run."""
+    mark = work_dir / 'last_checkpoint'
+    if not mark.exists():
+        print(f'train {config.stem} into {work_dir}', flush=True)
+        tool('train', [str(config), '--cfg-options', *options], work_dir)
+    return Path(mark.read_text().strip())
+
+
+def test(config: Path, checkpoint: Path, options: list[str], work_dir: Path) -> float:
+    """mIoU of a checkpoint, in percent."""
+    found = sorted(work_dir.glob('*/*.json'))
+    if not found:
+        tool('test', [str(config), str(checkpoint), '--cfg-options', *options], work_dir)
+        found = sorted(work_dir.glob('*/*.json'))
+    return float(json.loads(found[-1].read_text())['mIoU'])
+
+
+def floor_of(config: Path, root: str) -> float:
+    """The constant-prediction floor of a config's test data."""
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+
+    from keyseg_mm.mm.floor import floor_of_dataset
+
+    cfg = Config.fromfile(str(config))
+    init_default_scope('mmseg')
+    cfg.test_dataloader.dataset.data_root = root
+    return floor_of_dataset(cfg.test_dataloader.dataset, cfg.model.decode_head.num_classes)
+
+
+def measure(layout: str, seed: int, data: Path, out: Path, key: str) -> dict[str, float]:
+    """All figures of one layout and seed."""
+    root = str(data / LAYOUTS[layout])
+    options = [f'{part}_dataloader.dataset.data_root={root}' for part in ('train', 'val', 'test')]
+    options.append(f'randomness.seed={seed}')
+    plain_config, keyed_config = HERE / f'fast-scnn_{layout}.py', HERE / f'keyed_fast-scnn_{layout}.py'
+    folder = out / f'{layout}-seed{seed}'
+    plain = train(plain_config, options, folder / 'plain')
+    keyed = train(keyed_config, [*options, f'model.protection.key={key}'], folder / 'keyed')
+    row = {'floor': floor_of(plain_config, root), 'plain': test(plain_config, plain, options, folder / 'test-plain')}
+    for name, locator in [('right key', key), ('no key', 'none'), *((w, w) for w in WRONG)]:
+        place = folder / f'test-{name.replace(" ", "-").replace(":", "")}'
+        # the guard stops runs without a protection; a run without a key is meant here
+        guard = ['custom_hooks=[]'] if locator == 'none' else []
+        row[name] = test(keyed_config, keyed, [*options, f'model.protection.key={locator}', *guard], place)
+    return row
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data', type=Path, required=True)
+    parser.add_argument('--out', type=Path, required=True)
+    parser.add_argument('--layout', nargs='+', choices=LAYOUTS, default=list(LAYOUTS))
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0])
+    args = parser.parse_args()
+    out = args.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    key_file = out / 'accuracy.key'
+    if not key_file.exists():
+        write_key_file(key_file, SecretKey.generate())
+    os.environ.setdefault('KEYSEG_KEY', '')
+    results = {}
+    for layout in args.layout:
+        for seed in args.seeds:
+            row = results[f'{layout}, seed {seed}'] = measure(layout, seed, args.data.resolve(), out, f'file:{key_file}')
+            print(f'{layout}, seed {seed}: ' + ', '.join(f'{k} {v:.2f}' for k, v in row.items()), flush=True)
+    (out / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()
