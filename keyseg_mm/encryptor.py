@@ -1,8 +1,8 @@
 """Feature encryptors: the only place where key and plan meet.
 
 :func:`attach` hooks one encryptor to each site of a live model and two more hooks to the model itself: one puts the
-stamp into every state_dict, the other takes it out of every state_dict that is loaded, and checks it. Class, parameters,
-buffers and state_dict keys of the model stay as they are.
+stamp into every state_dict, the other takes it out of every state_dict that is loaded, and checks it. Class,
+parameters, buffers and state_dict keys of the model stay as they are.
 """
 
 from __future__ import annotations
@@ -269,8 +269,9 @@ def attach(
 def watch_stamps(model: nn.Module, protection: Protection) -> Protection:
     """Hook a protection's stamp to a model's state_dict and loads."""
     # The public spellings of these two came with torch 2.5; the private ones have existed all along.
-    model._register_state_dict_hook(protection.put_stamp)
-    model._register_load_state_dict_pre_hook(protection.check_stamp)
+    hooked: Any = model
+    hooked._register_state_dict_hook(protection.put_stamp)
+    hooked._register_load_state_dict_pre_hook(protection.check_stamp)
     return protection
 
 
@@ -322,8 +323,9 @@ def _replace_nth(value: Any, countdown: list[int], encrypt: Callable[[Tensor], T
 def _refuse_export(x: Any) -> None:
     """Graph exporters bake the tables into what they write, as constants: a leak of the secret."""
     exporting = getattr(torch.compiler, 'is_exporting', None)
+    jit: Any = torch.jit
     if (
-        torch.jit.is_tracing()
+        jit.is_tracing()
         or isinstance(x, torch.fx.Proxy)
         or (exporting is not None and exporting())
         or torch.onnx.is_in_onnx_export()

@@ -99,7 +99,12 @@ class SecretKey(Secret):
     def needles(self) -> dict[str, bytes]:
         """The forms under which this key could be found in a file, for :mod:`keyseg_mm.leaks` only."""
         raw, text = self._material, self.to_text()
-        forms = {'raw': raw, 'hex': raw.hex().encode(), 'HEX': raw.hex().upper().encode(), 'text': text[len(TEXT_PREFIX) :].encode()}
+        forms = {
+            'raw': raw,
+            'hex': raw.hex().encode(),
+            'HEX': raw.hex().upper().encode(),
+            'text': text[len(TEXT_PREFIX) :].encode(),
+        }
         forms['base32'] = text[len(TEXT_PREFIX) :].replace('-', '')[:48].encode()
         forms['base32 in lower case'] = forms['base32'].lower()
         for name, encode in (('base64', base64.b64encode), ('urlsafe base64', base64.urlsafe_b64encode)):

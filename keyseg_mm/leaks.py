@@ -82,9 +82,15 @@ def find_leaks(folder: str | Path, key: SecretKey, plans: Iterable[Plan] = ()) -
         What was found; empty is good.
     """
     needles = Needles(key, plans)
+    return [
+        leak for path in files_below(folder) for where, data in _contents(path) for leak in needles.search(where, data)
+    ]
+
+
+def files_below(folder: str | Path) -> list[Path]:
+    """All files in a folder and the folders in it, in order; a file stands for itself."""
     root = Path(folder)
-    files = sorted(p for p in root.rglob('*') if p.is_file()) if root.is_dir() else [root]
-    return [leak for path in files for where, data in _contents(path) for leak in needles.search(where, data)]
+    return sorted(p for p in root.rglob('*') if p.is_file()) if root.is_dir() else [root] * root.is_file()
 
 
 def search_object(where: str, value: Any, needles: Needles) -> list[Leak]:

@@ -110,6 +110,7 @@ def _of_keyring(name: str) -> str | None:
     except ImportError:
         raise KeyFileError('keyring:NAME needs the package keyring: pip install "keyseg-mm[keyring]"') from None
     try:
-        return keyring.get_password(KEYRING_SERVICE, name)
+        found: str | None = keyring.get_password(KEYRING_SERVICE, name)
+        return found
     except keyring.errors.KeyringError as error:
         raise KeyFileError(f'the system keyring did not answer ({type(error).__name__})') from None

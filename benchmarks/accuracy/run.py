@@ -4,8 +4,8 @@
     python benchmarks/accuracy/run.py --data DATA --out OUT [--layout cityscapes ade20k] [--seeds 0]
 
 DATA holds cityscapes/ and ade/ADEChallengeData2016/, laid out as mmseg's data set configs expect. Finished steps are
-kept in OUT and not run again. Prints a table and writes OUT/results.json. The paper's way: stages, permutation, the same
-seed and schedule for both models, mmsegmentation's own train.py and test.py.
+kept in OUT and not run again. Prints a table and writes OUT/results.json. The paper's way: stages, permutation, the
+same seed and schedule for both models, mmsegmentation's own train.py and test.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 
 from keyseg_mm import SecretKey, write_key_file
-from keyseg_mm.commands.host import host_tool
 
 HERE = Path(__file__).resolve().parent
 WRONG = ('random:1', 'random:2', 'random:3')
@@ -97,7 +96,8 @@ def main() -> None:
     results = {}
     for layout in args.layout:
         for seed in args.seeds:
-            row = results[f'{layout}, seed {seed}'] = measure(layout, seed, args.data.resolve(), out, f'file:{key_file}')
+            row = measure(layout, seed, args.data.resolve(), out, f'file:{key_file}')
+            results[f'{layout}, seed {seed}'] = row
             print(f'{layout}, seed {seed}: ' + ', '.join(f'{k} {v:.2f}' for k, v in row.items()), flush=True)
     (out / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
 

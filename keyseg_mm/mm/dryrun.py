@@ -84,7 +84,8 @@ def _finite_weights(module: nn.Module) -> Iterator[None]:
 
 def _passes(module: nn.Module, side: int, runs: tuple[str, ...]) -> Mapping[str, Callable[[], object]]:
     if not isinstance(module, BaseSegmentor):
-        return {'test': lambda: module.eval()(_inputs(module, side))}
+        module.eval()  # some host modules' eval() returns None
+        return {'test': lambda: module(_inputs(module, side))}
     passes: dict[str, Callable[[], object]] = {
         'test': lambda: _predict(module, side),
         'train': lambda: _loss(module, side),

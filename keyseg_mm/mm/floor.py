@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def constant_prediction_floor(labels: Iterable[NDArray[np.integer]], num_classes: int, ignore_index: int = 255) -> float:
+def constant_prediction_floor(
+    labels: Iterable[NDArray[np.integer]], num_classes: int, ignore_index: int = 255
+) -> float:
     """mIoU, in percent, of the best prediction that says one class everywhere.
 
     The mean goes over the classes that occur, as in the host's IoUMetric: a class that is neither in the labels nor

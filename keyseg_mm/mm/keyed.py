@@ -44,7 +44,7 @@ def Keyed(of: Any, protection: dict[str, Any], **kwargs: Any) -> nn.Module:  # n
             - ``allow_plain``: accept plain weights, to fine-tune them into a protected model.
 
     Raises:
-        KeysegError: a bad key or option, before anything is built; bad points, after it was built and before it changed.
+        KeysegError: a bad key or option, before anything is built; bad points, before the built module is changed.
     """
     options = check_options(protection)
     located = locate(options.get('key'))
@@ -80,7 +80,7 @@ def protect(module: nn.Module, located: LocatedKey, options: dict[str, Any]) -> 
 
 
 def _sites(module: nn.Module, points: str | list[str]) -> list[Site]:
-    """Resolve points by a dry run; a train pass is spared where only presets of maps that fire in every pass are asked."""
+    """Resolve points by a dry run; presets whose maps fire in every pass spare the train pass."""
     wanted = [points] if isinstance(points, str) else list(points)
     if set(wanted) <= {'stages', 'neck'}:
         sites = resolve(wanted, module, trace_module(module, ('test',)))

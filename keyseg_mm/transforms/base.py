@@ -77,7 +77,9 @@ class ChannelMap(Secret):
             TransformError: the dimension has another size than the map.
         """
         if x.shape[dim] != self.channels:
-            raise TransformError(f'a map of {self.channels} channels met {x.shape[dim]} of them, shape {tuple(x.shape)}')
+            raise TransformError(
+                f'a map of {self.channels} channels met {x.shape[dim]} of them, shape {tuple(x.shape)}'
+            )
         if x.requires_grad and torch.is_grad_enabled():
             result: Tensor = _Apply.apply(x, self, dim)  # type: ignore[no-untyped-call]
             return result

@@ -58,16 +58,17 @@ class ChannelRotation(ChannelMap):
         work = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
         size = self._blocks.shape[0] * self._blocks.shape[1]
         moved = x.movedim(dim, 0).to(work)
+        columns = moved.reshape(self.channels, x.numel() // self.channels)
         with torch.autocast(x.device.type, enabled=False):
             parts = []
             if size:
                 blocks = self._place('blocks', self._blocks, x.device, work)
-                parts.append(torch.bmm(blocks, moved[:size].reshape(blocks.shape[0], blocks.shape[1], -1)))
+                count, block = blocks.shape[:2]
+                parts.append(torch.bmm(blocks, columns[:size].unflatten(0, (count, block))).flatten(0, 1))
             if self.channels > size:
-                rest = self._place('rest', self._rest, x.device, work)
-                parts.append(rest @ moved[size:].reshape(rest.shape[0], -1))
-        flat = torch.cat([part.reshape(-1, moved[0].numel()) for part in parts])
-        return flat.reshape(moved.shape).to(x.dtype).movedim(0, dim).contiguous()
+                parts.append(self._place('rest', self._rest, x.device, work) @ columns[size:])
+        turned = torch.cat(parts).reshape(moved.shape)
+        return turned.to(x.dtype).movedim(0, dim).contiguous()
 
     def _invert(self) -> ChannelMap:
         return ChannelRotation(self._blocks.transpose(0, 2, 1), self._rest.T)

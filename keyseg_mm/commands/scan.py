@@ -1,0 +1,69 @@
+"""Search a folder for a key and for the tables derived from it: has a run written down anything secret?
+
+Looks into every file (and into compressed members of .pth and .npz files) for the key in raw, hex, base32, base64 and
+text form, and for the permutations, signs and rotations of every stamp found in the folder's checkpoints.
+
+example:
+  keyseg scan work_dirs/my_run --key file:keys/my.key
+
+exit status: 0 nothing found, 1 an error, 3 something secret found
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from keyseg_mm.errors import KeyFileError, KeysegError
+
+FOUND = 3
+_CHECKPOINTS = ('.pth', '.pt', '.safetensors')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``keyseg scan``."""
+    parser.add_argument('folder', type=Path, help='folder or file to search')
+    parser.add_argument('--key', required=True, metavar='LOC', help='locator of the key to look for')
+
+
+def run(args: argparse.Namespace) -> int:
+    """Search, and list what was found by place and kind."""
+    from tqdm import tqdm
+
+    from keyseg_mm.commands.keygen import ask_passphrase
+    from keyseg_mm.leaks import files_below, find_leaks
+    from keyseg_mm.locator import locate
+
+    key = locate(args.key, ask_passphrase, stdin=True).key
+    if key is None:
+        raise KeyFileError('--key takes the locator of a real key, as file:PATH')
+    files = files_below(args.folder)
+    if not files:
+        raise KeysegError(f'{args.folder}: nothing to search there')
+    plans = _plans_of(files, key.id)
+    leaks = [leak for path in tqdm(files, desc='searching', unit='file') for leak in find_leaks(path, key, plans)]
+    tables = sum(len(plan.entries) for plan in plans)
+    print(f'searched {len(files)} files for key {key.id} and the tables of {tables} points')
+    for leak in leaks:
+        print(f'FOUND {leak}')
+    if leaks:
+        print('take this key for burnt: make a new one and protect the models again')
+        return FOUND
+    print('nothing secret found')
+    return 0
+
+
+def _plans_of(files: list[Path], key_id: str) -> list:  # type: ignore[type-arg]
+    """The different stamps of this key in the checkpoints among the files."""
+    from keyseg_mm.checkpoint import stamps_in
+
+    plans = {}
+    for path in files:
+        if path.suffix in _CHECKPOINTS:
+            try:
+                found = stamps_in(path).values()
+            except KeysegError as error:
+                print(f'note: its stamp was not read: {error}')
+                continue
+            plans.update({plan.to_json(): plan for plan in found if plan.key_id == key_id})
+    return list(plans.values())

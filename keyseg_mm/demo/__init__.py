@@ -1,0 +1,1 @@
+"""The parts of ``keyseg demo``: street scenes made on the spot, the config of the run, the picture, the table."""

@@ -1,0 +1,34 @@
+"""Writes derive.json. Only for a new format version: existing vectors never change, or locked models would not open."""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from test_derive import VECTORS, derived
+
+from keyseg_mm import SecretKey
+
+KEYS = (bytes(range(32)), bytes(32), b'\xff' * 32)
+CASES = [
+    (0, '00' * 16, 'out:backbone:0', 16, 'ChannelPermutation'),
+    (0, '01' + '00' * 15, 'out:backbone:0', 16, 'ChannelPermutation'),
+    (1, '00' * 16, 'in:decode_head.conv_seg', 64, 'ChannelPermutation'),
+    (2, 'ab' * 16, 'out:neck:1', 1, 'ChannelPermutation'),
+    (0, '00' * 16, 'out:backbone:0', 70, 'SignedChannelPermutation'),
+    (0, '00' * 16, 'out:backbone:0', 8, 'ChannelRotation'),
+    (1, 'cd' * 16, 'in:a.b', 7, {'type': 'ChannelRotation', 'block': 3}),
+]
+
+if __name__ == '__main__':
+    keys = []
+    for material in KEYS:
+        key = SecretKey(material)
+        keys.append({'key': material.hex(), 'id': key.id, 'text': key.to_text(), 'licensee': 'ACME'})
+        keys[-1]['licensee id'] = key.licensee('ACME').id
+    tables = []
+    for which, salt, point, channels, transform in CASES:
+        case = {'key': KEYS[which].hex(), 'salt': salt, 'point': point, 'channels': channels, 'transform': transform}
+        tables.append({**case, 'gives': derived(case)})
+    VECTORS.write_text(json.dumps({'keys': keys, 'tables': tables}, indent=1) + '\n')
