@@ -38,14 +38,22 @@ def hkdf(key: bytes, label: str, fields: list[Any], salt: bytes = b'', length: i
 class KeyStream:
     """ChaCha20 keystream (RFC 8439) of a 32-byte subkey, with a zero nonce: a subkey has one stream and one use."""
 
-    __slots__ = ('_encrypt',)
+    __slots__ = ('_encrypt', '_ahead')
 
     def __init__(self, subkey: bytes) -> None:
         self._encrypt = Cipher(algorithms.ChaCha20(subkey, bytes(16)), mode=None).encryptor()
+        self._ahead = np.empty(0, dtype=np.uint64)  # words given back
 
     def words(self, count: int) -> NDArray[np.uint64]:
         """The next ``count`` little-endian 64-bit words of the stream."""
-        return np.frombuffer(self._encrypt.update(bytes(_WORD * count)), dtype='<u8').astype(np.uint64)
+        ahead, self._ahead = self._ahead[:count], self._ahead[count:]
+        fresh = self._encrypt.update(bytes(_WORD * (count - len(ahead))))
+        words = np.frombuffer(fresh, dtype='<u8').astype(np.uint64, copy=False)
+        return np.concatenate([ahead, words]) if len(ahead) else words
+
+    def give_back(self, words: NDArray[np.uint64]) -> None:
+        """Take back the last words read, unused; they are the next to be read again."""
+        self._ahead = np.concatenate([words, self._ahead])
 
     def below(self, bounds: NDArray[np.uint64]) -> NDArray[np.int64]:
         """One unbiased integer in ``[0, bound)`` for each bound, by rejection.
@@ -53,10 +61,10 @@ class KeyStream:
         A word is rejected where it falls into the last, incomplete run of ``bound`` values below 2**64; the next word
         of the stream then takes its place. With bounds below 2**32 that happens less than once in 2**32 words.
         """
-        top = np.uint64(2**64 - 1)
-        limits = top - (top % bounds + np.uint64(1)) % bounds  # the largest word that is kept
         words = self.words(len(bounds))
-        if not (words <= limits).all():
+        top = np.uint64(2**64 - 1)
+        if len(words) and words.max() > top - bounds.max():  # below that no bound rejects, and none is looked at
+            limits = top - (top % bounds + np.uint64(1)) % bounds  # the largest word that is kept
             words = self._redraw(words, limits)
         return (words % bounds).astype(np.int64)
 
@@ -71,7 +79,7 @@ class KeyStream:
 
     def uniform(self, count: int) -> NDArray[np.float64]:
         """``count`` multiples of 2**-53 in ``[0, 1)``, exact in float64."""
-        return (self.words(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        return _unit(self.words(count))
 
 
 def permutation(stream: KeyStream, n: int) -> NDArray[np.int64]:
@@ -97,38 +105,51 @@ def rotations(stream: KeyStream, count: int, size: int) -> NDArray[np.float64]:
     runs twice, which makes the columns orthogonal to rounding ("twice is enough", Giraud et al. 2005).
     """
     gauss = _gaussian(stream, count * size * size).reshape(size, size, count)
-    columns = [[gauss[j, i] for i in range(size)] for j in range(size)]
+    rows = gauss.transpose(1, 0, 2).copy()  # rows[i, j] holds element i of column j, of all matrices at once
     for _ in range(2):
-        for j, column in enumerate(columns):
-            for done in columns[:j]:
-                along = _dot(column, done)
-                column[:] = [c - along * d for c, d in zip(column, done)]
-            norm = np.sqrt(_dot(column, column))
-            column[:] = [c / norm for c in column]
-    return np.array(columns).transpose(2, 1, 0).copy()
+        for j in range(size):
+            done = rows[:, j : j + 1]
+            done /= np.sqrt(_dot(done, done))
+            later = rows[:, j + 1 :]
+            if j + 1 < size:
+                later -= _dot(later, done) * done
+    return rows.transpose(2, 0, 1).copy()
 
 
-def _dot(a: list[NDArray[np.float64]], b: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Inner products summed in a fixed order: numpy's own sums may reorder with the processor's vector width."""
-    total = a[0] * b[0]
-    for x, y in zip(a[1:], b[1:]):
-        total = total + x * y
+def _dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Inner products over the first axis, in a fixed order: numpy may reorder its sums with the vector width."""
+    products = a * b
+    total: NDArray[np.float64] = products[0]
+    for product in products[1:]:
+        total += product
     return total
 
 
+def _unit(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """The upper 53 bits of each word as a fraction in ``[0, 1)``."""
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
 def _gaussian(stream: KeyStream, n: int) -> NDArray[np.float64]:
-    """``n`` standard normal numbers by the polar method (Marsaglia and Bray 1964)."""
-    out = np.empty(0)
-    while len(out) < n:
-        pairs = (n - len(out) + 1) // 2
-        draws = 2.0 * stream.uniform(2 * pairs) - 1.0
-        u, v = draws[0::2], draws[1::2]
-        s = u * u + v * v
-        keep = (s < 1.0) & (s > 0.0)
-        u, v, s = u[keep], v[keep], s[keep]
-        scale = np.sqrt(-2.0 * _log(s) / s)
-        out = np.concatenate([out, np.stack([u * scale, v * scale], axis=1).reshape(-1)])
-    return out[:n]
+    """``n`` standard normal numbers by the polar method (Marsaglia and Bray 1964).
+
+    Each pair of words is a point of a square, and gives two numbers if it lies in the unit disc, as 79 % do. Points are
+    read a few too many at once, for speed, and those behind the last one needed are given back.
+    """
+    pairs = (n + 1) // 2
+    words = np.empty((0, 2), dtype=np.uint64)
+    inside = np.empty(0, dtype=np.int64)
+    points, s = np.empty((0, 2)), np.empty(0)
+    while len(inside) < pairs:
+        words = np.concatenate([words, stream.words(2 * (pairs * 4 // 3 + 64)).reshape(-1, 2)])
+        points = 2.0 * _unit(words) - 1.0
+        s = points[:, 0] * points[:, 0] + points[:, 1] * points[:, 1]
+        inside = np.flatnonzero((s < 1.0) & (s > 0.0))
+    inside = inside[:pairs]
+    if pairs:
+        stream.give_back(words[inside[-1] + 1 :].reshape(-1))
+    s = s[inside]
+    return (points[inside] * np.sqrt(-2.0 * _log(s) / s)[:, None]).reshape(-1)[:n]
 
 
 def _log(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -144,5 +165,6 @@ def _log(x: NDArray[np.float64]) -> NDArray[np.float64]:
     square = z * z
     total = np.full_like(z, 1.0 / 25.0)
     for k in range(23, 0, -2):
-        total = total * square + 1.0 / k
+        total *= square
+        total += 1.0 / k
     return exponent * _LN2 + 2.0 * z * total

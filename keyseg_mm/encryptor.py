@@ -32,6 +32,11 @@ from keyseg_mm.transforms import TRANSFORMS, ChannelMap, normal_form
 
 logger = logging.getLogger('keyseg_mm')
 
+# Asked at every feature map, so the quick ones. The ONNX exporters go through tracing or torch.export themselves; they
+# are asked, which is slow, only on torch releases that have no is_exporting.
+_is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, 'is_exporting', torch.onnx.is_in_onnx_export)
+
 _HOOK_TABLES = (
     '_forward_hooks',
     '_forward_pre_hooks',
@@ -79,9 +84,10 @@ class FeatureEncryptor(Secret):
 
     def on_output(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook of an ``out:`` point."""
-        if isinstance(output, Tensor):
-            return self._encrypt(output)
-        return _replace_nth(output, [self.site.point.index or 0], self._encrypt)
+        index = self.site.index_in(output)
+        if index is None:  # this pass hands on fewer maps, and not this one
+            return output
+        return self._encrypt(output) if isinstance(output, Tensor) else _replace_nth(output, [index], self._encrypt)
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Forward pre-hook of an ``in:`` point."""
@@ -322,14 +328,7 @@ def _replace_nth(value: Any, countdown: list[int], encrypt: Callable[[Tensor], T
 
 def _refuse_export(x: Any) -> None:
     """Graph exporters bake the tables into what they write, as constants: a leak of the secret."""
-    exporting = getattr(torch.compiler, 'is_exporting', None)
-    jit: Any = torch.jit
-    if (
-        jit.is_tracing()
-        or isinstance(x, torch.fx.Proxy)
-        or (exporting is not None and exporting())
-        or torch.onnx.is_in_onnx_export()
-    ):
+    if _is_tracing() or _is_exporting() or isinstance(x, torch.fx.Proxy):
         raise SecretExposedError(
             'refused to export a keyed model: the graph would carry the secret tables as constants; detach() the '
             'encryptors and export the model as it is, which runs degraded for those without the key'

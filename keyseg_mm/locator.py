@@ -71,17 +71,20 @@ def locate(locator: object, ask_passphrase: AskPassphrase | None = None, stdin: 
     return LocatedKey(_read_text(source, scheme, rest))
 
 
-def refuse_secret(text: str) -> None:
+def refuse_secret(text: str, by_shape: bool = True) -> None:
     """Refuse text that holds a key, wherever in it and in whatever case.
 
+    Args:
+        text: what was given.
+        by_shape: also refuse what only looks like 32 bytes in hex or base64, where nothing else is to be expected.
+
     Raises:
-        SecretExposedError: the text holds the text form of a key, or 32 bytes in hex or base64.
+        SecretExposedError: the text holds a key. It is not quoted.
     """
     squeezed = re.sub(r'[\s_-]', '', text).upper()
-    path_like = re.match(r'(file|env|keyring|random):', text)
-    if TEXT_PREFIX.replace('-', '') in squeezed or (
-        not path_like and re.fullmatch(r'(hex:|key:|base64:)?([0-9a-fA-F]{64}|[A-Za-z0-9+/_-]{43}=?)', text)
-    ):
+    named = re.match(r'(file|env|keyring|random):', text)
+    shape = r'(hex:|key:|base64:)?([0-9a-fA-F]{64}|[A-Za-z0-9+/_-]{43}=?)'
+    if TEXT_PREFIX.replace('-', '') in squeezed or (by_shape and not named and re.fullmatch(shape, text)):
         raise SecretExposedError(
             'a secret was typed where a key locator belongs. Configs and command lines are written to logs and '
             'checkpoints, so take this key for burnt: make a new one with `keyseg keygen --out FILE`, name it as '

@@ -29,6 +29,9 @@ PRESETS = {
 }
 _BACKBONES = ('backbone', 'image_encoder')
 _LINEAR = (nn.Conv2d, nn.Linear)
+_UNLIKE = '{} returns other maps in training than in testing, and which is which is not clear; name points in it'
+
+_Seen = dict[tuple[str, str], dict[int, dict[int, 'Site']]]  # (side, name) -> form -> index -> site
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class Site:
         shape: one shape seen there.
         layer: class name of the module.
         runs: names of the passes in which it fired, as ``('test', 'train')``.
+        forms: for every form in which the module was seen to return (0: a single tensor, n: n tensors), which of the
+            tensors is this map, or None if it is not among them. Some backbones return more maps in training.
     """
 
     point: Point
@@ -79,6 +84,24 @@ class Site:
     shape: tuple[int, ...]
     layer: str
     runs: tuple[str, ...] = ()
+    forms: tuple[tuple[int, int | None], ...] = ()
+
+    def index_in(self, output: Any) -> int | None:
+        """Which of an output's tensors is this map; None if it is not among them, as seen in the dry run.
+
+        Raises:
+            PointError: the module returned in another form than it was seen to.
+        """
+        if not self.forms:
+            return self.point.index or 0
+        form = _form_of(output)
+        for seen, index in self.forms:
+            if seen == form:
+                return index
+        raise PointError(
+            f'{self.point}: the module returned {form or "a single"} map(s), which it did not in the dry run; what it '
+            'returns must depend on nothing but training or testing'
+        )
 
 
 @dataclass
@@ -88,10 +111,12 @@ class Trace:
     Attributes:
         sites: by point, in the order of the calls.
         several: names of modules that return several tensors, with their number.
+        unlike: names of modules that return other maps in one pass than in another, and nobody can tell which is which.
     """
 
     sites: dict[Point, Site] = field(default_factory=dict)
     several: dict[str, int] = field(default_factory=dict)
+    unlike: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, model: nn.Module, passes: Mapping[str, Callable[[], object]]) -> Trace:
@@ -101,12 +126,12 @@ class Trace:
             model: the model to watch.
             passes: by name, functions that run the model once. They take care of gradients, modes and statistics.
         """
-        trace = cls()
+        seen: _Seen = {}
         current = ['']
         handles = []
         try:
             for name, module in model.named_modules():
-                watch = _Watch(trace, name or ROOT, module, current)
+                watch = _Watch(seen, name or ROOT, module, current)
                 handles.append(module.register_forward_hook(watch.output))
                 if isinstance(module, _LINEAR):
                     handles.append(module.register_forward_pre_hook(watch.input))
@@ -115,44 +140,65 @@ class Trace:
         finally:
             for handle in handles:
                 handle.remove()
+        trace = cls()
+        for (_, name), forms in seen.items():
+            trace._join(name, forms)
         return trace
 
-    def note(self, site: Site, run: str) -> None:
-        """Record that a point fired."""
-        seen = self.sites.get(site.point)
-        if seen is None:
-            self.sites[site.point] = replace(site, runs=(run,))
-        elif run not in seen.runs:
-            self.sites[site.point] = replace(seen, runs=(*seen.runs, run))
+    def _join(self, name: str, forms: dict[int, dict[int, Site]]) -> None:
+        """Take over a module's sites; those of its form with the most tensors stand for the same maps in the others.
+
+        A map is known again by its channels, which is refused where two maps of a form have the same number.
+        """
+        widest = max(forms)
+        if widest:
+            self.several[name] = widest
+        places: dict[int, dict[int, int]] = {index: {widest: index} for index in forms[widest]}
+        for form in set(forms) - {widest}:
+            for index, site in forms[form].items():
+                same = [i for i, s in forms[widest].items() if (s.channels, s.dim) == (site.channels, site.dim)]
+                if len(same) != 1 or form in places[same[0]]:
+                    self.unlike.add(name)
+                    return
+                places[same[0]][form] = index
+        for index, site in forms[widest].items():
+            known = tuple((form, places[index].get(form)) for form in forms)
+            runs = dict.fromkeys(run for form, i in known if i is not None for run in forms[form][i].runs)
+            self.sites[site.point] = replace(site, runs=tuple(runs), forms=known)
 
 
 class _Watch:
     """The watching hooks of one module."""
 
-    def __init__(self, trace: Trace, name: str, module: nn.Module, current: list[str]) -> None:
-        self.trace, self.name, self.current = trace, name, current
+    def __init__(self, seen: _Seen, name: str, module: nn.Module, current: list[str]) -> None:
+        self.seen, self.name, self.current = seen, name, current
         self.layer = type(module).__name__
         self.first = isinstance(module, _ConvNd)
         self.last = isinstance(module, (nn.Linear, nn.LayerNorm))
 
-    def _note(self, point: Point, x: Tensor, last: bool) -> None:
-        if x.is_floating_point() and x.dim() >= 2:
-            dim = -1 if last or (x.dim() < 4 and not self.first) else 1
-            self.trace.note(Site(point, x.shape[dim], dim, tuple(x.shape), self.layer), self.current[0])
+    def _note(self, point: Point, form: int, x: Tensor, last: bool) -> None:
+        if not x.is_floating_point() or x.dim() < 2:
+            return
+        dim = -1 if last or (x.dim() < 4 and not self.first) else 1
+        sites = self.seen.setdefault((point.side, self.name), {}).setdefault(form, {})
+        index = point.index or 0
+        site = sites.setdefault(index, Site(point, x.shape[dim], dim, tuple(x.shape), self.layer))
+        if self.current[0] not in site.runs:
+            sites[index] = replace(site, runs=(*site.runs, self.current[0]))
 
     def output(self, module: nn.Module, args: Any, output: Any) -> None:
-        tensors = list(flat_tensors(output))
-        if isinstance(output, Tensor):
-            self._note(Point('out', self.name), output, self.last)
-            return
-        if tensors:
-            self.trace.several[self.name] = len(tensors)
-        for index, tensor in enumerate(tensors):
-            self._note(Point('out', self.name, index), tensor, self.last)
+        form = _form_of(output)
+        for index, tensor in enumerate(flat_tensors(output)):
+            self._note(Point('out', self.name, index if form else None), form, tensor, self.last)
 
     def input(self, module: nn.Module, args: Any) -> None:
         if args and isinstance(args[0], Tensor):
-            self._note(Point('in', self.name), args[0], isinstance(module, nn.Linear))
+            self._note(Point('in', self.name), 0, args[0], isinstance(module, nn.Linear))
+
+
+def _form_of(output: Any) -> int:
+    """0 for a single tensor, else the number of tensors."""
+    return 0 if isinstance(output, Tensor) else sum(1 for _ in flat_tensors(output))
 
 
 def flat_tensors(value: Any) -> Iterable[Tensor]:
@@ -209,6 +255,8 @@ def _preset(name: str, model: nn.Module, trace: Trace) -> list[Site]:
         if owner is None and name == 'neck':
             raise PointError("preset 'neck': this model has no neck; use 'stages', or add a keyseg_mm.KeyedNeck")
         where = owner or ROOT
+        if where in trace.unlike:
+            raise PointError(f'preset {name!r}: {_UNLIKE.format(where)}')
         found = [s for p, s in trace.sites.items() if p.side == 'out' and p.name == where]
     if not found:
         raise PointError(f'preset {name!r} matches nothing in this {type(model).__name__}: no map of {where} fired')
@@ -233,6 +281,8 @@ def _single(point: Point, model: nn.Module, trace: Trace) -> Site:
 
 
 def _why_not(point: Point, trace: Trace) -> str:
+    if point.side == 'out' and point.name in trace.unlike:
+        return f'{point}: {_UNLIKE.format(point.name)}'
     count = trace.several.get(point.name)
     if point.side == 'out' and count:
         return f'{point}: returns {count} maps; name one of out:{point.name}:0 to out:{point.name}:{count - 1}'

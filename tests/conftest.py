@@ -24,6 +24,20 @@ def _scope():
     init_default_scope('mmseg')
 
 
+@pytest.fixture(autouse=True, scope='session')
+def _brisk_runner():
+    """Leave out what takes a Runner seconds and says nothing here: the report on compilers, and layout of configs."""
+    import mmengine.config.config as config
+    import mmengine.runner.runner as runner
+    from yapf.yapflib import yapf_api
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, 'collect_env', dict)
+        for owner in (config, yapf_api):  # mmengine imports it at the top, onedl-mmengine at the call
+            patch.setattr(owner, 'FormatCode', lambda text, **_: (text, True), raising=False)
+        yield
+
+
 @pytest.fixture
 def key():
     return SecretKey(bytes(range(32)))

@@ -33,3 +33,12 @@ test_pipeline = [
 train_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
+
+# 150 classes make an iteration dear; 700 of them are enough to see what protection costs
+iterations = 700
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=50),
+    dict(type='PolyLR', eta_min=1e-5, power=0.9, begin=50, end=iterations, by_epoch=False)
+]
+train_cfg = dict(max_iters=iterations, val_interval=iterations)
+default_hooks = dict(checkpoint=dict(interval=iterations))

@@ -31,9 +31,12 @@ def host_tool(name: str) -> Path:
 def run_host_tool(name: str, arguments: list[str]) -> int:
     """Run one of the host's tools in this process, as ``python tools/NAME ARGUMENTS`` would."""
     for argument in arguments:
-        refuse_secret(argument.partition('=')[2] or argument)
+        option, _, value = argument.rpartition('=')
+        refuse_secret(value, by_shape=option.endswith('key'))
     path = host_tool(name)
-    import keyseg_mm.mm  # noqa: F401 - puts the mends in place before the config is read
+    from keyseg_mm.mm import compat  # importing it puts the other mends in place, before the config is read
+
+    compat.start_without_gpu()
 
     kept = sys.argv
     sys.argv = [str(path), *arguments]

@@ -1,7 +1,7 @@
 """List the encryption points of a config's model: which fire, in which pass, with which shapes.
 
 The model is built and run once as in testing and once as in training, on a small noise image. Every place where a
-feature map was seen is a point. Without --points all of them are listed; with it those that it names, as training would.
+feature map was seen is a point. Without --points all of them are listed; with it those that it names, as in training.
 
 examples:
   keyseg points CONFIG --points stages

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
+from math import exp
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Colour = tuple[float, float, float]  # RGB, 0 to 255
+Colour = Sequence[float] | NDArray[np.float64]  # RGB, 0 to 255
 Position = tuple[float, float, float]  # metres: to the right of the camera, above the ground, ahead of the camera
 
 NEAREST = 0.9  # metres ahead; nothing is projected from nearer
 SHARPNESS = 3  # painted this much larger than wanted, then averaged: no ragged edges
 _HAZE_METRES = 160.0  # how far one sees
-_FAR_PIXELS = 30000  # projections are clipped here, within what OpenCV's fillPoly takes
+_FAR = 30000.0  # pixels; projections are clipped here, within what OpenCV's fillPoly takes
 
 
 class Label(IntEnum):
@@ -49,7 +50,7 @@ class Canvas:
     """
 
     def __init__(self, rng: np.random.Generator, height: int, width: int, haze: Colour) -> None:
-        self.rng, self.haze = rng, np.array(haze)
+        self.rng, self.haze = rng, haze
         self.height, self.width = height * SHARPNESS, width * SHARPNESS
         self.image: NDArray[np.uint8] = np.zeros((self.height, self.width, 3), np.uint8)
         self.label: NDArray[np.uint8] = np.full((self.height, self.width), Label.SKY, np.uint8)
@@ -64,37 +65,36 @@ class Canvas:
         """Pixels per metre at this distance."""
         return self.focal / max(z, NEAREST)
 
-    def project(self, points: Sequence[Position]) -> NDArray[np.int32]:
-        """Pixel coordinates (N, 2) of points."""
-        x, y, z = np.array(points, dtype=np.float64).T
-        k = self.focal / np.maximum(z, NEAREST)
-        pixels = np.stack([self.centre + k * x, self.horizon + k * (self.eye - y)], axis=1)
-        return np.clip(np.rint(pixels), -_FAR_PIXELS, _FAR_PIXELS).astype(np.int32)
+    def project(self, points: Sequence[Position]) -> list[tuple[int, int]]:
+        """Pixel coordinates of points, clipped to what OpenCV takes."""
+        # Plain floats: numpy's overhead on two to four points would be most of the time that a scene takes.
+        pixels = []
+        for x, y, z in points:
+            k = self.scale(z)
+            right, down = self.centre + k * x, self.horizon + k * (self.eye - y)
+            pixels.append((round(min(max(right, -_FAR), _FAR)), round(min(max(down, -_FAR), _FAR))))
+        return pixels
 
-    def seen(self, colour: Sequence[float], z: float) -> tuple[int, int, int]:
+    def seen(self, colour: Colour, z: float) -> tuple[float, ...]:
         """A colour as it looks from this far away."""
-        share = 1.0 - float(np.exp(-max(z, 0.0) / _HAZE_METRES))
-        r, g, b = np.clip(np.array(colour) * (1 - share) + self.haze * share, 0, 255)
-        return int(r), int(g), int(b)
+        clear = exp(-max(z, 0.0) / _HAZE_METRES)
+        return tuple(min(max(c * clear + h * (1 - clear), 0.0), 255.0) for c, h in zip(colour, self.haze))
 
-    def polygon(self, points: Sequence[Position], colour: Sequence[float], label: Label) -> None:
+    def polygon(self, points: Sequence[Position], colour: Colour, label: Label) -> None:
         """A flat polygon in space."""
-        z = min(p[2] for p in points)
-        self._fill(self.project(points), self.seen(colour, z), label)
+        pixels = np.array(self.project(points), np.int32)
+        cv2.fillPoly(self.image, [pixels], self.seen(colour, min(p[2] for p in points)))
+        cv2.fillPoly(self.label, [pixels], int(label))
 
-    def ground(self, x0: float, x1: float, z0: float, z1: float, colour: Sequence[float], label: Label) -> None:
+    def ground(self, x0: float, x1: float, z0: float, z1: float, colour: Colour, label: Label) -> None:
         """A rectangle on the ground."""
         self.polygon([(x0, 0, z0), (x0, 0, z1), (x1, 0, z1), (x1, 0, z0)], colour, label)
 
-    def upright(
-        self, x: tuple[float, float], y: tuple[float, float], z: float, colour: Sequence[float], label: Label
-    ) -> None:
+    def upright(self, x: tuple[float, float], y: tuple[float, float], z: float, colour: Colour, label: Label) -> None:
         """A rectangle that faces the camera."""
         self.polygon([(x[0], y[0], z), (x[0], y[1], z), (x[1], y[1], z), (x[1], y[0], z)], colour, label)
 
-    def along(
-        self, x: float, y: tuple[float, float], z: tuple[float, float], colour: Sequence[float], label: Label
-    ) -> None:
+    def along(self, x: float, y: tuple[float, float], z: tuple[float, float], colour: Colour, label: Label) -> None:
         """A rectangle that runs along the street."""
         self.polygon([(x, y[0], z[0]), (x, y[1], z[0]), (x, y[1], z[1]), (x, y[0], z[1])], colour, label)
 
@@ -103,7 +103,7 @@ class Canvas:
         x: tuple[float, float],
         y: tuple[float, float],
         z: tuple[float, float],
-        colour: Sequence[float],
+        colour: Colour,
         label: Label,
     ) -> float:
         """A box: its side, its top and its near face, as far as they can be seen. Returns the visible side's x."""
@@ -113,27 +113,29 @@ class Canvas:
             lit = -np.sign(side) == self.sun
             self.along(side, y, z, c * (1.05 if lit else self.shade), label)
         if y[1] < self.eye:
-            self.polygon([(x[0], y[1], z[0]), (x[0], y[1], z[1]), (x[1], y[1], z[1]), (x[1], y[1], z[0])], c * 1.15, label)
+            self.polygon(
+                [(x[0], y[1], z[0]), (x[0], y[1], z[1]), (x[1], y[1], z[1]), (x[1], y[1], z[0])], c * 1.15, label
+            )
         self.upright(x, y, z[0], c * 0.9, label)
         return side
 
-    def disc(self, at: Position, radii: tuple[float, float], colour: Sequence[float], label: Label) -> None:
+    def disc(self, at: Position, radii: tuple[float, float], colour: Colour, label: Label) -> None:
         """An ellipse that faces the camera; radii in metres."""
         centre, axes = self._ellipse(at, radii)
         cv2.ellipse(self.image, centre, axes, 0, 0, 360, self.seen(colour, at[2]), -1)
         cv2.ellipse(self.label, centre, axes, 0, 0, 360, int(label), -1)
 
-    def ring(self, at: Position, radius: float, width: float, colour: Sequence[float], label: Label) -> None:
+    def ring(self, at: Position, radius: float, width: float, colour: Colour, label: Label) -> None:
         """A circle that faces the camera, such as a wheel; radius and width of its line in metres."""
         centre, axes = self._ellipse(at, (radius, radius))
         line = max(1, round(width * self.scale(at[2])))
         cv2.ellipse(self.image, centre, axes, 0, 0, 360, self.seen(colour, at[2]), line)
         cv2.ellipse(self.label, centre, axes, 0, 0, 360, int(label), line)
 
-    def rod(self, a: Position, b: Position, width: float, colour: Sequence[float], label: Label) -> None:
+    def rod(self, a: Position, b: Position, width: float, colour: Colour, label: Label) -> None:
         """A straight rod, at least one finished pixel wide."""
         line = max(SHARPNESS, round(width * self.scale(a[2])))
-        (p, q) = self.project([a, b]).tolist()
+        p, q = self.project([a, b])
         cv2.line(self.image, p, q, self.seen(colour, a[2]), line)
         cv2.line(self.label, p, q, int(label), line)
 
@@ -141,7 +143,7 @@ class Canvas:
         """Darken the ground under a thing; labels stay."""
         (left, bottom), (right, top) = self.project(
             [(at[0] - radii[0], 0, at[2] - radii[1]), (at[0] + radii[0], 0, at[2] + radii[1])]
-        ).tolist()
+        )
         mask = np.zeros((self.height, self.width), np.uint8)
         size = (max(1, (right - left) // 2), max(1, (bottom - top) // 2))
         cv2.ellipse(mask, ((left + right) // 2, (top + bottom) // 2), size, 0, 0, 360, 255, -1)
@@ -152,9 +154,5 @@ class Canvas:
 
     def _ellipse(self, at: Position, radii: tuple[float, float]) -> tuple[Any, Any]:
         k = self.scale(at[2])
-        (centre,) = self.project([at]).tolist()
+        (centre,) = self.project([at])
         return centre, (max(1, round(radii[0] * k)), max(1, round(radii[1] * k)))
-
-    def _fill(self, pixels: NDArray[np.int32], colour: tuple[int, int, int], label: Label) -> None:
-        cv2.fillPoly(self.image, [pixels], colour)
-        cv2.fillPoly(self.label, [pixels], int(label))

@@ -31,7 +31,13 @@ _WEATHER: tuple[tuple[Colour, Colour, Colour], ...] = (
     ((92, 100, 114), (136, 142, 150), (0.64, 0.68, 0.76)),  # rain
 )
 # How rough each class looks, in grey levels: from pixel to pixel, and in patches.
-_GRAIN = {Label.ROAD: (7, 5), Label.SIDEWALK: (6, 4), Label.BUILDING: (6, 5), Label.VEGETATION: (14, 14), Label.TERRAIN: (12, 10)}
+_GRAIN = {
+    Label.ROAD: (7, 5),
+    Label.SIDEWALK: (6, 4),
+    Label.BUILDING: (6, 5),
+    Label.VEGETATION: (14, 14),
+    Label.TERRAIN: (12, 10),
+}
 
 
 def make_scene(seed: int, split: str, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -94,7 +100,7 @@ def _sky(c: Canvas, above: Colour, horizon: Colour) -> None:
 
 def _street(c: Canvas) -> None:
     """Everything below and in front of the sky, from far to near."""
-    half, walk, lawn = c.rng.uniform(3.6, 5.6), c.rng.uniform(1.8, 3.4), float(c.rng.choice([0.0, 2.0, 4.0]))
+    half, walk, lawn = c.rng.uniform(3.6, 5.6), c.rng.uniform(1.8, 3.4), float(c.rng.choice([0.0, 2.5, 5.0]))
     middle = -c.rng.uniform(0.2, 0.55) * half  # the camera drives on the right
     kerbs = middle - half, middle + half
     _ground(c, kerbs, middle, walk)
@@ -144,7 +150,7 @@ def _houses(c: Canvas, front: float, queue: list[tuple[float, Callable[[], None]
             things.building(c, front + np.sign(front) * c.rng.uniform(0, 0.8), near, z)
         else:
             fence_x = front - np.sign(front) * 0.1
-            for at in np.arange(max(near, 3.5), z, 2.4):
+            for at in np.arange(max(near, 3.5), z, 2.6 if near < 40 else 5):
                 queue.append((at, partial(things.tree, c, front + np.sign(front) * c.rng.uniform(2.6, 6), at)))
             if near < 45:
                 queue.append((z - 0.5, partial(things.fence, c, fence_x, max(near, 1.5), z)))
@@ -178,9 +184,11 @@ def _beside(
             add(things.bush, outer, 5, 30)
 
 
-def _traffic(c: Canvas, kerbs: tuple[float, float], middle: float, queue: list[tuple[float, Callable[[], None]]]) -> None:
+def _traffic(
+    c: Canvas, kerbs: tuple[float, float], middle: float, queue: list[tuple[float, Callable[[], None]]]
+) -> None:
     """Cars in both lanes and along the kerbs, a bus, cyclists; no two things in one place."""
-    lanes = [(kerbs[0] + 1.1, 5), (kerbs[1] - 1.1, 5), ((kerbs[0] + middle) / 2, 11), ((middle + kerbs[1]) / 2, 14)]
+    lanes = [(kerbs[0] + 1.1, 5), (kerbs[1] - 1.1, 5), ((kerbs[0] + middle) / 2, 8), ((middle + kerbs[1]) / 2, 10)]
     crowd = c.rng.uniform(0.25, 0.75)
     for lane, (x, nearest) in enumerate(lanes):
         z = nearest + c.rng.uniform(0, 9)

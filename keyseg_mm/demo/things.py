@@ -7,6 +7,7 @@ to its class (colours above all) is drawn at random, so that no class is known b
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from keyseg_mm.demo.paint import Canvas, Colour, Label
 
@@ -20,7 +21,7 @@ _GLASS: Colour = (44, 54, 66)
 _METAL: Colour = (104, 106, 108)
 
 
-def pick(rng: np.random.Generator, colours: tuple[Colour, ...], spread: float = 18.0) -> np.ndarray:
+def pick(rng: np.random.Generator, colours: tuple[Colour, ...], spread: float = 18.0) -> NDArray[np.float64]:
     """One of the colours, a little off."""
     return np.clip(np.array(colours[rng.integers(len(colours))]) + rng.normal(0, spread, 3), 8, 245)
 
@@ -50,8 +51,9 @@ def tree(c: Canvas, x: float, z: float) -> None:
     c.shadow((x, 0, z), (radius, 0.8), 0.3)
     c.rod((x, 0, z), (x, height * 0.6, z), 0.28, (84, 66, 50), Label.VEGETATION)
     leaves = np.array((62, 98, 44)) + c.rng.normal(0, 16, 3)
-    for i in range(34):
-        light = 0.6 + 0.7 * i / 34
+    tufts = 32 if z < 30 else 14
+    for i in range(tufts):
+        light = 0.6 + 0.7 * i / tufts
         dx, dy = c.rng.normal(0, radius * 0.48), c.rng.normal(0, radius * 0.5)
         size = radius * c.rng.uniform(0.25, 0.5)
         sunlit = light + 0.16 * np.sign(dx) * c.sun
@@ -144,7 +146,7 @@ def parked_bicycle(c: Canvas, x: float, z: float) -> None:
     _bicycle(c, x, z, pick(c.rng, _PAINTS))
 
 
-def _bicycle(c: Canvas, x: float, z: float, frame: np.ndarray) -> None:
+def _bicycle(c: Canvas, x: float, z: float, frame: NDArray[np.float64]) -> None:
     """Wheels, frame, saddle and handlebar; what shows through the wheels counts as bicycle, as in Cityscapes."""
     for side in (-1, 1):
         hub = (x + side * 0.56, 0.36, z)

@@ -1,4 +1,4 @@
-"""The two mends that let mmsegmentation run on today's torch and under both of its distributions.
+"""The mends that let mmsegmentation run on today's torch and under both of its distributions.
 
 1. torch >= 2.6 loads checkpoints with ``weights_only``, which refuses what mmengine 0.10.7 itself puts into them: its
    HistoryBuffer (training curves) and the numpy arrays in it. :func:`allow_history_buffer` puts exactly those on
@@ -6,6 +6,9 @@
    serves HistoryBuffer's own methods and refuses all else, so that a file cannot reach for anything more.
 2. onedl-mmengine maps ``mmseg::`` in ``_base_`` to the distribution name mmsegmentation, which the maintained fork does
    not carry. :func:`name_distributions` corrects the map; this package's tools call it before they read a config.
+3. mmengine's torchrun launcher picks a GPU for each process even where torch has none. :func:`start_without_gpu` makes
+   that a no-op on such a machine; only this package's tools call it. (Config for such runs: dist_cfg backend gloo and
+   ``model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None)``.)
 """
 
 from __future__ import annotations
@@ -13,10 +16,12 @@ from __future__ import annotations
 from importlib import metadata
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import checkpoint
+
+from keyseg_mm.checkpoint import numpy_globals
 
 TESTED = {  # the newest of each that the tests have run with
     'mmsegmentation': '1.2.2',
@@ -39,16 +44,10 @@ def history_buffer_method(owner: Any, name: str) -> Any:
 
 
 def allow_history_buffer() -> None:
-    """Mend 1; does nothing on torch releases that have no allow-list."""
+    """Mend 1; does nothing where torch has no allow-list, or mmengine (onedl's) brings its own."""
     add: Any = getattr(torch.serialization, 'add_safe_globals', None)
-    if add is None:
-        return
-    core: Any = getattr(np, '_core', None) or np.core  # type: ignore[attr-defined]
-    dtypes = {type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.uint32)}
-    safe: list[Any] = [HistoryBuffer, np.ndarray, np.dtype, *dtypes]
-    for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):  # written by numpy 1 and by numpy 2
-        safe += [(core.multiarray._reconstruct, f'{module}._reconstruct'), (core.multiarray.scalar, f'{module}.scalar')]
-    add([*safe, (history_buffer_method, 'builtins.getattr')])
+    if add is not None and not hasattr(checkpoint, 'get_torch_safe_globals'):
+        add([HistoryBuffer, *numpy_globals(), (history_buffer_method, 'builtins.getattr')])
 
 
 def installed_version(*names: str) -> tuple[str, str] | None:
@@ -67,3 +66,9 @@ def name_distributions() -> None:
     if found is not None:
         MODULE2PACKAGE['mmseg'] = found[0]
     MODULE2PACKAGE.setdefault('keyseg_mm', 'keyseg-mm')
+
+
+def start_without_gpu() -> None:
+    """Mend 3; does nothing where there is a GPU."""
+    if not torch.cuda.is_available():
+        torch.cuda.set_device = lambda device: None  # type: ignore[assignment,misc]

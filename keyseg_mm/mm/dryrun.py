@@ -1,12 +1,13 @@
 """Running a module of the host once, small and harmlessly, to see which encryption points fire.
 
 A segmentor is run the way the host's test and train loops run it (``predict`` and ``loss``), since auxiliary heads and
-deep supervision run in training only. Any other module gets inputs made up from its ``in_channels``. Weights,
-statistics, modes, gradients and random states are afterwards what they were.
+deep supervision run in training only. Any other module gets inputs made up from its ``in_channels``. It is a copy that
+runs, with the same weights, so that the module itself stays as it was; so do the random states.
 """
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,14 +25,16 @@ from keyseg_mm.points import Trace
 
 # Side lengths tried in turn: most models run at the smallest, some need room for their pooling, windows or crops.
 SIDES = (64, 128, 224, 256, 384, 512, 640)
+_LARGEST_WEIGHT = 1e4  # no initialised or trained weight comes near it
 
 
-def trace_module(module: nn.Module, runs: tuple[str, ...] = ('test', 'train')) -> Trace:
-    """Trace a segmentor, backbone, neck or head by running it on noise.
+def trace_module(module: nn.Module, heads: bool = True) -> Trace:
+    """Trace a segmentor, backbone, neck or head by running it on noise, in a ``test`` and a ``train`` pass.
 
     Args:
         module: a built module of the host; its weights may be uninitialised.
-        runs: passes wanted. A module that is no segmentor knows only ``test``.
+        heads: let a segmentor's heads take part in the ``train`` pass; without them it is shorter, and enough for the
+            maps of backbone and neck.
 
     Raises:
         PointError: it could not be run at any of the sides tried; names the last error.
@@ -39,8 +42,9 @@ def trace_module(module: nn.Module, runs: tuple[str, ...] = ('test', 'train')) -
     problem: Exception | None = None
     for side in SIDES:
         try:
-            with undisturbed(module):
-                return Trace.of(module, _passes(module, side, runs))
+            with _undisturbed(module), torch.no_grad():
+                double = _double(module)
+                return Trace.of(double, _passes(double, side, heads))
         except Exception as error:  # the host raises whatever it likes for a size that does not suit it
             problem = error
     raise PointError(
@@ -49,63 +53,65 @@ def trace_module(module: nn.Module, runs: tuple[str, ...] = ('test', 'train')) -
 
 
 @contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Run the block without gradients and put back weights' statistics, modes and all random states after it."""
-    modes = {m: m.training for m in module.modules()}
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+def _undisturbed(module: nn.Module) -> Iterator[None]:
+    """Run the block and put all random states back after it."""
     states = random.getstate(), np.random.get_state()
     devices = sorted({p.device.index for p in module.parameters() if p.device.type == 'cuda'})
     try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad(), _finite_weights(module):
+        with torch.random.fork_rng(devices=devices):
             yield
     finally:
-        for m, mode in modes.items():
-            m.training = mode
-        for name, buffer in module.named_buffers():
-            if name in buffers and buffer.shape == buffers[name].shape:
-                buffer.copy_(buffers[name])
         random.setstate(states[0])
         np.random.set_state(states[1])
 
 
-@contextmanager
-def _finite_weights(module: nn.Module) -> Iterator[None]:
-    """Zero weights that hold no finite numbers (fresh memory, before init_weights), so that losses can be computed."""
-    bad = [p for p in module.parameters() if p.numel() and not torch.isfinite(p).all()]
-    kept = [p.detach().clone() for p in bad]
-    for p in bad:
-        p.zero_()
-    try:
-        yield
-    finally:
-        for p, old in zip(bad, kept):
-            p.copy_(old)
+def _double(module: nn.Module) -> nn.Module:
+    """A copy of the module that shares its weights and nothing else.
+
+    Its statistics, modes and whatever it keeps in Python objects can change without harm: the host's CLIP text encoder,
+    for one, remembers its embeddings, and those of the weights before a checkpoint is loaded would be used ever after.
+    Weights that are fresh memory, before init_weights, are zeros in it, so that losses can be computed.
+    """
+    memo: dict[int, nn.Parameter] = {}
+    for p in module.parameters():
+        fresh = p.numel() > 0 and not p.abs().max() < _LARGEST_WEIGHT  # so that NaN counts as fresh memory too
+        memo[id(p)] = nn.Parameter(torch.zeros_like(p), p.requires_grad) if fresh else p
+    return copy.deepcopy(module, memo)
 
 
-def _passes(module: nn.Module, side: int, runs: tuple[str, ...]) -> Mapping[str, Callable[[], object]]:
-    if not isinstance(module, BaseSegmentor):
-        module.eval()  # some host modules' eval() returns None
-        return {'test': lambda: module(_inputs(module, side))}
-    passes: dict[str, Callable[[], object]] = {
-        'test': lambda: _predict(module, side),
-        'train': lambda: _loss(module, side),
-    }
-    return {name: passes[name] for name in runs}
+def _passes(module: nn.Module, side: int, heads: bool) -> Mapping[str, Callable[[], object]]:
+    if isinstance(module, BaseSegmentor):
+        return {'test': lambda: _predict(module, side), 'train': lambda: _train(module, side, heads)}
+    passes: dict[str, Callable[[], object]] = {'test': lambda: _to_test(module)(_inputs(module, side))}
+    if not _is_head(module):  # a head is trained by its loss, which needs more than its inputs
+        passes['train'] = lambda: _to_train(module)(_inputs(module, side))
+    return passes
 
 
 def _predict(model: BaseSegmentor, side: int) -> None:
-    model.eval()
     inputs = _image(model, 1, side)
-    model.predict(inputs, _samples(model, inputs))
+    _to_test(model).predict(inputs, _samples(model, inputs))
 
 
-def _loss(model: BaseSegmentor, side: int) -> None:
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.SyncBatchNorm):  # in a distributed run it would wait for the GPUs of all processes
-            module.eval()
+def _train(model: BaseSegmentor, side: int, heads: bool) -> None:
     inputs = _image(model, 2, side)  # two images: batch norm refuses a single value per channel
-    model.loss(inputs, _samples(model, inputs))
+    if heads:
+        _to_train(model).loss(inputs, _samples(model, inputs))
+    else:
+        _to_train(model).extract_feat(inputs)
+
+
+def _to_test(module: Any) -> Any:
+    module.eval()  # its result is not to be relied on: some of the host's backbones return None
+    return module
+
+
+def _to_train(module: Any) -> Any:
+    module.train()
+    for part in module.modules():
+        if isinstance(part, nn.SyncBatchNorm):  # in a distributed run it would wait for the GPUs of all processes
+            part.eval()
+    return module
 
 
 def _image(module: nn.Module, batch: int, side: int) -> Tensor:
@@ -130,10 +136,14 @@ def _samples(model: Any, inputs: Tensor) -> list[SegDataSample]:
     return samples
 
 
+def _is_head(module: nn.Module) -> bool:
+    return hasattr(module, 'conv_seg') or hasattr(module, 'input_transform')
+
+
 def _inputs(module: Any, side: int) -> Any:
     """An image for a backbone, or the maps of a pyramid that a neck or head declares by ``in_channels``."""
     channels = getattr(module, 'in_channels', None)
-    is_head = hasattr(module, 'conv_seg') or hasattr(module, 'input_transform')
+    is_head = _is_head(module)
     if isinstance(channels, int) and not is_head or channels is None:
         return _image(module, 2, side)
     widths = [channels] if isinstance(channels, int) else list(channels)

@@ -30,6 +30,7 @@ class KeyGuardHook(Hook):
     priority = 'LOWEST'  # after the hooks that add to the checkpoint, EMA's for one
 
     def __init__(self) -> None:
+        self._run = ''
         self._calls: dict[FeatureEncryptor, int] = {}
         self._needles: list[tuple[Any, Needles]] = []
 
@@ -40,28 +41,29 @@ class KeyGuardHook(Hook):
                 "KeyGuardHook found no protection in the model; give it type='keyseg_mm.Keyed', of=<its old type> and "
                 'a protection, or take the hook out'
             )
-        text = runner.cfg.pretty_text
+        text = repr(runner.cfg.to_dict())  # pretty_text would say the same and format for a second
         _stop(leak for needles in self._all_needles(found) for leak in needles.search('the config', text.encode()))
 
     def before_train(self, runner: Any) -> None:
-        self._note_calls(runner)
+        self._note_calls(runner, 'train')
 
     def before_val_epoch(self, runner: Any) -> None:
-        self._note_calls(runner)
+        self._note_calls(runner, 'test')
 
     def before_test_epoch(self, runner: Any) -> None:
-        self._note_calls(runner)
+        self._note_calls(runner, 'test')
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        self._check_calls('train')
+        self._check_calls()
 
     def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        self._check_calls('test')
+        self._check_calls()
 
     def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        self._check_calls('test')
+        self._check_calls()
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        self._check_calls()  # the host saves the first iteration before it asks this hook about it
         found = self._protections(runner)
         stamps = {name.rpartition('.')[2] for name in checkpoint.get('state_dict', {})}
         for protection in found:
@@ -84,13 +86,13 @@ class KeyGuardHook(Hook):
             self._needles = [(p.plan, Needles(p.key, [p.plan])) for p in found if p.key is not None]
         return [needles for _, needles in self._needles]
 
-    def _note_calls(self, runner: Any) -> None:
+    def _note_calls(self, runner: Any, run: str) -> None:
+        self._run = run
         self._calls = {e: e.calls for p in self._protections(runner) for e in p.encryptors}
 
-    def _check_calls(self, run: str) -> None:
+    def _check_calls(self) -> None:
         """Once per loop: every encryptor that fires in this kind of pass has fired."""
-        if not self._calls:
-            return
+        run = self._run
         idle = [str(e.site.point) for e, before in self._calls.items() if run in e.site.runs and e.calls == before]
         self._calls = {}
         if idle:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import replace
 from typing import Any
 
 from mmengine.dist import broadcast_object_list, is_distributed
@@ -80,12 +79,9 @@ def protect(module: nn.Module, located: LocatedKey, options: dict[str, Any]) -> 
 
 
 def _sites(module: nn.Module, points: str | list[str]) -> list[Site]:
-    """Resolve points by a dry run; presets whose maps fire in every pass spare the train pass."""
+    """Resolve points by a dry run; presets of backbone and neck spare the heads their part in it."""
     wanted = [points] if isinstance(points, str) else list(points)
-    if set(wanted) <= {'stages', 'neck'}:
-        sites = resolve(wanted, module, trace_module(module, ('test',)))
-        return [replace(site, runs=('test', 'train')) for site in sites]
-    return resolve(wanted, module, trace_module(module))
+    return resolve(wanted, module, trace_module(module, heads=not set(wanted) <= {'stages', 'neck'}))
 
 
 def check_options(protection: Any) -> dict[str, Any]:

@@ -94,10 +94,15 @@ class ChannelMap(Secret):
         raise NotImplementedError
 
     def _keep_layout(self, x: Tensor, dim: int) -> Tensor:
-        """Work on a channels_last map in its own order of memory, so that the result is channels_last too."""
-        if dim == 1 and x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-            return self._apply(x.permute(0, 2, 3, 1), 3).permute(0, 3, 1, 2)
-        return self._apply(x, dim)
+        """Work on a permuted map (channels_last, transposed tokens) in its own order of memory, so that it keeps it."""
+        if x.is_contiguous():
+            return self._apply(x, dim)
+        strides = x.stride()
+        order = sorted(range(x.dim()), key=lambda d: -strides[d])
+        if not x.permute(order).is_contiguous():
+            return self._apply(x, dim)
+        moved = self._apply(x.permute(order), order.index(dim % x.dim()))
+        return moved.permute([order.index(d) for d in range(x.dim())])
 
     def _apply(self, x: Tensor, dim: int) -> Tensor:
         raise NotImplementedError
@@ -114,6 +119,13 @@ class ChannelMap(Secret):
             self._placed[key] = torch.from_numpy(np.ascontiguousarray(table)).to(device=device, dtype=dtype)
         placed: Tensor = self._placed[key]
         return placed
+
+
+def select_channels(x: Tensor, dim: int, table: Tensor) -> Tensor:
+    """``x.index_select(dim, table)``, by the faster of torch's ways: on a CPU that is gather for innermost channels."""
+    if x.device.type == 'cpu' and x.stride(dim) == 1 and dim % x.dim() == x.dim() - 1:
+        return x.gather(dim, table.expand(x.shape))
+    return x.index_select(dim, table)
 
 
 class Composition(ChannelMap):
@@ -142,7 +154,8 @@ class _Apply(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cmap: ChannelMap, dim: int) -> Tensor:
         ctx.map, ctx.dim = cmap, dim
-        return cmap._keep_layout(x, dim)
+        # detached from the view that a kept layout is: autograd refuses in-place operations on a Function's views
+        return cmap._keep_layout(x, dim).detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from keyseg_mm import derive
 from keyseg_mm.derive import KeyStream
-from keyseg_mm.transforms.base import ChannelMap
+from keyseg_mm.transforms.base import ChannelMap, select_channels
 
 
 class ChannelPermutation(ChannelMap):
@@ -36,7 +36,7 @@ class ChannelPermutation(ChannelMap):
         return {'permutation': self._table, 'inverse permutation': np.argsort(self._table)}
 
     def _apply(self, x: Tensor, dim: int) -> Tensor:
-        return x.index_select(dim, self._place('table', self._table, x.device, torch.int64))
+        return select_channels(x, dim, self._place('table', self._table, x.device, torch.int64))
 
     def _invert(self) -> ChannelMap:
         return ChannelPermutation(np.argsort(self._table))

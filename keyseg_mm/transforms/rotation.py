@@ -63,8 +63,8 @@ class ChannelRotation(ChannelMap):
             parts = []
             if size:
                 blocks = self._place('blocks', self._blocks, x.device, work)
-                count, block = blocks.shape[:2]
-                parts.append(torch.bmm(blocks, columns[:size].unflatten(0, (count, block))).flatten(0, 1))
+                apart = columns[:size].reshape(*blocks.shape[:2], columns.shape[1])
+                parts.append(torch.bmm(blocks, apart).flatten(0, 1))
             if self.channels > size:
                 parts.append(self._place('rest', self._rest, x.device, work) @ columns[size:])
         turned = torch.cat(parts).reshape(moved.shape)

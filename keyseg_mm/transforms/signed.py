@@ -11,7 +11,7 @@ from torch import Tensor
 
 from keyseg_mm import derive
 from keyseg_mm.derive import KeyStream
-from keyseg_mm.transforms.base import ChannelMap
+from keyseg_mm.transforms.base import ChannelMap, select_channels
 from keyseg_mm.transforms.permutation import ChannelPermutation
 
 
@@ -45,7 +45,7 @@ class SignedChannelPermutation(ChannelMap):
         signs = self._place('signs', self._signs, x.device, x.dtype)
         shape = [1] * x.dim()
         shape[dim] = self.channels
-        return x.index_select(dim, table).mul_(signs.view(shape))
+        return select_channels(x, dim, table).mul_(signs.view(shape))
 
     def _invert(self) -> ChannelMap:
         back = np.argsort(self._table)

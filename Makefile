@@ -1,0 +1,42 @@
+# make demo   set up, then train and test a small protected model and show what came out
+# make test   set up, then all tests (STACK=openmmlab for the other mmseg stack)
+# make lint   style and types
+PYTHON ?= python3
+# onedl: the maintained fork, nothing to compile. openmmlab: mmcv compiles its ops, 20 minutes or more, unless pip finds
+# a built wheel in WHEELS.
+STACK ?= onedl
+VENV ?= .venv-$(STACK)
+WHEELS ?= $(wildcard ../shared/wheels)
+OUT ?= demo_out
+
+BIN = $(VENV)/bin
+PIP = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+# mmcv builds against the torch that is installed, so torch goes first and the build sees it
+FIND = $(if $(WHEELS),--find-links $(WHEELS))
+ISOLATION = $(if $(filter openmmlab,$(STACK)),--no-build-isolation)
+
+.PHONY: setup demo test lint clean
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) setuptools wheel
+	$(PIP) torch==2.13.0
+	$(PIP) $(FIND) $(ISOLATION) -e '.[$(STACK),dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/keyseg demo --out $(OUT) --overwrite
+
+# one thread a process: two processes with all threads each only get in each other's way
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
+
+clean:
+	rm -rf .venv-onedl .venv-openmmlab build dist *.egg-info

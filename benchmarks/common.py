@@ -1,0 +1,222 @@
+"""What the benchmarks share: stock models of the host on made-up images, timing by turns, counting, memory."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import statistics
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
+from mmengine.structures import PixelData
+from torch import nn
+from tqdm import tqdm
+
+import keyseg_mm.encryptor
+import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
+from keyseg_mm import Protection, SecretKey, Trace, attach, protections, resolve
+from keyseg_mm.commands.host import host_tool
+from keyseg_mm.transforms import ChannelMap
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the host's notes on every initialised weight off the screen."""
+    kept = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logging.disable(kept)
+
+
+def build_stock(config: str) -> tuple[nn.Module, Config]:
+    """A model of a config that ships with mmsegmentation, with random weights and BN for SyncBN.
+
+    Args:
+        config: path below the host's ``configs/``.
+    """
+    init_default_scope('mmseg')
+    with quiet():
+        from mmseg.registry import MODELS
+
+        cfg = Config.fromfile(str(host_tool('train.py').parents[1] / 'configs' / config))
+        cfg.model.pretrained = None
+        for part in ('backbone', 'image_encoder'):
+            if part in cfg.model:
+                cfg.model[part].init_cfg = None
+        model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    return model, cfg
+
+
+@dataclass
+class Workload:
+    """A segmentor and one batch for it, ready to run.
+
+    Attributes:
+        infer: the network in test mode, without gradients, to its logits (B, classes, h, w).
+        train: one whole training step: forward, losses, backward, optimiser.
+    """
+
+    model: Any
+    optimizer: Any
+    inputs: torch.Tensor
+    samples: list[Any]
+
+    @classmethod
+    def of(cls, config: str, batch: int, size: tuple[int, int]) -> Workload:
+        """Build it; weights, images and labels are the same each time.
+
+        Args:
+            config: path below the host's ``configs/``.
+            batch: images; at least 2, since batch norm refuses a single value for a channel in training.
+            size: height and width of the images in pixels.
+        """
+        from mmseg.structures import SegDataSample
+
+        torch.manual_seed(0)
+        model, cfg = build_stock(config)
+        with quiet():
+            model.init_weights()
+            optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
+        samples = []
+        for _ in range(batch):
+            sample = SegDataSample(metainfo={'img_shape': size, 'ori_shape': size, 'pad_shape': size})
+            sample.gt_sem_seg = PixelData(data=torch.randint(0, model.num_classes, (1, *size)))
+            samples.append(sample)
+        return cls(model, optimizer, torch.randn(batch, 3, *size), samples)
+
+    def infer(self) -> None:
+        self.model.eval()
+        with torch.no_grad():
+            self.model(self.inputs, mode='tensor')
+
+    def train(self) -> None:
+        self.model.train()
+        loss, _ = self.model.parse_losses(self.model.loss(self.inputs, self.samples))
+        self.optimizer.update_params(loss)
+
+    def protect(self) -> Protection:
+        """Attach a permutation at ``stages``, the paper's way, with a fresh key."""
+        sites = resolve('stages', self.model, Trace.of(self.model, {'test': self.infer}))
+        return attach(self.model, SecretKey.generate(), sites)
+
+
+class Switch:
+    """Takes the encryptors of a protected model off, and puts the very same ones back, tables and all.
+
+    One model plain and keyed by turns: two models would differ in where their weights lie in memory, which alone can
+    make a difference of a percent.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        tables = (t for m in model.modules() for t in (m._forward_hooks, m._forward_pre_hooks))
+        self._kept = [(table, dict(table)) for table in tables if table]
+
+    def __call__(self, keyed: bool) -> None:
+        for table, hooks in self._kept:
+            table.clear()
+            if keyed:
+                table.update(hooks)
+
+
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4, method='inclusive') if len(values) > 1 else [values[0]] * 3
+    return {'median': middle, 'q1': low, 'q3': high}
+
+
+def peak_memory() -> float:
+    """The most memory that this process ever held, in MiB.
+
+    ``VmHWM`` on Linux: ``ru_maxrss`` there starts from what the parent held when it forked.
+    """
+    status = Path('/proc/self/status')
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith('VmHWM'))
+        return int(line.split()[1]) / 2**10
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def time_pairs(model: nn.Module, step: Callable[[], None], rounds: int, name: str) -> dict[str, Any]:
+    """Time a step of a protected model, plain and keyed by turns.
+
+    Returns:
+        Seconds of plain and keyed (medians), the ratios' median and quartiles (``wall``, ``cpu``, ``noise``), and how
+        often feature maps were encrypted.
+    """
+    switch = Switch(model)
+    taken: list[tuple[bool, float, float]] = []
+    before = encryptions(model)
+    gc.collect()
+    gc.disable()
+    try:
+        for index in tqdm(range(rounds), desc=name, unit='pair', leave=False):
+            for keyed in (False, True) if index % 2 == 0 else (True, False):
+                switch(keyed)
+                wall, cpu = time.perf_counter(), time.process_time()
+                step()
+                taken.append((keyed, time.perf_counter() - wall, time.process_time() - cpu))
+    finally:
+        gc.enable()
+        switch(True)
+    pairs = [{keyed: (wall, cpu) for keyed, wall, cpu in taken[i : i + 2]} for i in range(0, len(taken), 2)]
+    alike = [second[1] / first[1] for first, second in zip(taken[1::2], taken[2::2])]
+    return {
+        'plain s': statistics.median(pair[False][0] for pair in pairs),
+        'keyed s': statistics.median(pair[True][0] for pair in pairs),
+        'wall': quartiles([pair[True][0] / pair[False][0] for pair in pairs]),
+        'cpu': quartiles([pair[True][1] / pair[False][1] for pair in pairs]),
+        'noise': quartiles(alike or [1.0]),
+        'rounds': rounds,
+        'encryptions': encryptions(model) - before,
+    }
+
+
+def encryptions(model: nn.Module) -> int:
+    """How often the encryptors of a model have worked so far."""
+    return sum(encryptor.calls for protection in protections(model) for encryptor in protection.encryptors)
+
+
+@contextmanager
+def counting() -> Iterator[Counter[str]]:
+    """Count what must not happen in the hot path: tables derived, inverted, or made into tensors on a device."""
+    counts: Counter[str] = Counter(derived=0, inverted=0, placed=0)
+    derive, inverse, place = keyseg_mm.encryptor.derive_map, ChannelMap.inverse, ChannelMap._place
+
+    def count_derive(*args: Any) -> ChannelMap:
+        counts['derived'] += 1
+        return derive(*args)
+
+    def count_inverse(self: ChannelMap) -> ChannelMap:
+        counts['inverted'] += self._inverse is None
+        return inverse(self)
+
+    def count_place(self: ChannelMap, *args: Any) -> torch.Tensor:
+        before = len(self._placed)
+        placed = place(self, *args)
+        counts['placed'] += len(self._placed) - before
+        return placed
+
+    with (
+        mock.patch.object(keyseg_mm.encryptor, 'derive_map', count_derive),
+        mock.patch.object(ChannelMap, 'inverse', count_inverse),
+        mock.patch.object(ChannelMap, '_place', count_place),
+    ):
+        yield counts

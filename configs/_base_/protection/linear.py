@@ -1,0 +1,5 @@
+# As stages.py, but at many more places: the input of every ungrouped convolution and linear layer that the model calls,
+# with a permutation for each. This is for training from scratch: a backbone's pretrained weights do not fit behind
+# permutations, and what they have learnt is lost.
+_base_ = './stages.py'
+protection = dict(points='linear')

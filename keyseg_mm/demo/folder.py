@@ -1,0 +1,73 @@
+"""The folder that the demo writes to: nothing outside it is touched, and nothing in it that the demo did not make."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from keyseg_mm.errors import KeysegError
+from keyseg_mm.files import write_new
+
+LIST_NAME = '.made_by_keyseg_demo'
+
+
+class DemoFolder:
+    """An output folder that keeps a list of what was made in it.
+
+    Args:
+        path: the folder; made if it is missing.
+        names: the entries that the demo is about to make in it.
+        overwrite: first remove what an earlier demo made there, and nothing else.
+
+    Raises:
+        KeysegError: no folder, not writable, or not empty; with ``overwrite``, something that no demo
+            made is in the way.
+    """
+
+    def __init__(self, path: Path, names: tuple[str, ...], overwrite: bool = False) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if overwrite:
+                self._remove_made()
+                taken = [name for name in names if os.path.lexists(path / name)]
+                if taken:
+                    raise KeysegError(
+                        f'{path} holds {", ".join(taken)}, which no demo is known to have made; it was left as it is: '
+                        'move it away, or give another folder with --out'
+                    )
+            elif any(path.iterdir()):
+                raise KeysegError(
+                    f'{path} is not empty; give another folder with --out, or --overwrite to replace what an earlier '
+                    'demo made there'
+                )
+            self._foreign = self._files()
+            self.note()
+        except OSError as error:
+            raise KeysegError(
+                f'{path} cannot be used as a folder: {error.strerror or error}; give another with --out'
+            ) from None
+
+    def note(self) -> None:
+        """Bring the list up to date."""
+        made = sorted(self._files() - self._foreign - {LIST_NAME})
+        write_new(self.path / LIST_NAME, lambda file: file.write('\n'.join(made).encode()), overwrite=True)
+
+    def _files(self) -> set[str]:
+        return {p.relative_to(self.path).as_posix() for p in self.path.rglob('*') if p.is_symlink() or not p.is_dir()}
+
+    def _remove_made(self) -> None:
+        """Remove the listed files, the list, and the folders that are empty then."""
+        try:
+            listed = (self.path / LIST_NAME).read_text(encoding='utf-8').splitlines()
+        except FileNotFoundError:
+            return
+        root = self.path.resolve()
+        for file in [*(root / name for name in listed), root / LIST_NAME]:
+            if not file.parent.resolve().is_relative_to(root) or file.name in ('', '..'):
+                continue  # a list that was tampered with
+            file.unlink(missing_ok=True)
+            for parent in file.parents:
+                if parent == root or not parent.is_dir() or any(parent.iterdir()):
+                    break
+                parent.rmdir()

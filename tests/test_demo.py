@@ -1,0 +1,284 @@
+"""``keyseg demo``: its scenes, its folder, and the whole of it, small."""
+
+from __future__ import annotations
+
+import json
+import stat
+
+import cv2
+import numpy as np
+import pytest
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
+
+from keyseg_mm import KeysegError, find_leaks, read_key_file
+from keyseg_mm.checkpoint import stamps_in
+from keyseg_mm.commands import demo, main
+from keyseg_mm.demo import scenes
+from keyseg_mm.demo.folder import LIST_NAME, DemoFolder
+from keyseg_mm.demo.paint import Label
+from keyseg_mm.demo.picture import paint_labels
+from keyseg_mm.demo.report import NONE, RIGHT, WRONG, Result, meaning, table
+from keyseg_mm.demo.screen import can_show
+from keyseg_mm.mm.floor import constant_prediction_floor
+
+COUNTS = {'train': 3, 'val': 2}
+ITERATIONS = 2
+
+
+@pytest.fixture(scope='module')
+def demo_run(tmp_path_factory):
+    """A whole demo, with one wrong key, in a folder of awkward name; and the process's state before and after."""
+    root = tmp_path_factory.mktemp('demo')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, 'COUNTS', COUNTS)
+        patch.setattr(demo, 'WRONG_KEYS', ('random:1',))
+        patch.chdir(root)
+        before = host_state()
+        status = main(['demo', '--out', 'deep/demo out', '--iterations', str(ITERATIONS), '--seed', '3'])
+        after = host_state()
+    assert status == 0
+    return {'root': root, 'out': root / 'deep' / 'demo out', 'before': before, 'after': after}
+
+
+def host_state():
+    return [list(cls._instance_dict) for cls in (MMLogger, MessageHub, DefaultScope)]
+
+
+# Scenes
+
+
+def test_the_same_seed_gives_the_same_scene_and_another_one_another():
+    image, label = scenes.make_scene(5, 'train', 7)
+    again = scenes.make_scene(5, 'train', 7)
+    for other in (scenes.make_scene(6, 'train', 7), scenes.make_scene(5, 'val', 7), scenes.make_scene(5, 'train', 8)):
+        assert not np.array_equal(image, other[0])
+        assert not np.array_equal(label, other[1])
+    assert np.array_equal(image, again[0])
+    assert np.array_equal(label, again[1])
+    assert image.shape == (scenes.HEIGHT, scenes.WIDTH, 3)
+    assert label.shape == (scenes.HEIGHT, scenes.WIDTH)
+    assert image.dtype == label.dtype == np.uint8
+
+
+def test_a_few_scenes_show_every_class_and_no_other():
+    labels = np.stack([scenes.make_scene(0, 'val', i)[1] for i in range(12)])
+    pixels = np.bincount(labels.ravel(), minlength=256)
+    assert {int(c) for c in np.flatnonzero(pixels)} == {int(c) for c in Label}
+    assert all(pixels[c] > 300 for c in Label)
+    # No class fills the scenes: a constant guess must score next to nothing.
+    assert constant_prediction_floor(labels, 19) < 4
+
+
+def test_labels_are_the_cityscapes_train_ids():
+    from mmseg.datasets import CityscapesDataset
+
+    classes = CityscapesDataset.METAINFO['classes']
+    assert {label.name.lower().replace('_', ' '): int(label) for label in Label}.items() <= {
+        name: i for i, name in enumerate(classes)
+    }.items()
+
+
+def test_the_stock_dataset_reads_what_is_written(tmp_path):
+    from mmseg.datasets import CityscapesDataset
+
+    calls = []
+    scenes.write_scenes(tmp_path, 2, {'train': 2, 'val': 1}, lambda: calls.append(1))
+    prefix = dict(img_path='leftImg8bit/train', seg_map_path='gtFine/train')
+    dataset = CityscapesDataset(data_root=str(tmp_path), data_prefix=prefix, pipeline=[])
+    assert len(dataset) == 2
+    assert len(calls) == 3
+    info = dataset.get_data_info(1)
+    image, label = scenes.make_scene(2, 'train', 1)
+    assert np.array_equal(cv2.imread(info['img_path'])[..., ::-1], image)
+    assert np.array_equal(cv2.imread(info['seg_map_path'], cv2.IMREAD_UNCHANGED), label)
+
+
+# The folder
+
+
+def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path, capsys):
+    (tmp_path / 'mine.txt').write_text('mine')
+    assert main(['demo', '--out', str(tmp_path)]) == 1
+    assert 'is not empty' in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ['mine.txt']
+
+
+def test_overwrite_removes_what_the_demo_made_and_nothing_else(tmp_path):
+    out = tmp_path / 'out'
+    folder = DemoFolder(out, ('scenes', 'demo.key'))
+    (out / 'scenes' / 'val').mkdir(parents=True)
+    for name in ('scenes/val/a.png', 'scenes/b.png', 'demo.key'):
+        (out / name).write_text('made')
+    folder.note()
+    (out / 'scenes' / 'mine.txt').write_text('mine')
+    with pytest.raises(KeysegError, match='holds scenes'):
+        DemoFolder(out, ('scenes', 'demo.key'), overwrite=True)
+    assert sorted(p.name for p in out.rglob('*') if p.is_file()) == ['mine.txt']
+    (out / 'scenes' / 'mine.txt').rename(out / 'mine.txt')
+    (out / 'scenes').rmdir()
+    again = DemoFolder(out, ('scenes', 'demo.key'), overwrite=True)
+    (out / 'demo.key').write_text('made again')
+    again.note()
+    assert (out / LIST_NAME).read_text() == 'demo.key'
+    assert (out / 'mine.txt').read_text() == 'mine'
+
+
+@pytest.mark.parametrize('entry', ['../mine.txt', '..', '', '.', 'link/mine.txt', '{absolute}'])
+def test_a_list_that_was_tampered_with_removes_nothing_outside(tmp_path, entry):
+    out, mine = tmp_path / 'out', tmp_path / 'mine.txt'
+    out.mkdir()
+    mine.write_text('mine')
+    (out / 'link').symlink_to(tmp_path)
+    (out / 'made.txt').write_text('made')
+    (out / LIST_NAME).write_text(entry.format(absolute=mine) + '\nmade.txt')
+    DemoFolder(out, (), overwrite=True)
+    assert not (out / 'made.txt').exists()
+    assert mine.read_text() == 'mine'
+
+
+def test_a_file_in_the_folders_place_is_an_error(tmp_path):
+    (tmp_path / 'out').write_text('mine')
+    with pytest.raises(KeysegError, match='cannot be used as a folder'):
+        DemoFolder(tmp_path / 'out', ())
+
+
+# The report
+
+
+def results(right: float, none: float, wrong: float) -> list[Result]:
+    return [Result(RIGHT, 'file:demo.key', right), Result(NONE, 'none', none), Result(WRONG, 'random:1', wrong)]
+
+
+def test_the_table_holds_every_figure_and_the_floor():
+    text = table(results(58.0, 1.5, 3.0), 2.0, 'road')
+    lines = text.splitlines()
+    assert [line.split('  ')[0] for line in lines[2:]] == ['the right key', 'no key', 'a wrong key', 'constant guess']
+    assert '58.00     29.0' in lines[2]
+    assert '1.50      0.8' in lines[3]
+    assert '2.00      1.0' in lines[5]
+    assert not text.isascii()
+    assert table(results(58.0, 1.5, 3.0), 2.0, 'road', blocks=False).isascii()
+
+
+def test_the_words_follow_the_figures():
+    locked, leaky, untrained = (meaning(results(*m), 2.0) for m in ((58, 1.5, 3), (58, 1.5, 9), (5, 1.5, 3)))
+    assert '1.5 times that floor' in locked
+    assert 'of no use' in locked
+    assert '4.5 times that floor, more than' in leaky
+    assert 'more --iterations' in untrained
+
+
+def test_labels_without_a_colour_are_black():
+    painted = paint_labels(np.array([[0, 1], [2, 255]]), [[1, 2, 3], [4, 5, 6]])
+    assert painted.tolist() == [[[1, 2, 3], [4, 5, 6]], [[0, 0, 0], [0, 0, 0]]]
+
+
+def test_a_terminal_without_block_characters_is_noticed():
+    class Stream:
+        def __init__(self, encoding):
+            self.encoding = encoding
+
+    assert can_show('█', Stream('utf-8'))
+    assert not can_show('█', Stream('ascii'))
+    assert not can_show('█', Stream(None))
+
+
+# The whole
+
+
+def test_the_demo_writes_table_figures_and_picture(demo_run):
+    out = demo_run['out']
+    figures = json.loads((out / 'results.json').read_text())
+    assert set(figures['mIoU']) == {'file:demo.key', 'none', 'random:1'}
+    assert len(set(figures['mIoU'].values())) > 1  # the key makes a difference
+    labels = [scenes.make_scene(3, 'val', i)[1] for i in range(COUNTS['val'])]
+    assert figures['floor'] == pytest.approx(constant_prediction_floor(labels, 19))
+    text = (out / 'table.txt').read_text()
+    assert all(f'{miou:.2f}' in text for miou in (*figures['mIoU'].values(), figures['floor']))
+    picture = cv2.imread(str(out / 'segmentations.png'))
+    assert picture.shape[1] > 1500
+    assert (picture == [128, 64, 128]).all(axis=2).sum() > 1000  # road, as Cityscapes paints it
+
+
+def test_the_key_file_is_for_its_owner_alone(demo_run):
+    assert stat.S_IMODE((demo_run['out'] / 'demo.key').stat().st_mode) == 0o600
+
+
+def test_nothing_of_the_key_is_outside_its_file(demo_run):
+    out = demo_run['out']
+    key = read_key_file(out / 'demo.key')
+    plans = list(stamps_in(out / 'train' / f'iter_{ITERATIONS}.pth').values())
+    assert [plan.key_id for plan in plans] == [key.id]
+    assert len(plans[0].entries) == 4
+    leaks = find_leaks(demo_run['root'], key, plans)
+    assert leaks
+    assert all(leak.where == str(out / 'demo.key') for leak in leaks)
+
+
+def test_nothing_outside_the_folder_is_touched(demo_run):
+    assert [p.name for p in demo_run['root'].iterdir()] == ['deep']
+    assert [p.name for p in (demo_run['root'] / 'deep').iterdir()] == ['demo out']
+    listed = (demo_run['out'] / LIST_NAME).read_text().splitlines()
+    files = {p.relative_to(demo_run['out']).as_posix() for p in demo_run['out'].rglob('*') if p.is_file()}
+    assert set(listed) == files - {LIST_NAME}
+
+
+def test_the_process_is_as_it_was(demo_run):
+    assert demo_run['after'] == demo_run['before']
+
+
+def test_a_second_demo_overwrites_the_first_quietly(demo_run, monkeypatch, capfd):
+    out = demo_run['out']
+    first = read_key_file(out / 'demo.key')
+    monkeypatch.setattr(demo, 'COUNTS', COUNTS)
+    monkeypatch.setattr(demo, 'WRONG_KEYS', ())
+    assert main(['demo', '--out', str(out), '--iterations', '1', '--overwrite']) == 0
+    assert read_key_file(out / 'demo.key') != first
+    assert not (out / 'train' / f'iter_{ITERATIONS}.pth').exists()
+    screen = capfd.readouterr()
+    for noise in ('mmengine', 'Warning', 'UNAUTHORISED', 'INFO'):
+        assert noise not in screen.out + screen.err
+    for noise in ('mmengine', 'UNAUTHORISED', 'INFO'):
+        assert noise in (out / 'demo.log').read_text()
+    for place in ('demo.key', 'segmentations.png', 'protected.py', 'train/iter_1.pth'):
+        assert str(out / place) in screen.out
+
+
+# Trouble
+
+
+def test_a_failure_is_told_in_one_place(tmp_path, monkeypatch, capsys):
+    def fail(*args):
+        raise OSError('the disk is full')
+
+    monkeypatch.setattr(scenes, 'write_scenes', fail)
+    assert main(['demo', '--out', str(tmp_path / 'out')]) == 1
+    told = capsys.readouterr().err
+    assert 'failed while making scenes: OSError: the disk is full' in told
+    assert 'Traceback' not in told
+    assert 'Traceback' in (tmp_path / 'out' / 'demo.log').read_text()
+    assert [p.name for p in tmp_path.iterdir()] == ['out']
+
+
+def test_an_interruption_is_answered_and_can_be_overwritten(tmp_path, monkeypatch, capsys):
+    def interrupt(root, *args):
+        root.mkdir()
+        (root / 'half.png').write_text('half')
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scenes, 'write_scenes', interrupt)
+    assert main(['demo', '--out', str(tmp_path / 'out')]) == demo.INTERRUPTED
+    told = capsys.readouterr().err
+    assert 'stopped, as asked, while making scenes' in told
+    assert '--overwrite' in told
+    DemoFolder(tmp_path / 'out', ('scenes',), overwrite=True)
+    assert not (tmp_path / 'out' / 'scenes').exists()
+
+
+@pytest.mark.parametrize('option', [('--iterations', '0'), ('--iterations', 'many'), ('--seed', '-1')])
+def test_bad_numbers_are_refused(option, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(['demo', '--out', str(tmp_path / 'out'), *option])
+    assert 'takes a whole number' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()

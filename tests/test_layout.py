@@ -1,0 +1,82 @@
+"""Rules of the project that are checked by reading it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / 'keyseg_mm'
+SOURCES = sorted(PACKAGE.rglob('*.py'))
+PUBLIC_HALF = ('points.py', 'plan.py')
+SECRET_HALF = ('keyseg_mm.key', 'keyseg_mm.keyfile', 'keyseg_mm.locator', 'keyseg_mm.encryptor', 'keyseg_mm.leaks')
+HOST = ('mmengine', 'mmcv', 'mmseg')
+HOST_ALLOWED = ('mm', 'commands', 'audit', 'demo')
+# mmengine imports <scope>.registry: a module of that name must lie there
+HOST_SHIM = 'registry.py'
+
+
+def imports(path: Path) -> set[str]:
+    """All modules that a file imports, at the top or inside functions; those under TYPE_CHECKING too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module or '', *(f'{node.module}.{alias.name}' for alias in node.names)}
+    return found
+
+
+def test_public_half_never_imports_the_secret_half():
+    for name in PUBLIC_HALF:
+        assert not imports(PACKAGE / name) & set(SECRET_HALF), name
+    assert imports(PACKAGE / 'encryptor.py') & set(SECRET_HALF)
+
+
+def test_the_host_is_imported_only_where_it_belongs():
+    for path in SOURCES:
+        uses = {name.split('.')[0] for name in imports(path)} & set(HOST)
+        if path.relative_to(PACKAGE).parts[0] not in HOST_ALLOWED:
+            assert not uses, f'{path} imports {uses}'
+    assert any({n.split('.')[0] for n in imports(p)} & set(HOST) for p in SOURCES)
+
+
+def test_only_the_encryptor_joins_key_and_plan():
+    joiners = {p.name for p in PACKAGE.glob('*.py') if {'keyseg_mm.key', 'keyseg_mm.plan'} <= imports(p)}
+    assert joiners == {'__init__.py', 'encryptor.py', 'leaks.py'}  # leaks searches for what the encryptor derives
+
+
+def test_no_randomness_of_torch_or_numpy_in_derivation():
+    for name in ('derive.py', 'key.py', 'transforms'):
+        for path in [PACKAGE / name] if name.endswith('.py') else (PACKAGE / name).glob('*.py'):
+            assert not re.search(r'np\.random|torch\.rand|import random|default_rng', path.read_text()), path
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_sizes(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 330
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno <= 55, node.name
+    assert ast.get_docstring(ast.parse(text)), 'no module docstring'
+
+
+def test_the_project_speaks_of_itself_alone():
+    listed = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    if not listed:
+        pytest.skip('not a git checkout')
+    words = re.compile(r'/work/|/root/|pypi\.org|pythonhosted|issue #?\d|\bsession [0-9]')
+    for name in listed:
+        path = ROOT / name
+        if (
+            path.is_file()
+            and path.suffix in ('.py', '.md', '.toml', '.txt', '.sh', '')
+            and name != 'tests/test_layout.py'
+        ):
+            found = words.search(path.read_text(errors='replace'))
+            assert not found, f'{name}: {found and found.group()}'
