@@ -27,7 +27,7 @@ setup(
     packages=find_packages(include=['keyseg_mm*']),
     package_data={'keyseg_mm': ['py.typed', '.mim/**/*']},
     include_package_data=False,
-    install_requires=['torch>=2.0', 'numpy>=1.23', 'cryptography>=41', 'tqdm>=4.60'],
+    install_requires=['torch>=2.1', 'numpy>=1.23', 'cryptography>=41', 'tqdm>=4.60'],
     extras_require={
         **STACKS,
         'keyring': ['keyring>=24'],

@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from keyseg_mm.derive import KeyStream
@@ -21,9 +20,9 @@ from keyseg_mm.errors import (
     KeyMismatchError,
     PlainCheckpointError,
     PlanMismatchError,
-    SecretExposedError,
     StampError,
 )
+from keyseg_mm.forward import refuse_export, replace_tensor
 from keyseg_mm.key import SecretKey
 from keyseg_mm.plan import SALT_BYTES, Entry, Plan, stamp_names
 from keyseg_mm.points import Site, module_of
@@ -31,11 +30,6 @@ from keyseg_mm.secret import Secret
 from keyseg_mm.transforms import TRANSFORMS, ChannelMap, normal_form
 
 logger = logging.getLogger('keyseg_mm')
-
-# Asked at every feature map, so the quick ones. The ONNX exporters go through tracing or torch.export themselves; they
-# are asked, which is slow, only on torch releases that have no is_exporting.
-_is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
-_is_exporting: Callable[[], bool] = getattr(torch.compiler, 'is_exporting', torch.onnx.is_in_onnx_export)
 
 _HOOK_TABLES = (
     '_forward_hooks',
@@ -87,14 +81,14 @@ class FeatureEncryptor(Secret):
         index = self.site.index_in(output)
         if index is None:  # this pass hands on fewer maps, and not this one
             return output
-        return self._encrypt(output) if isinstance(output, Tensor) else _replace_nth(output, [index], self._encrypt)
+        return self._encrypt(output) if isinstance(output, Tensor) else replace_tensor(output, index, self._encrypt)
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Forward pre-hook of an ``in:`` point."""
         return (self._encrypt(args[0]), *args[1:])
 
     def _encrypt(self, x: Tensor) -> Tensor:
-        _refuse_export(x)
+        refuse_export(x)
         self.calls += 1
         return self.map(x, self.site.dim)
 
@@ -313,23 +307,3 @@ def _owner(hook: Any) -> FeatureEncryptor | Protection | None:
     bound = getattr(hook, 'hook', hook)  # torch wraps some hooks in an object that holds them as .hook
     owner = getattr(bound, '__self__', None)
     return owner if isinstance(owner, (FeatureEncryptor, Protection)) else None
-
-
-def _replace_nth(value: Any, countdown: list[int], encrypt: Callable[[Tensor], Tensor]) -> Any:
-    """``value`` with its n-th tensor (depth first) encrypted; ``countdown`` is [n] and is used up on the way."""
-    if isinstance(value, Tensor):
-        countdown[0] -= 1
-        return encrypt(value) if countdown[0] == -1 else value
-    if isinstance(value, (tuple, list)):
-        items = [_replace_nth(item, countdown, encrypt) for item in value]
-        return type(value)(*items) if hasattr(value, '_fields') else type(value)(items)
-    return value
-
-
-def _refuse_export(x: Any) -> None:
-    """Graph exporters bake the tables into what they write, as constants: a leak of the secret."""
-    if _is_tracing() or _is_exporting() or isinstance(x, torch.fx.Proxy):
-        raise SecretExposedError(
-            'refused to export a keyed model: the graph would carry the secret tables as constants; detach() the '
-            'encryptors and export the model as it is, which runs degraded for those without the key'
-        )
