@@ -65,7 +65,7 @@ def name_distributions() -> None:
     found = installed_version('mmsegmentation', 'onedl-mmsegmentation')
     if found is not None:
         MODULE2PACKAGE['mmseg'] = found[0]
-    MODULE2PACKAGE.setdefault('keyseg_mm', 'keyseg-mm')
+    MODULE2PACKAGE.setdefault('keyseg_mm', 'keyseg_mm')
 
 
 def start_without_gpu() -> None:

@@ -8,6 +8,7 @@ runs, with the same weights, so that the module itself stays as it was; so do th
 from __future__ import annotations
 
 import copy
+import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,8 +34,8 @@ def trace_module(module: nn.Module, heads: bool = True) -> Trace:
 
     Args:
         module: a built module of the host; its weights may be uninitialised.
-        heads: let a segmentor's heads take part in the ``train`` pass; without them it is shorter, and enough for the
-            maps of backbone and neck.
+        heads: let a segmentor's heads take part; without them it is shorter, and enough for the maps of backbone and
+            neck.
 
     Raises:
         PointError: it could not be run at any of the sides tried; names the last error.
@@ -81,16 +82,19 @@ def _double(module: nn.Module) -> nn.Module:
 
 def _passes(module: nn.Module, side: int, heads: bool) -> Mapping[str, Callable[[], object]]:
     if isinstance(module, BaseSegmentor):
-        return {'test': lambda: _predict(module, side), 'train': lambda: _train(module, side, heads)}
+        return {'test': lambda: _test(module, side, heads), 'train': lambda: _train(module, side, heads)}
     passes: dict[str, Callable[[], object]] = {'test': lambda: _to_test(module)(_inputs(module, side))}
     if not _is_head(module):  # a head is trained by its loss, which needs more than its inputs
         passes['train'] = lambda: _to_train(module)(_inputs(module, side))
     return passes
 
 
-def _predict(model: BaseSegmentor, side: int) -> None:
+def _test(model: BaseSegmentor, side: int, heads: bool) -> None:
     inputs = _image(model, 1, side)
-    _to_test(model).predict(inputs, _samples(model, inputs))
+    if heads:
+        _to_test(model).predict(inputs, _samples(model, inputs))
+    else:
+        _features(_to_test(model), inputs)
 
 
 def _train(model: BaseSegmentor, side: int, heads: bool) -> None:
@@ -98,7 +102,15 @@ def _train(model: BaseSegmentor, side: int, heads: bool) -> None:
     if heads:
         _to_train(model).loss(inputs, _samples(model, inputs))
     else:
-        _to_train(model).extract_feat(inputs)
+        _features(_to_train(model), inputs)
+
+
+def _features(model: Any, inputs: Tensor) -> None:
+    """Backbone and neck alone; a depth estimator's backbone may want to know the category of the picture too."""
+    if 'batch_img_metas' in inspect.signature(model.extract_feat).parameters:
+        model.extract_feat(inputs, [sample.metainfo for sample in _samples(model, inputs)])
+    else:
+        model.extract_feat(inputs)
 
 
 def _to_test(module: Any) -> Any:
