@@ -71,7 +71,7 @@ def protect(module: nn.Module, located: LocatedKey, options: dict[str, Any]) -> 
         _sites(module, options.get('points', 'stages')),
         options.get('transform', 'ChannelPermutation'),
         salt=_salt(options.get('salt')),
-        fixed_salt='salt' in options,
+        fixed_salt=options.get('salt') is not None,
         deliberate=located.deliberate,
         allow_plain=lambda prefix: bool(options.get('allow_plain')) or _is_initialisation(module, prefix),
     )
