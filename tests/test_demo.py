@@ -282,3 +282,17 @@ def test_bad_numbers_are_refused(option, tmp_path, capsys):
         main(['demo', '--out', str(tmp_path / 'out'), *option])
     assert 'takes a whole number' in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
+
+
+def test_what_a_killed_demo_left_is_cleared(tmp_path):
+    """Nobody brings the list up to date when the process is killed."""
+    from keyseg_mm.demo.folder import DemoFolder
+
+    names = ('train', 'demo.log')
+    DemoFolder(tmp_path, names)
+    (tmp_path / 'train' / 'deep').mkdir(parents=True)
+    (tmp_path / 'train' / 'deep' / 'half.pth').write_text('x')
+    (tmp_path / 'demo.log').write_text('x')
+    (tmp_path / 'mine.txt').write_text('x')
+    DemoFolder(tmp_path, names, overwrite=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['.made_by_keyseg_demo', 'mine.txt']

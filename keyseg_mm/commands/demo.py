@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         ) from None
     finally:
         with contextlib.suppress(KeysegError):
-            folder.note()
+            folder.note(finished=True)
     return 0
 
 

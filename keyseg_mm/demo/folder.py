@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from keyseg_mm.errors import KeysegError
@@ -29,7 +30,7 @@ class DemoFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             if overwrite:
-                self._remove_made()
+                self._remove_made(names)
                 taken = [name for name in names if os.path.lexists(path / name)]
                 if taken:
                     raise KeysegError(
@@ -41,6 +42,7 @@ class DemoFolder:
                     f'{path} is not empty; give another folder with --out, or --overwrite to replace what an earlier '
                     'demo made there'
                 )
+            self._names = names
             self._foreign = self._files()
             self.note()
         except OSError as error:
@@ -48,16 +50,20 @@ class DemoFolder:
                 f'{path} cannot be used as a folder: {error.strerror or error}; give another with --out'
             ) from None
 
-    def note(self) -> None:
-        """Bring the list up to date."""
-        made = sorted(self._files() - self._foreign - {LIST_NAME})
+    def note(self, finished: bool = False) -> None:
+        """Bring the list up to date.
+
+        Until the demo has finished it names the entries to come as well, whole: a process that is killed writes no
+        list, and what it made must not stand in the way of the next one.
+        """
+        made = sorted(self._files() - self._foreign - {LIST_NAME}) + ([] if finished else list(self._names))
         write_new(self.path / LIST_NAME, lambda file: file.write('\n'.join(made).encode()), overwrite=True)
 
     def _files(self) -> set[str]:
         return {p.relative_to(self.path).as_posix() for p in self.path.rglob('*') if p.is_symlink() or not p.is_dir()}
 
-    def _remove_made(self) -> None:
-        """Remove the listed files, the list, and the folders that are empty then."""
+    def _remove_made(self, names: tuple[str, ...]) -> None:
+        """Remove the listed files, the list, the folders that are empty then, and what a killed demo had begun."""
         try:
             listed = (self.path / LIST_NAME).read_text(encoding='utf-8').splitlines()
         except FileNotFoundError:
@@ -66,6 +72,10 @@ class DemoFolder:
         for file in [*(root / name for name in listed), root / LIST_NAME]:
             if not file.parent.resolve().is_relative_to(root) or file.name in ('', '..'):
                 continue  # a list that was tampered with
+            if file.is_dir() and not file.is_symlink():
+                if file.parent == root and file.name in names:
+                    shutil.rmtree(file)
+                continue
             file.unlink(missing_ok=True)
             for parent in file.parents:
                 if parent == root or not parent.is_dir() or any(parent.iterdir()):
