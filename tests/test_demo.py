@@ -110,7 +110,7 @@ def test_overwrite_removes_what_the_demo_made_and_nothing_else(tmp_path):
     (out / 'scenes' / 'val').mkdir(parents=True)
     for name in ('scenes/val/a.png', 'scenes/b.png', 'demo.key'):
         (out / name).write_text('made')
-    folder.note()
+    folder.note(finished=True)
     (out / 'scenes' / 'mine.txt').write_text('mine')
     with pytest.raises(KeysegError, match='holds scenes'):
         DemoFolder(out, ('scenes', 'demo.key'), overwrite=True)
@@ -119,7 +119,7 @@ def test_overwrite_removes_what_the_demo_made_and_nothing_else(tmp_path):
     (out / 'scenes').rmdir()
     again = DemoFolder(out, ('scenes', 'demo.key'), overwrite=True)
     (out / 'demo.key').write_text('made again')
-    again.note()
+    again.note(finished=True)
     assert (out / LIST_NAME).read_text() == 'demo.key'
     assert (out / 'mine.txt').read_text() == 'mine'
 
