@@ -158,11 +158,12 @@ def time_pairs(model: nn.Module, step: Callable[[], None], rounds: int, name: st
     """Time a step of a protected model, plain and keyed by turns.
 
     Returns:
-        Seconds of plain and keyed (medians), the ratios' median and quartiles (``wall``, ``cpu``, ``noise``), and how
+        Seconds of plain and keyed (medians); median and quartiles of the ratios keyed/plain of ``wall`` and ``cpu``
+        time, of like runs (``noise``), and of 1 + what the transforms themselves took of a keyed run (``own``); how
         often feature maps were encrypted.
     """
     switch = Switch(model)
-    taken: list[tuple[bool, float, float]] = []
+    taken: list[tuple[bool, float, float, float]] = []
     before = encryptions(model)
     gc.collect()
     gc.disable()
@@ -170,23 +171,42 @@ def time_pairs(model: nn.Module, step: Callable[[], None], rounds: int, name: st
         for index in tqdm(range(rounds), desc=name, unit='pair', leave=False):
             for keyed in (False, True) if index % 2 == 0 else (True, False):
                 switch(keyed)
-                wall, cpu = time.perf_counter(), time.process_time()
-                step()
-                taken.append((keyed, time.perf_counter() - wall, time.process_time() - cpu))
+                with timing_transforms() as own:
+                    wall, cpu = time.perf_counter(), time.process_time()
+                    step()
+                    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+                taken.append((keyed, wall, cpu, sum(own)))
     finally:
         gc.enable()
         switch(True)
-    pairs = [{keyed: (wall, cpu) for keyed, wall, cpu in taken[i : i + 2]} for i in range(0, len(taken), 2)]
+    pairs = [sorted(taken[i : i + 2]) for i in range(0, len(taken), 2)]  # plain first
     alike = [second[1] / first[1] for first, second in zip(taken[1::2], taken[2::2])]
     return {
-        'plain s': statistics.median(pair[False][0] for pair in pairs),
-        'keyed s': statistics.median(pair[True][0] for pair in pairs),
-        'wall': quartiles([pair[True][0] / pair[False][0] for pair in pairs]),
-        'cpu': quartiles([pair[True][1] / pair[False][1] for pair in pairs]),
+        'plain s': statistics.median(plain[1] for plain, _ in pairs),
+        'keyed s': statistics.median(keyed[1] for _, keyed in pairs),
+        'wall': quartiles([keyed[1] / plain[1] for plain, keyed in pairs]),
+        'cpu': quartiles([keyed[2] / plain[2] for plain, keyed in pairs]),
+        'own': quartiles([keyed[1] / (keyed[1] - keyed[3]) for _, keyed in pairs]),
         'noise': quartiles(alike or [1.0]),
         'rounds': rounds,
         'encryptions': encryptions(model) - before,
     }
+
+
+@contextmanager
+def timing_transforms() -> Iterator[list[float]]:
+    """Collect the seconds of every call of a transform, in forward and backward passes."""
+    taken: list[float] = []
+    call = ChannelMap.__call__
+
+    def timed(self: ChannelMap, x: torch.Tensor, dim: int = 1) -> torch.Tensor:
+        start = time.perf_counter()
+        result = call(self, x, dim)
+        taken.append(time.perf_counter() - start)
+        return result
+
+    with mock.patch.object(ChannelMap, '__call__', timed):
+        yield taken
 
 
 def encryptions(model: nn.Module) -> int:

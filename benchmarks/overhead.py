@@ -6,9 +6,11 @@
 Plain and keyed (a permutation at `stages`) take turns in one process on one model, whose encryptors are taken off and
 put back; the order alternates (A B, B A, ...). Each pair gives a ratio keyed/plain; the table has their median and
 quartiles, of wall time and of processor time (which other processes on the machine disturb less). `noise` is the same
-spread for pairs of like runs, which lie back to back where the order turns. Peak memory is the high-water mark of the
-resident set of one fresh child process each, plain and keyed. Inference is the network to its logits; a training step
-is forward, losses, backward and optimiser. The exit status is 1 if a limit was missed.
+spread for pairs of like runs, which lie back to back where the order turns. `transforms` is what the ratio would be if
+the transforms cost only the time spent inside them: it hardly suffers from noise, but sees no effect on what runs after
+them. Peak memory is the high-water mark of the resident set of one fresh child process each, plain and keyed. Inference
+is the network to its logits; a training step is forward, losses, backward and optimiser. The exit status is 1 if a
+limit was missed.
 """
 
 from __future__ import annotations
@@ -196,7 +198,8 @@ def print_model(name: str, row: dict[str, Any]) -> None:
         took = row[mode]
         spreads = (f'{r["median"]:.4f} [{r["q1"]:.4f}, {r["q3"]:.4f}]' for r in (took['wall'], took['cpu']))
         noise = f'[{took["noise"]["q1"]:.4f}, {took["noise"]["q3"]:.4f}]'
-        print(f'  {mode:10}{1e3 * took["plain s"]:10.1f}  {"  ".join(spreads)}  {noise}  {limit}')
+        own = f'{took["own"]["median"]:10.4f}'
+        print(f'  {mode:10}{1e3 * took["plain s"]:10.1f}  {"  ".join(spreads)}  {noise}  {own}  {limit}')
     for mode in CASES[name].limits if 'peak MiB' in row else ():
         plain, keyed = (row['peak MiB'][kind][mode] for kind in ('plain', 'keyed'))
         print(f'  peak memory, {mode}: plain {plain:.0f} MiB, keyed {keyed:.0f} MiB, ratio {keyed / plain:.4f}')
@@ -209,7 +212,8 @@ def print_model(name: str, row: dict[str, Any]) -> None:
 def report(results: dict[str, Any]) -> None:
     """Print the figures."""
     print(f'\n{results["threads"]} thread(s), {results["cores"]} cores, torch {results["torch"]}')
-    print(f'{"":12}{"plain ms":>10}  {"wall time: keyed/plain":24}  {"processor time":24}  {"noise":16}  limit')
+    heads = f'{"keyed/plain: wall time":24}  {"processor time":24}  {"noise":16}  transforms  limit'
+    print(f'{"":12}{"plain ms":>10}  {heads}')
     for name, row in results['models'].items():
         print_model(name, row)
     for config, found in results['derivation'].items():

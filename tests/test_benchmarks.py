@@ -23,6 +23,7 @@ def test_overhead_smoke(tmp_path):
     for mode in ('inference', 'training'):
         assert row[mode]['encryptions'] == 3 * row[mode]['rounds']  # plain in one half of the runs, keyed in the other
         assert row[mode]['wall']['q1'] <= row[mode]['wall']['median'] <= row[mode]['wall']['q3']
+        assert 1 < row[mode]['own']['median'] < 2
         assert f'  {mode}' in done.stdout and row['peak MiB']['keyed'][mode] > 0
     derived = next(iter(figures['derivation'].values()))
     assert derived['points'] > 20 and derived['ms']['ChannelPermutation']['median'] > 0
