@@ -111,7 +111,7 @@ def _of_keyring(name: str) -> str | None:
     try:
         import keyring
     except ImportError:
-        raise KeyFileError('keyring:NAME needs the package keyring: pip install "keyseg-mm[keyring]"') from None
+        raise KeyFileError('keyring:NAME needs the package keyring: pip install keyring') from None
     try:
         found: str | None = keyring.get_password(KEYRING_SERVICE, name)
         return found

@@ -20,7 +20,7 @@ def host_tool(name: str) -> Path:
         import mmseg
     except ImportError:
         raise KeysegError(
-            'mmsegmentation is not installed; pip install "keyseg-mm[onedl]" or "keyseg-mm[openmmlab]"'
+            'mmsegmentation is not installed; install this package with the extra onedl or openmmlab, see its README'
         ) from None
     path = Path(mmseg.__file__).parent / '.mim' / 'tools' / name
     if not path.is_file():
