@@ -195,3 +195,25 @@ def test_rotation_block_size_counts():
     small, large = ChannelRotation.derive(KeyStream(bytes(32)), 32, block=2), make('ChannelRotation', 32)
     assert (small.matrix() != 0).sum() == 32 * 2
     assert not torch.allclose(small(x), large(x), atol=0.1)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_an_in_place_operation_may_follow(name):
+    """A host's ReLU works in place on what an encryptor hands on, in either layout, and gradients still come back."""
+    t, x = make(name, 16), torch.randn(2, 16, 6, 8)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        leaf = x.clone(memory_format=layout).requires_grad_()
+        y = torch.relu_(t(leaf))
+        y.sum().backward()
+        want = t.inverse()((y > 0).to(x.dtype))
+        assert want.abs().sum() > 0
+        assert torch.allclose(leaf.grad, want, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['ChannelPermutation', 'SignedChannelPermutation'])
+def test_transposed_tokens_keep_their_strides(name):
+    t, x = make(name, 16), torch.randn(2, 16, 48)
+    tokens = x.transpose(1, 2)
+    assert not tokens.is_contiguous()
+    assert t(tokens, -1).stride() == tokens.stride()
+    assert torch.equal(t(tokens, -1), t(tokens.contiguous(), -1))
