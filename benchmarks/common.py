@@ -24,8 +24,8 @@ from mmengine.structures import PixelData
 from torch import nn
 from tqdm import tqdm
 
-import keyseg_mm.encryptor
 import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
+import keyseg_mm.protection
 from keyseg_mm import Protection, SecretKey, Trace, attach, protections, resolve
 from keyseg_mm.commands.host import host_tool
 from keyseg_mm.transforms import ChannelMap
@@ -218,7 +218,7 @@ def encryptions(model: nn.Module) -> int:
 def counting() -> Iterator[Counter[str]]:
     """Count what must not happen in the hot path: tables derived, inverted, or made into tensors on a device."""
     counts: Counter[str] = Counter(derived=0, inverted=0, placed=0)
-    derive, inverse, place = keyseg_mm.encryptor.derive_map, ChannelMap.inverse, ChannelMap._place
+    derive, inverse, place = keyseg_mm.protection.derive_map, ChannelMap.inverse, ChannelMap._place
 
     def count_derive(*args: Any) -> ChannelMap:
         counts['derived'] += 1
@@ -235,7 +235,7 @@ def counting() -> Iterator[Counter[str]]:
         return placed
 
     with (
-        mock.patch.object(keyseg_mm.encryptor, 'derive_map', count_derive),
+        mock.patch.object(keyseg_mm.protection, 'derive_map', count_derive),
         mock.patch.object(ChannelMap, 'inverse', count_inverse),
         mock.patch.object(ChannelMap, '_place', count_place),
     ):

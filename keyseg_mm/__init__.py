@@ -26,23 +26,34 @@ _WHERE = {
     'stamps_of': 'plan',
     'TRANSFORMS': 'transforms',
     'FeatureEncryptor': 'encryptor',
-    'Protection': 'encryptor',
-    'attach': 'encryptor',
-    'detach': 'encryptor',
-    'protections': 'encryptor',
+    'Protection': 'protection',
+    'attach': 'protection',
+    'detach': 'protection',
+    'protections': 'protection',
+    'lock': 'locking',
+    'rekey': 'locking',
+    'unlock': 'locking',
+    'plan_lock': 'lockplan',
+    'lock_file': 'lockfile',
+    'rekey_file': 'lockfile',
+    'unlock_file': 'lockfile',
     'find_leaks': 'leaks',
 }
 __all__ = ['__version__', *_WHERE]
 
 if TYPE_CHECKING:
-    from keyseg_mm.encryptor import FeatureEncryptor, Protection, attach, detach, protections
+    from keyseg_mm.encryptor import FeatureEncryptor
     from keyseg_mm.errors import KeysegError
     from keyseg_mm.key import SecretKey
     from keyseg_mm.keyfile import read_key_file, write_key_file
     from keyseg_mm.leaks import find_leaks
     from keyseg_mm.locator import locate
+    from keyseg_mm.lockfile import lock_file, rekey_file, unlock_file
+    from keyseg_mm.locking import lock, rekey, unlock
+    from keyseg_mm.lockplan import plan_lock
     from keyseg_mm.plan import Plan, stamps_of
     from keyseg_mm.points import Point, Site, Trace, resolve
+    from keyseg_mm.protection import Protection, attach, detach, protections
     from keyseg_mm.transforms import TRANSFORMS
 
 

@@ -37,8 +37,16 @@ class PlanMismatchError(KeysegError):
     """A checkpoint is protected at other points, or with other transforms, than the model it is loaded into."""
 
 
+class IntegrityError(KeysegError):
+    """A protected checkpoint is not what its key's holder wrote: its MAC is missing or does not fit."""
+
+
 class PlainCheckpointError(KeysegError):
     """A plain checkpoint was loaded into a keyed model."""
+
+
+class LockError(KeysegError):
+    """A model cannot be locked or unlocked as asked, or would not come out right. Nothing was changed or written."""
 
 
 class NotFiredError(KeysegError):

@@ -22,7 +22,7 @@ def write_new(
 
     Args:
         path: the file to make.
-        write: gets the open binary file.
+        write: gets the open binary file; ``file.name`` is the temporary one's path.
         mode: permissions; the process's umask is applied on top. Key files use 0o600.
         overwrite: replace an existing file. Otherwise it is left alone and an error raised, also when it appears while
             this one is being written.
@@ -38,10 +38,11 @@ def write_new(
         os.umask(umask)
         handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)  # 0600, O_EXCL
         try:
-            with os.fdopen(handle, 'wb') as file:
-                os.fchmod(file.fileno(), mode & ~umask)
+            os.close(handle)
+            with open(temporary, 'r+b') as file:
                 write(file)
-                file.flush()
+            with open(temporary, 'rb') as file:  # by name: a writer may have put another file in its place
+                os.fchmod(file.fileno(), mode & ~umask)
                 os.fsync(file.fileno())
             if overwrite:
                 os.replace(temporary, path)
@@ -54,6 +55,22 @@ def write_new(
         raise KeysegError(f'{path} exists already and was left as it is; give another name') from None
     except OSError as error:
         raise KeysegError(f'could not write {path}: {error.strerror or error}') from None
+
+
+def refuse_existing(path: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Refuse a target that :func:`write_new` would refuse, before the work for it is done.
+
+    Raises:
+        KeysegError: the file exists, or its folder is missing or not writable.
+    """
+    path = Path(path)
+    if path.is_dir() or (not overwrite and os.path.lexists(path)):
+        raise KeysegError(f'{path} exists already and was left as it is; give another name')
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):  # permissions alone do not tell: root, read-only file systems
+            pass
+    except OSError as error:
+        raise KeysegError(f'could not write {path}: {path.parent}: {error.strerror or error}') from None
 
 
 def _link_new(temporary: str, path: Path) -> None:

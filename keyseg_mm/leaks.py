@@ -29,6 +29,10 @@ _SEPARATORS = (',', ', ', ' ', '\n', ',\n')
 # 64 in a row do not come about by chance.
 _RUN = 24
 _RUN_OF_SIGNS = 64
+# Shorter tables turn up anywhere: a handful of small integers in any file, and signs that all happen to be +1 in every
+# fresh batch norm.
+_SHORTEST = 8
+_SHORTEST_OF_SIGNS = 32
 _LARGE = 2**20  # bytes
 
 
@@ -136,8 +140,9 @@ def _table_forms(table: NDArray[Any]) -> Iterator[tuple[bytes, str]]:
         for dtype in _FLOATS:
             yield flat[:_RUN].astype(dtype).tobytes(), f'numpy {dtype}'
         return
-    run = flat[: _RUN_OF_SIGNS if flat.dtype == np.int8 else _RUN]
-    if len(run) < 8:  # a handful of small integers turns up anywhere
+    of_signs = flat.dtype == np.int8
+    run = flat[: _RUN_OF_SIGNS if of_signs else _RUN]
+    if len(run) < (_SHORTEST_OF_SIGNS if of_signs else _SHORTEST):
         return
     numbers = run.tolist()
     for dtype in (*_INTEGERS, *_FLOATS):

@@ -71,6 +71,23 @@ def locate(locator: object, ask_passphrase: AskPassphrase | None = None, stdin: 
     return LocatedKey(_read_text(source, scheme, rest))
 
 
+def locate_real(locator: object, option: str, ask_passphrase: AskPassphrase | None = None) -> SecretKey:
+    """The key of a command line's locator, where no run without a key or with a wrong one is meant.
+
+    Args:
+        locator: from the command line, ``-`` included.
+        option: its name, for the message.
+        ask_passphrase: see :func:`locate`.
+
+    Raises:
+        KeyFileError: it leads to no key, or to one that is wrong on purpose.
+    """
+    found = locate(locator, ask_passphrase, stdin=True)
+    if found.key is None or found.deliberate:
+        raise KeyFileError(f'{option} takes the locator of a real key, as file:PATH')
+    return found.key
+
+
 def refuse_secret(text: str, by_shape: bool = True) -> None:
     """Refuse text that holds a key, wherever in it and in whatever case.
 

@@ -1,9 +1,10 @@
 """The plan of a protection and its public stamp.
 
-The stamp says what was done to a model: format version, key id, salt, points and transforms. It travels in the
-state_dict as one uint8 tensor of JSON, so that the Runner, ``init_model``, EMA, ``.pth`` and ``.safetensors`` all carry
-it. Its entry is named after the key id, so that a host without this package, which knows only that it met an unexpected
-key, tells its user which key the model wants.
+The stamp says what was done to a model: format version, key id, salt, points and transforms, and, where it was locked,
+which weights carry which transform. A keyed MAC over it and the weights lets the key's holder see whether the file was
+altered. It travels in the state_dict as one uint8 tensor of JSON, so that the Runner, ``init_model``, EMA, ``.pth`` and
+``.safetensors`` all carry it. Its entry is named after the key id, so that a host without this package, which knows
+only that it met an unexpected key, tells its user which key the model wants.
 """
 
 from __future__ import annotations
@@ -29,11 +30,20 @@ SALT_BYTES = 16
 
 @dataclass(frozen=True)
 class Entry:
-    """One encryption point of a plan: where, how many channels, and the transform in normal form."""
+    """One encryption point of a plan.
+
+    Attributes:
+        point: where.
+        channels: how many.
+        transform: in normal form.
+        weights: names in the state_dict of the weights whose input channels (dimension 1) carry the transform, where
+            the model was locked. Empty where it was trained with the key: the model has to tell then.
+    """
 
     point: str
     channels: int
     transform: dict[str, Any] = field(hash=False)
+    weights: tuple[str, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
         return f'{self.point} ({self.channels} channels, {describe(self.transform)})'
@@ -47,11 +57,13 @@ class Plan:
         key_id: public id of the key.
         salt: public, fresh for each protected model, so that one key gives each model tables of its own.
         entries: the points.
+        mac: keyed MAC over the rest of the stamp and the weights it came with, in hex; empty before it is made.
     """
 
     key_id: str
     salt: bytes
     entries: tuple[Entry, ...]
+    mac: str = field(default='', compare=False)
 
     @property
     def stamp_name(self) -> str:
@@ -60,9 +72,16 @@ class Plan:
 
     def to_json(self) -> str:
         """The stamp as text; the same plan always gives the same text."""
-        points = [{'point': e.point, 'channels': e.channels, 'transform': e.transform} for e in self.entries]
-        document = {'format': FORMAT, 'version': VERSION, 'key_id': self.key_id, 'salt': self.salt.hex()}
-        return json.dumps({**document, 'points': points}, separators=(',', ':'))
+        points: list[dict[str, Any]] = []
+        for e in self.entries:
+            points.append({'point': e.point, 'channels': e.channels, 'transform': e.transform})
+            if e.weights:
+                points[-1]['weights'] = list(e.weights)
+        document: dict[str, Any] = {'format': FORMAT, 'version': VERSION, 'key_id': self.key_id}
+        document.update(salt=self.salt.hex(), points=points)
+        if self.mac:
+            document['mac'] = self.mac
+        return json.dumps(document, separators=(',', ':'))
 
     def to_tensor(self) -> Tensor:
         """The stamp as a one-dimensional uint8 tensor."""
@@ -84,24 +103,22 @@ class Plan:
                     f'this stamp has version {document["version"]!r}; this release reads version {VERSION}: '
                     'install a newer keyseg_mm'
                 )
-            entries = tuple(
-                Entry(str(Point.parse(p['point'])), int(p['channels']), normal_form(p['transform']))
-                for p in document['points']
-            )
+            entries = tuple(_entry(point) for point in document['points'])
             salt = bytes.fromhex(document['salt'])
-            key_id = document['key_id']
+            key_id, mac = document['key_id'], document.get('mac', '')
+            bytes.fromhex(mac)
             if len(salt) != SALT_BYTES or not isinstance(key_id, str) or not entries:
                 raise ValueError
         except StampError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError, KeysegError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, KeysegError):
             raise StampError('the stamp in this checkpoint is damaged; restore the file from a copy') from None
-        return cls(key_id, salt, entries)
+        return cls(key_id, salt, entries, mac)
 
     @classmethod
     def from_tensor(cls, tensor: Tensor) -> Plan:
         """Read a stamp from its tensor."""
-        if tensor.dtype != torch.uint8 or tensor.dim() != 1:
+        if not isinstance(tensor, Tensor) or tensor.dtype != torch.uint8 or tensor.dim() != 1:
             raise StampError('the stamp in this checkpoint is damaged; restore the file from a copy')
         try:
             text = bytes(tensor.cpu().tolist()).decode('utf-8')
@@ -117,10 +134,24 @@ class Plan:
         return found + [f'{mine[p]} here, {theirs[p]} there' for p in mine if p in theirs and mine[p] != theirs[p]]
 
 
+def _entry(point: dict[str, Any]) -> Entry:
+    """An entry from its JSON; raises whatever comes for a damaged one."""
+    weights = point.get('weights', [])
+    if not isinstance(weights, list) or not all(isinstance(name, str) for name in weights):
+        raise ValueError
+    place = str(Point.parse(point['point']))
+    return Entry(place, int(point['channels']), normal_form(point['transform']), tuple(weights))
+
+
 def describe(transform: Mapping[str, Any]) -> str:
     """A transform in normal form as a reader wants it: ``ChannelRotation(block=16)``."""
     params = ', '.join(f'{k}={v}' for k, v in transform.items() if k != 'type')
     return f'{transform["type"]}({params})' if params else str(transform['type'])
+
+
+def is_stamp(name: str) -> bool:
+    """Whether a name of a state_dict is that of a stamp, of whatever module."""
+    return name.rpartition('.')[2].startswith(STAMP_PREFIX)
 
 
 def stamp_names(names: Iterable[str], prefix: str = '') -> list[str]:
@@ -129,10 +160,17 @@ def stamp_names(names: Iterable[str], prefix: str = '') -> list[str]:
 
 
 def stamps_of(state_dict: Mapping[str, Any]) -> dict[str, Plan]:
-    """All stamps in a state_dict, by the prefix of the module they belong to (``''`` for the model itself)."""
-    found = {}
+    """All stamps in a state_dict, by the prefix of the module they belong to (``''`` for the model itself).
+
+    Raises:
+        StampError: one is damaged, is not the one that its name says, or a module has two.
+    """
+    found: dict[str, Plan] = {}
     for name, value in state_dict.items():
-        prefix, _, last = name.rpartition('.')
-        if last.startswith(STAMP_PREFIX):
-            found[prefix] = Plan.from_tensor(value)
+        if is_stamp(name):
+            prefix, _, last = name.rpartition('.')
+            plan = Plan.from_tensor(value)
+            if plan.stamp_name != last or prefix in found:
+                raise StampError('the stamp in this checkpoint is damaged; restore the file from a copy')
+            found[prefix] = plan
     return found

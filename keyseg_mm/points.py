@@ -20,15 +20,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from keyseg_mm.errors import PointError
+from keyseg_mm.layers import is_grouped, kind_of
 
 ROOT = '.'
 PRESETS = {
     'stages': 'every feature map that the backbone hands on',
     'neck': 'every feature map that the neck hands on',
-    'linear': 'the input of every ungrouped Conv2d and Linear that is really called',
+    'linear': 'the input of every ungrouped convolution and Linear that is really called',
 }
 _BACKBONES = ('backbone', 'image_encoder')
-_LINEAR = (nn.Conv2d, nn.Linear)
 _UNLIKE = '{} returns other maps in training than in testing, and which is which is not clear; name points in it'
 
 _Seen = dict[tuple[str, str], dict[int, dict[int, 'Site']]]  # (side, name) -> form -> index -> site
@@ -133,7 +133,7 @@ class Trace:
             for name, module in model.named_modules():
                 watch = _Watch(seen, name or ROOT, module, current)
                 handles.append(module.register_forward_hook(watch.output))
-                if isinstance(module, _LINEAR):
+                if kind_of(module) is not None:
                     handles.append(module.register_forward_pre_hook(watch.input))
             for current[0], run in passes.items():
                 run()
@@ -246,9 +246,9 @@ def module_of(model: nn.Module, name: str) -> nn.Module:
 
 def _preset(name: str, model: nn.Module, trace: Trace) -> list[Site]:
     if name == 'linear':
-        groups = {n: getattr(m, 'groups', 1) for n, m in model.named_modules()}
-        found = [s for p, s in trace.sites.items() if p.side == 'in' and groups.get(p.name, 1) == 1]
-        where = 'an ungrouped Conv2d or Linear that is called'
+        grouped = {n or ROOT for n, m in model.named_modules() if is_grouped(m)}
+        found = [s for p, s in trace.sites.items() if p.side == 'in' and p.name not in grouped]
+        where = 'an ungrouped convolution or Linear that is called'
     else:
         children = _BACKBONES if name == 'stages' else ('neck',)
         owner = next((child for child in children if getattr(model, child, None) is not None), None)
@@ -270,8 +270,8 @@ def _single(point: Point, model: nn.Module, trace: Trace) -> Site:
         hint = f'; nearest: {", ".join(near)}' if near else ''
         raise PointError(f'{point}: no module of that name in this {type(model).__name__}{hint}')
     module = modules[point.name]
-    if point.side == 'in' and not isinstance(module, _LINEAR):
-        raise PointError(f'{point}: is a {type(module).__name__}; in: takes a Conv2d or Linear')
+    if point.side == 'in' and kind_of(module) is None:
+        raise PointError(f'{point}: is a {type(module).__name__}; in: takes a Conv2d, Linear or deformable convolution')
     if isinstance(module, _BatchNorm):
         raise PointError(f'{point}: the host may swap a batch norm for another one; name the module around it')
     site = trace.sites.get(point)

@@ -18,7 +18,9 @@ import torch
 from mmengine.config import Config, DictAction
 from mmseg.registry import MODELS
 
-from keyseg_mm.encryptor import protection_of, protections
+from keyseg_mm import lock
+from keyseg_mm.mm.config import build_plain_model
+from keyseg_mm.protection import protection_of, protections
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / 'configs'
@@ -113,7 +115,7 @@ def test_every_family_has_configs_and_the_readme_lists_them_all():
     readme = (CONFIGS / 'README.md').read_text()
     assert [file for file in FILES if f']({file})' not in readme] == []
     bases = [path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob('_base_/protection/*.py')]
-    assert len(bases) == 4
+    assert len(bases) == 6
     assert [file for file in bases if f']({file})' not in readme] == []
 
 
@@ -139,6 +141,25 @@ def test_protection_bases(base, transform, points, tmp_path, key_file):
     assert [entry.transform for entry in plan.entries] == [transform] * len(plan.entries)
     found = [entry.point for entry in plan.entries]
     assert found == points if points else len(found) > 20 and all(point.startswith('in:') for point in found)
+
+
+@pytest.mark.parametrize('base, encryptors', [('locked', True), ('unlocked', False)])
+def test_bases_for_locked_checkpoints(base, encryptors, tmp_path, key, key_file):
+    cfg = write(
+        tmp_path / 'protected.py',
+        f"""
+        _base_ = ['mmseg::{FAST_SCNN}', '{CONFIGS}/_base_/protection/{base}.py']
+        model = dict(type='keyseg_mm.Keyed', of='EncoderDecoder', protection={{{{_base_.protection}}}})
+        """,
+    )
+    assert cfg.custom_hooks == GUARD
+    plain = build_plain_model(cfg)
+    cfg.model.protection.key = f'file:{key_file}'
+    model = MODELS.build(cfg.model)
+    model.load_state_dict(lock(plain.state_dict(), plain, key))
+    assert bool(protection_of(model).encryptors) == encryptors
+    same = torch.equal(model.decode_head.conv_seg.weight, plain.decode_head.conv_seg.weight)
+    assert same != encryptors
 
 
 def test_options_of_the_readme(key_file):

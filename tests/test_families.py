@@ -17,9 +17,9 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
-from keyseg_mm.encryptor import detach, protection_of
 from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.plan import stamp_names
+from keyseg_mm.protection import detach, protection_of
 
 STOCK = Path(mmseg.__file__).parent / '.mim' / 'configs'
 ADE, CITY = '80k_ade20k-512x512', 'cityscapes-512x1024'

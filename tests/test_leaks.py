@@ -15,9 +15,11 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from keyseg_mm import detach, find_leaks, protections
+from keyseg_mm import Plan, detach, find_leaks, protections
+from keyseg_mm.encryptor import derive_map
 from keyseg_mm.errors import LeakError, NotFiredError
 from keyseg_mm.leaks import Needles, search_object
+from keyseg_mm.plan import Entry
 
 
 @pytest.fixture
@@ -69,6 +71,28 @@ def test_compressed_archives_are_opened(protection, key, tmp_path):
     with zipfile.ZipFile(tmp_path / 'a.npz', 'w', zipfile.ZIP_DEFLATED) as archive:
         archive.writestr('inner.bin', table(protection).tobytes() * 3)
     assert find_leaks(tmp_path, key, [protection.plan])
+
+
+def test_signs_are_looked_for_where_chance_does_not_give_them(key, tmp_path):
+    """Eight signs are all +1 for one salt in 256, and a fresh batch norm's weights are as well."""
+
+    def plan(channels):
+        spec = {'type': 'SignedChannelPermutation'}
+        salts = (index.to_bytes(16, 'big') for index in range(4000))
+        return next(p for s in salts for p in [Plan(key.id, s, (Entry('in:x', channels, spec),))] if fits(p, channels))
+
+    def fits(found, channels):
+        return channels > 8 or signs_of(found).sum() == channels
+
+    def signs_of(found):
+        return derive_map(key, found.salt, found.entries[0]).tables()['signs']
+
+    path = tmp_path / 'norm.bin'
+    few, many = plan(8), plan(64)
+    path.write_bytes(torch.ones(8).numpy().tobytes())
+    assert find_leaks(path, key, [few]) == []
+    path.write_bytes(signs_of(many).astype('<f4').tobytes())
+    assert [leak.what for leak in find_leaks(path, key, [many])] == ['the signs at in:x (numpy <f4)']
 
 
 def test_objects_are_searched_throughout(protection, key):

@@ -83,7 +83,9 @@ def test_right_key_takes_over_the_salt(keyed, key_file, load, image):
     assert protections(twin)[0].plan == protections(keyed)[0].plan
     assert torch.equal(logits(twin, image), logits(keyed, image))
     assert not torch.allclose(before, logits(twin, image))
-    assert torch.equal(twin.state_dict()[protections(twin)[0].plan.stamp_name], protections(keyed)[0].plan.to_tensor())
+    stamp = Plan.from_tensor(twin.state_dict()[protections(twin)[0].plan.stamp_name])
+    assert stamp == protections(keyed)[0].plan
+    assert stamp.mac
 
 
 def test_other_key_is_refused_naming_both(keyed, key, other_key, other_key_file, load):

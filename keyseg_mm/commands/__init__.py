@@ -17,6 +17,10 @@ COMMANDS = {
     'points': 'list the encryption points of a config: which fire, with which shapes',
     'train': "train a config with mmsegmentation's own train.py",
     'test': "test a checkpoint with mmsegmentation's own test.py",
+    'lock': 'protect a trained checkpoint, without training',
+    'rekey': 'give a protected checkpoint another key, or a licensee his own copy',
+    'unlock': 'turn a protected checkpoint back into the plain one',
+    'trace': 'tell whose copy a checkpoint is',
     'scan': 'search a folder for a key and the tables derived from it',
     'demo': 'train and test a small protected model on street scenes made on the spot',
 }
@@ -31,6 +35,7 @@ a first run:
   keyseg train configs/fcn/keyed_fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py \\
       --cfg-options model.protection.key=file:keys/my.key
   keyseg test CONFIG CHECKPOINT --cfg-options model.protection.key=file:keys/my.key
+  keyseg lock CONFIG PLAIN.pth --key file:keys/my.key --out locked.pth         protect a model that is trained already
 
 a key is named by a locator, never typed: file:PATH, env:NAME, keyring:NAME, none (run unauthorised, on purpose),
 random:SEED (a wrong key, on purpose)

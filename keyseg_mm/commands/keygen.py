@@ -19,7 +19,7 @@ from getpass import getpass
 from keyseg_mm.errors import KeyFileError
 from keyseg_mm.key import SecretKey
 from keyseg_mm.keyfile import PASSPHRASE_VARIABLE, default_comment, write_key_file
-from keyseg_mm.locator import locate
+from keyseg_mm.locator import locate_real
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,10 +58,7 @@ def ask_passphrase(path: str) -> str:
 
 
 def _licensee_key(master: str, name: str) -> SecretKey:
-    located = locate(master, ask_passphrase, stdin=True)
-    if located.key is None or located.deliberate:
-        raise KeyFileError('--master takes the locator of a real key, as file:PATH')
-    return located.key.licensee(name)
+    return locate_real(master, '--master', ask_passphrase).licensee(name)
 
 
 def _new_passphrase() -> str:

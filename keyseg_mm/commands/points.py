@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trace the model and print the table."""
+    from keyseg_mm.commands.tables import print_table
     from keyseg_mm.mm.config import build_plain_model, read_config
     from keyseg_mm.mm.dryrun import trace_module
     from keyseg_mm.points import resolve
@@ -40,8 +41,6 @@ def run(args: argparse.Namespace) -> int:
         if args.match in str(s.point)
     ]
     head = ('point', 'channels', 'seen shape', 'module', 'fires in')
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    for row in [head, tuple('-' * width for width in widths), *rows]:
-        print('  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    print_table(head, rows)
     print(f'\n{len(rows)} points of {type(model).__name__}')
     return 0

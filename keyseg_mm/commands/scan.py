@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from keyseg_mm.errors import KeyFileError, KeysegError
+from keyseg_mm.errors import KeysegError
 
 FOUND = 3
 _CHECKPOINTS = ('.pth', '.pt', '.safetensors')
@@ -32,11 +32,9 @@ def run(args: argparse.Namespace) -> int:
 
     from keyseg_mm.commands.keygen import ask_passphrase
     from keyseg_mm.leaks import files_below, find_leaks
-    from keyseg_mm.locator import locate
+    from keyseg_mm.locator import locate_real
 
-    key = locate(args.key, ask_passphrase, stdin=True).key
-    if key is None:
-        raise KeyFileError('--key takes the locator of a real key, as file:PATH')
+    key = locate_real(args.key, '--key', ask_passphrase)
     files = files_below(args.folder)
     if not files:
         raise KeysegError(f'{args.folder}: nothing to search there')

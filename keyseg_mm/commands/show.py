@@ -55,6 +55,8 @@ def _show_checkpoint(path: Path) -> None:
         print(f'{path}: protected{" at " + prefix if prefix else ""}')
         print(f'  key id  {plan.key_id}')
         print(f'  salt    {plan.salt.hex()}')
+        locked = all(entry.weights for entry in plan.entries)
+        print(f'  made by {"locking a trained model" if locked else "training with the key"}')
         print(f'  points  {len(plan.entries)}')
         width = max(len(entry.point) for entry in plan.entries)
         for entry in plan.entries:

@@ -12,7 +12,7 @@ import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,11 @@ from torch import Tensor, nn
 
 from keyseg_mm.errors import PointError
 from keyseg_mm.points import Trace
+from keyseg_mm.protection import detach
+
+_Result = TypeVar('_Result')
+Passes = Mapping[str, Callable[[], object]]
+Image = Callable[[nn.Module, int, int], Tensor]
 
 # Side lengths tried in turn: most models run at the smallest, some need room for their pooling, windows or crops.
 SIDES = (64, 128, 224, 256, 384, 512, 640)
@@ -40,12 +45,32 @@ def trace_module(module: nn.Module, heads: bool = True) -> Trace:
     Raises:
         PointError: it could not be run at any of the sides tried; names the last error.
     """
+    return watch_module(module, Trace.of, heads)
+
+
+def watch_module(
+    module: nn.Module,
+    watch: Callable[[nn.Module, Passes], _Result],
+    heads: bool = True,
+    image: Image | None = None,
+    smallest: int = SIDES[0],
+) -> _Result:
+    """Let ``watch`` run a plain copy of the module, by the passes that it is given; see :func:`trace_module`.
+
+    Args:
+        module: of the host; encryptors on it are not on the copy.
+        watch: gets the copy and its passes by name. Each returns what the host's ``predict`` or ``loss`` does, or the
+            module's output.
+        heads: see :func:`trace_module`.
+        image: makes a batch of images (B, C, side, side) for the module from B and side; by default noise.
+        smallest: side length to begin with; smaller ones come last, for models made for just one of them.
+    """
     problem: Exception | None = None
-    for side in SIDES:
+    for side in sorted(SIDES, key=lambda side: side < smallest):
         try:
             with _undisturbed(module), torch.no_grad():
                 double = _double(module)
-                return Trace.of(double, _passes(double, side, heads))
+                return watch(double, _passes(double, side, heads, image or _image))
         except Exception as error:  # the host raises whatever it likes for a size that does not suit it
             problem = error
     raise PointError(
@@ -77,40 +102,38 @@ def _double(module: nn.Module) -> nn.Module:
     for p in module.parameters():
         fresh = p.numel() > 0 and not p.abs().max() < _LARGEST_WEIGHT  # so that NaN counts as fresh memory too
         memo[id(p)] = nn.Parameter(torch.zeros_like(p), p.requires_grad) if fresh else p
-    return copy.deepcopy(module, memo)
+    double = copy.deepcopy(module, memo)
+    detach(double)  # what there is to see is the plain model
+    return double
 
 
-def _passes(module: nn.Module, side: int, heads: bool) -> Mapping[str, Callable[[], object]]:
+def _passes(module: nn.Module, side: int, heads: bool, image: Image) -> Passes:
     if isinstance(module, BaseSegmentor):
-        return {'test': lambda: _test(module, side, heads), 'train': lambda: _train(module, side, heads)}
+        one, two = image(module, 1, side), image(module, 2, side)  # batch norm refuses a single value per channel
+        return {'test': lambda: _test(module, one, heads), 'train': lambda: _train(module, two, heads)}
     passes: dict[str, Callable[[], object]] = {'test': lambda: _to_test(module)(_inputs(module, side))}
     if not _is_head(module):  # a head is trained by its loss, which needs more than its inputs
         passes['train'] = lambda: _to_train(module)(_inputs(module, side))
     return passes
 
 
-def _test(model: BaseSegmentor, side: int, heads: bool) -> None:
-    inputs = _image(model, 1, side)
+def _test(model: BaseSegmentor, inputs: Tensor, heads: bool) -> object:
     if heads:
-        _to_test(model).predict(inputs, _samples(model, inputs))
-    else:
-        _features(_to_test(model), inputs)
+        return _to_test(model).predict(inputs, _samples(model, inputs))
+    return _features(_to_test(model), inputs)
 
 
-def _train(model: BaseSegmentor, side: int, heads: bool) -> None:
-    inputs = _image(model, 2, side)  # two images: batch norm refuses a single value per channel
+def _train(model: BaseSegmentor, inputs: Tensor, heads: bool) -> object:
     if heads:
-        _to_train(model).loss(inputs, _samples(model, inputs))
-    else:
-        _features(_to_train(model), inputs)
+        return _to_train(model).loss(inputs, _samples(model, inputs))
+    return _features(_to_train(model), inputs)
 
 
-def _features(model: Any, inputs: Tensor) -> None:
+def _features(model: Any, inputs: Tensor) -> object:
     """Backbone and neck alone; a depth estimator's backbone may want to know the category of the picture too."""
     if 'batch_img_metas' in inspect.signature(model.extract_feat).parameters:
-        model.extract_feat(inputs, [sample.metainfo for sample in _samples(model, inputs)])
-    else:
-        model.extract_feat(inputs)
+        return model.extract_feat(inputs, [sample.metainfo for sample in _samples(model, inputs)])
+    return model.extract_feat(inputs)
 
 
 def _to_test(module: Any) -> Any:

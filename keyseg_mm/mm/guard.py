@@ -7,11 +7,12 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
-from keyseg_mm.encryptor import FeatureEncryptor, Protection, protections
+from keyseg_mm.encryptor import FeatureEncryptor
 from keyseg_mm.errors import LeakError, NotFiredError
 from keyseg_mm.leaks import Leak, Needles, search_object
 from keyseg_mm.mm.registry import HOOKS
 from keyseg_mm.plan import stamp_names
+from keyseg_mm.protection import Protection, protections
 
 
 @HOOKS.register_module()
@@ -45,6 +46,12 @@ class KeyGuardHook(Hook):
         _stop(leak for needles in self._all_needles(found) for leak in needles.search('the config', text.encode()))
 
     def before_train(self, runner: Any) -> None:
+        unlocked = [p.plan.key_id for p in self._protections(runner) if p.is_unlocked]
+        if unlocked:
+            raise LeakError(
+                f'this model was unlocked in memory, and training would save the plain weights that key {unlocked[0]} '
+                'protects; take protection.unlock out to train it as the protected model it is'
+            )
         self._note_calls(runner, 'train')
 
     def before_val_epoch(self, runner: Any) -> None:
@@ -65,6 +72,8 @@ class KeyGuardHook(Hook):
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         self._check_calls()  # the host saves the first iteration before it asks this hook about it
         found = self._protections(runner)
+        if any(p.is_unlocked for p in found):
+            raise LeakError('the model was unlocked in memory, and this checkpoint would hold its plain weights')
         stamps = {name.rpartition('.')[2] for name in checkpoint.get('state_dict', {})}
         for protection in found:
             if protection.key is not None and not stamp_names(stamps & {protection.plan.stamp_name}):
@@ -88,6 +97,9 @@ class KeyGuardHook(Hook):
 
     def _note_calls(self, runner: Any, run: str) -> None:
         self._run = run
+        missing = [p.missing for p in self._protections(runner) if p.missing]
+        if missing:
+            raise NotFiredError(f'{missing[0]}; give load_from, resume or a checkpoint to test')
         self._calls = {e: e.calls for p in self._protections(runner) for e in p.encryptors}
 
     def _check_calls(self) -> None:

@@ -11,18 +11,20 @@ from mmengine.registry import DefaultScope
 from mmseg.models.segmentors.base import BaseSegmentor
 from torch import nn
 
-from keyseg_mm.encryptor import Protection, attach, watch_stamps
 from keyseg_mm.errors import KeysegError, PlanMismatchError
+from keyseg_mm.follow import FollowingProtection, follow
 from keyseg_mm.locator import LocatedKey, locate
 from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.mm.registry import MODELS
-from keyseg_mm.plan import SALT_BYTES
+from keyseg_mm.plan import SALT_BYTES, Plan
 from keyseg_mm.points import Site, resolve
+from keyseg_mm.protection import Protection, attach, watch_stamps
 from keyseg_mm.transforms import normal_form
 
 logger = logging.getLogger('keyseg_mm')
 
-_OPTIONS = ('key', 'points', 'transform', 'salt', 'allow_plain')
+_OPTIONS = ('key', 'points', 'transform', 'salt', 'allow_plain', 'unlock', 'verify')
+FROM_CHECKPOINT = 'checkpoint'  # as points: those of the stamp that is loaded
 
 
 @MODELS.register_module()
@@ -38,9 +40,13 @@ def Keyed(of: Any, protection: dict[str, Any], **kwargs: Any) -> nn.Module:  # n
 
             - ``key``: key locator, see :mod:`keyseg_mm.locator`.
             - ``points``: an encryption point or preset, or a list of them; by default ``stages``, the paper's place.
+              ``checkpoint`` takes points and transforms from the checkpoint that is loaded, as for a locked one.
             - ``transform``: name or dict of a transform; by default ``ChannelPermutation``, the paper's.
             - ``salt``: public, 32 hex digits; by default fresh, or the loaded checkpoint's.
             - ``allow_plain``: accept plain weights, to fine-tune them into a protected model.
+            - ``unlock``: turn the weights back into the plain ones as a protected checkpoint is loaded, and run without
+              encryptors, at the plain model's speed; points and transforms are the checkpoint's.
+            - ``verify``: check the MAC of what is loaded; by default True.
 
     Raises:
         KeysegError: a bad key or option, before anything is built; bad points, before the built module is changed.
@@ -65,6 +71,15 @@ def protect(module: nn.Module, located: LocatedKey, options: dict[str, Any]) -> 
         logger.warning(
             'a wrong key, %s, on purpose: results are those of an unauthorised user, as asked', located.key.id
         )
+    accept: dict[str, Any] = {
+        'deliberate': located.deliberate,
+        'allow_plain': lambda prefix: bool(options.get('allow_plain')) or _is_initialisation(module, prefix),
+        'verify': bool(options.get('verify', True)),
+    }
+    unlock = bool(options.get('unlock'))
+    if unlock or options.get('points') == FROM_CHECKPOINT:
+        follow(module, FollowingProtection(located.key, _sites_of_plan, unlock, **accept))
+        return module
     attach(
         module,
         located.key,
@@ -72,8 +87,7 @@ def protect(module: nn.Module, located: LocatedKey, options: dict[str, Any]) -> 
         options.get('transform', 'ChannelPermutation'),
         salt=_salt(options.get('salt')),
         fixed_salt=options.get('salt') is not None,
-        deliberate=located.deliberate,
-        allow_plain=lambda prefix: bool(options.get('allow_plain')) or _is_initialisation(module, prefix),
+        **accept,
     )
     return module
 
@@ -82,6 +96,11 @@ def _sites(module: nn.Module, points: str | list[str]) -> list[Site]:
     """Resolve points by a dry run; presets of backbone and neck spare the heads their part in it."""
     wanted = [points] if isinstance(points, str) else list(points)
     return resolve(wanted, module, trace_module(module, heads=not set(wanted) <= {'stages', 'neck'}))
+
+
+def _sites_of_plan(module: nn.Module, plan: Plan) -> list[Site]:
+    """Where the points of a loaded stamp are in a module."""
+    return resolve([entry.point for entry in plan.entries], module, trace_module(module))
 
 
 def check_options(protection: Any) -> dict[str, Any]:

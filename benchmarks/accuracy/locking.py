@@ -1,0 +1,143 @@
+#!/usr/bin/env python
+"""Lock a trained checkpoint and test it: plain, with its key, unlocked, rekeyed, and with wrong, old and missing keys.
+
+    python benchmarks/accuracy/locking.py CONFIG CHECKPOINT --data-root DATA/cityscapes --out OUT
+
+Everything by the commands a user has: keyseg lock, rekey, unlock and test. For each transform (all with the points
+`linear`), and for single points on request, it prints one row, and how far the outputs with the key agree with the
+plain model's on the first photos. Finished steps are
+kept in OUT and not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from run import WRONG, floor_of, test
+
+from keyseg_mm import SecretKey, write_key_file
+from keyseg_mm.checkpoint import read_checkpoint, write_checkpoint
+from keyseg_mm.plan import is_stamp
+
+SCHEMES = [('linear', t) for t in ('SignedChannelPermutation', 'ChannelPermutation', 'ChannelRotation')]
+SMALL = ('relative error', 'other pixels')
+
+
+def keyseg(*arguments: object) -> None:
+    """One of our commands in a process of its own."""
+    code = 'import sys; from keyseg_mm.commands import main; sys.exit(main(sys.argv[1:]))'
+    done = subprocess.run([sys.executable, '-c', code, *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f'keyseg {arguments[0]} failed: {done.stderr.strip()}')
+
+
+def keyed_config(config: Path, out: Path) -> Path:
+    """The config's protected version, which takes its points from the checkpoint."""
+    from mmengine.config import Config
+
+    kind = Config.fromfile(str(config)).model.type
+    path = out / f'keyed_{config.name}'
+    path.write_text(
+        f"_base_ = '{config.resolve()}'\n"
+        f"model = dict(type='keyseg_mm.Keyed', of='{kind}', protection=dict(key='none', points='checkpoint'))\n"
+    )
+    return path
+
+
+def agreement(
+    config: Path, checkpoint: Path, keyed: Path, locked: Path, key: str, photos: list[str]
+) -> dict[str, float]:
+    """Largest relative error of the logits, and the share of pixels of another class, on some photos."""
+    import torch
+    from mmengine.config import Config
+    from mmseg.apis import inference_model, init_model
+
+    cfg = Config.fromfile(str(keyed))
+    cfg.model.protection.key = key
+    models = [init_model(str(config), str(checkpoint), 'cpu'), init_model(cfg, str(locked), 'cpu')]
+    worst, other, pixels = 0.0, 0, 0
+    for photo in photos:
+        a, b = (inference_model(model, photo).seg_logits.data.double() for model in models)
+        worst = max(worst, float((a - b).norm() / a.norm()))
+        other += int(torch.count_nonzero(a.argmax(0) != b.argmax(0)))
+        pixels += a[0].numel()
+    return {'relative error': worst, 'other pixels': other / pixels}
+
+
+def with_old_stamp(rekeyed: Path, locked: Path, out: Path) -> Path:
+    """The rekeyed weights under the stamp that they had before, so that nothing refuses the old key."""
+    if not out.exists():
+        new, old = (read_checkpoint(path)['state_dict'] for path in (rekeyed, locked))
+        stamped = {n: v for n, v in new.items() if not is_stamp(n)}
+        write_checkpoint(out, {**stamped, **{n: v for n, v in old.items() if is_stamp(n)}}, {})
+    return out
+
+
+def measure(scheme: tuple[str, str], args: argparse.Namespace, keys: dict[str, str], keyed: Path) -> dict[str, float]:
+    """All figures of one choice of points and transform."""
+    points, transform = scheme
+    out = args.out / f'{points.replace(":", "-")}-{transform}'
+    out.mkdir(exist_ok=True)
+    locked, rekeyed, unlocked = (out / f'{name}.pth' for name in ('locked', 'rekeyed', 'unlocked'))
+    old, new = keys['old'], keys['new']
+    if not unlocked.exists():
+        how = ['--points', points, '--transform', transform, '--overwrite']
+        keyseg('lock', args.config, args.checkpoint, '--key', old, '--out', locked, *how)
+        keyseg('rekey', locked, '--key', old, '--new-key', new, '--out', rekeyed, '--overwrite')
+        keyseg('unlock', rekeyed, '--key', new, '--out', unlocked)
+    data = [f'test_dataloader.dataset.data_root={args.data_root}']
+
+    def keyed_test(name: str, checkpoint: Path, locator: str, *more: str) -> float:
+        return test(keyed, checkpoint, [*data, f'model.protection.key={locator}', *more], out / name)
+
+    row = {'key': keyed_test('test-key', locked, old), 'no key': keyed_test('test-none', locked, 'none')}
+    if points == 'linear':
+        stale = with_old_stamp(rekeyed, locked, out / 'stale.pth')
+        row |= {
+            'unlocked in memory': keyed_test('test-memory', locked, old, 'model.protection.unlock=True'),
+            'rekeyed, new key': keyed_test('test-rekeyed', rekeyed, new),
+            'unlocked': test(args.config, unlocked, data, out / 'test-unlocked'),
+            'old key': keyed_test('test-old', stale, old, 'model.protection.verify=False'),
+            **{wrong: keyed_test(f'test-{wrong.replace(":", "")}', locked, wrong) for wrong in WRONG},
+        }
+    photos = sorted(map(str, Path(args.data_root).glob('leftImg8bit/val/*/*.png')))[: args.photos]
+    return {**row, **agreement(args.config, args.checkpoint, keyed, locked, old, photos)}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', type=Path)
+    parser.add_argument('checkpoint', type=Path)
+    parser.add_argument('--data-root', required=True, help='root of the data set that the config tests on')
+    parser.add_argument('--out', type=Path, required=True)
+    parser.add_argument('--photos', type=int, default=20, help='photos on which outputs are compared')
+    parser.add_argument('--single', nargs='*', default=[], metavar='POINT', help='single points to lock at as well')
+    args = parser.parse_args()
+    args.out = args.out.resolve()
+    args.out.mkdir(parents=True, exist_ok=True)
+    keys = {}
+    for name in ('old', 'new'):
+        path = args.out / f'{name}.key'
+        keys[name] = f'file:{path}'
+        if not path.exists():
+            write_key_file(path, SecretKey.generate())
+    keyed = keyed_config(args.config, args.out)
+    data = [f'test_dataloader.dataset.data_root={args.data_root}']
+    plain = test(args.config, args.checkpoint, data, args.out / 'plain')
+    results = {'floor': floor_of(args.config, args.data_root), 'plain': plain}
+    print(f'floor {results["floor"]:.2f}, plain {plain:.2f}', flush=True)
+    for scheme in [*SCHEMES, *((point, 'SignedChannelPermutation') for point in args.single)]:
+        row = measure(scheme, args, keys, keyed)
+        results[' '.join(scheme)] = row
+        words = [f'{name} {value:.2e}' if name in SMALL else f'{name} {value:.2f}' for name, value in row.items()]
+        print(f'{" ".join(scheme)}: {", ".join(words)}', flush=True)
+    (args.out / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,3 @@
+# For a checkpoint that was locked after training (keyseg lock): points and transforms are those of its stamp.
+_base_ = './stages.py'
+protection = dict(points='checkpoint')

@@ -1,0 +1,141 @@
+"""Lock, rekey and unlock of checkpoint files. What is written is ``meta`` and ``state_dict``, and nothing else.
+
+A training checkpoint holds plain weights in more places than one: the EMA copy, the optimizer's momentum. So what may
+be written is listed, and the rest is dropped, and named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from keyseg_mm.checkpoint import read_checkpoint, write_checkpoint
+from keyseg_mm.files import refuse_existing
+from keyseg_mm.key import SecretKey
+from keyseg_mm.locking import lock_in_place, rekey_in_place, unlock_in_place
+from keyseg_mm.lockplan import LockPlan, fit
+from keyseg_mm.plan import Plan, stamps_of
+
+_PLAIN_VALUES = (str, int, float, bool, type(None))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint as it was read.
+
+    Attributes:
+        state_dict: its weights.
+        meta: what it says of them: plain values only.
+        dropped: what else was in the file, by name.
+    """
+
+    state_dict: dict[str, Any]
+    meta: dict[str, Any]
+    dropped: tuple[str, ...]
+
+
+def open_checkpoint(path: str | Path) -> Opened:
+    """Read a checkpoint, and keep of it what may be written again; see :func:`keyseg_mm.checkpoint.read_checkpoint`."""
+    content = read_checkpoint(path)
+    state_dict, meta = content.pop('state_dict'), content.pop('meta', None)
+    meta = dict(meta) if isinstance(meta, Mapping) else {}
+    kept = {name: value for name, value in meta.items() if _is_plain(value)}
+    dropped = [*content, *(f'meta.{name}' for name in meta if name not in kept)]
+    return Opened(state_dict, kept, tuple(map(str, dropped)))
+
+
+def lock_file(
+    path: str | Path,
+    model: nn.Module,
+    plan: LockPlan,
+    key: SecretKey,
+    out: str | Path,
+    salt: bytes | None = None,
+    overwrite: bool = False,
+) -> tuple[Plan, tuple[str, ...]]:
+    """Lock a plain checkpoint's file; see :func:`keyseg_mm.locking.lock`. The proof is `keyseg lock`'s, not made here.
+
+    Args:
+        path: plain ``.pth`` or ``.safetensors``.
+        model: the plain model.
+        plan: from :func:`keyseg_mm.lockplan.plan_lock`.
+        key: the secret key.
+        out: file to make.
+        salt: 16 public bytes; by default fresh random ones.
+        overwrite: replace ``out``.
+
+    Returns:
+        The stamp, and what was dropped.
+
+    Raises:
+        KeysegError: it could not be read, locked or written; ``out`` is as it was.
+    """
+    refuse_existing(out, overwrite)
+    opened = open_checkpoint(path)
+    tensors = fit(opened.state_dict, model, drop=True)
+    unknown = [name for name in opened.state_dict if name.removeprefix('module.') not in tensors]
+    dropped = (*opened.dropped, *(f'state_dict.{name}' for name in unknown))
+    opened.state_dict.clear()  # so that each plain weight is let go as it is replaced
+    stamp = lock_in_place(tensors, plan.entries, key, salt)
+    write_checkpoint(out, tensors, opened.meta, overwrite)
+    return stamp, dropped
+
+
+def rekey_file(
+    path: str | Path,
+    key: SecretKey,
+    new_key: SecretKey,
+    out: str | Path,
+    model: nn.Module | None = None,
+    salt: Callable[[Mapping[str, Any]], bytes] | None = None,
+    check: bool = True,
+    overwrite: bool = False,
+) -> tuple[dict[str, Plan], tuple[str, ...]]:
+    """Rekey a protected checkpoint's file; see :func:`keyseg_mm.locking.rekey`. The plain weights are never written.
+
+    Args:
+        salt: makes the salt from the state_dict, as :func:`keyseg_mm.licensees.licensee_salt` does; by default a fresh
+            random one.
+
+    Returns:
+        The new stamps by the prefix of their module, and what was dropped.
+    """
+
+    def change(tensors: dict[str, Any]) -> None:
+        rekey_in_place(tensors, key, new_key, model, salt(tensors) if salt else None, None, check)
+
+    return _change(path, out, overwrite, change)
+
+
+def unlock_file(
+    path: str | Path,
+    key: SecretKey,
+    out: str | Path,
+    model: nn.Module | None = None,
+    check: bool = True,
+    overwrite: bool = False,
+) -> tuple[str, ...]:
+    """Unlock a protected checkpoint's file; see :func:`keyseg_mm.locking.unlock`. Returns what was dropped."""
+    return _change(path, out, overwrite, lambda t: unlock_in_place(t, key, model, None, check))[1]
+
+
+def _change(
+    path: str | Path, out: str | Path, overwrite: bool, change: Callable[[dict[str, Any]], None]
+) -> tuple[dict[str, Plan], tuple[str, ...]]:
+    refuse_existing(out, overwrite)
+    opened = open_checkpoint(path)
+    change(opened.state_dict)
+    write_checkpoint(out, opened.state_dict, opened.meta, overwrite)
+    return stamps_of(opened.state_dict), opened.dropped
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(name, _PLAIN_VALUES) and _is_plain(item) for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return isinstance(value, _PLAIN_VALUES)
