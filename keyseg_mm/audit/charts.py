@@ -1,0 +1,85 @@
+"""Line charts as inline SVG, coloured by the page's own CSS, so that they follow dark mode and print."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+_WIDTH, _HEIGHT = 640, 350
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 14, 62
+_TICKS = 5
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart.
+
+    Attributes:
+        name: for the legend.
+        points: (x, y), in the order of x.
+        style: CSS class, ``attack``, ``control``, ``reference``...
+    """
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    style: str
+
+
+def line_chart(series: Sequence[Series], x_label: str, y_label: str, x_ticks: Sequence[tuple[float, str]]) -> str:
+    """A chart as SVG text.
+
+    Args:
+        series: the lines; one of a single point is drawn as a dot, one of style ``reference`` right across.
+        x_label: below the chart.
+        y_label: above the axis.
+        x_ticks: places and texts of the ticks.
+    """
+    xs = [x for x, _ in x_ticks] + [x for s in series for x, _ in s.points]
+    top = _nice(max((y for s in series for _, y in s.points), default=1.0))
+    low, high = min(xs), max(xs)
+    span = (high - low) or 1.0
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - low) / span if high > low else 0.5
+        wide, tall = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+        return round(_LEFT + across * wide, 1), round(_TOP + (1 - max(y, 0.0) / top) * tall, 1)
+
+    name = escape(f'{y_label} against {x_label}')
+    parts = [f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{name}">']
+    for i in range(_TICKS):
+        value = top * i / (_TICKS - 1)
+        y = place(low, value)[1]
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{y + 4}" text-anchor="end">{value:g}</text>')
+    for x, text in x_ticks:
+        at = place(x, 0)
+        anchor = 'middle' if low < x < high or high == low else 'start' if x == low else 'end'
+        parts.append(f'<text class="tick" x="{at[0]}" y="{at[1] + 24}" text-anchor="{anchor}">{escape(text)}</text>')
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    parts.append(f'<text class="axis" x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
+    parts += [_line(s, [place(x, y) for x, y in s.points]) for s in series if s.points]
+    parts.append('</svg>')
+    return ''.join(parts)
+
+
+def _line(series: Series, points: Sequence[tuple[float, float]]) -> str:
+    title = f'<title>{escape(series.name)}</title>'
+    if series.style == 'reference':
+        y = points[0][1]
+        return f'<g class="reference">{title}<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/></g>'
+    path = ' '.join(f'{x},{y}' for x, y in points)
+    dots = ''.join(f'<circle cx="{x}" cy="{y}" r="4"/>' for x, y in points)
+    return f'<g class="{escape(series.style)}">{title}<polyline points="{path}"/>{dots}</g>'
+
+
+def _nice(value: float) -> float:
+    """The next round number above a value, for the top of an axis that is cut into four."""
+    if value <= 0 or not math.isfinite(value):
+        return 1.0
+    unit = 10.0 ** math.floor(math.log10(value))
+    for factor in (1, 2, 4, 6, 8, 10):
+        if value <= factor * unit:
+            return factor * unit
+    return 10 * unit

@@ -1,0 +1,166 @@
+"""Photos for an audit: the data sets of a config, through its own test pipeline and data preprocessor."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from keyseg_mm.audit.case import Photos
+from keyseg_mm.errors import KeysegError
+
+_STEP = 32  # sides are multiples of it, the stride of most models
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What the labels mean.
+
+    Attributes:
+        names: of the classes, by label.
+        palette: RGB colours, by label.
+    """
+
+    names: list[str]
+    palette: list[list[int]]
+
+
+class PhotoSource:
+    """One data set of a config, as normalised photos of one common size.
+
+    Args:
+        cfg: the config.
+        split: ``'train'`` or ``'test'``. The test pipeline is used for both: attackers bring their own augmentation.
+        model: a model of the config; its data preprocessor normalises.
+        longest: photos whose longer side exceeds it are scaled down to it; None keeps their size.
+
+    Raises:
+        KeysegError: the config has no such data set, or it is empty or cannot be read.
+    """
+
+    def __init__(self, cfg: Config, split: str, model: nn.Module, longest: int | None = None) -> None:
+        from mmseg.registry import DATASETS
+
+        where = f'{split}_dataloader.dataset'
+        try:
+            settings = copy.deepcopy(cfg[f'{split}_dataloader']['dataset'])
+            pipeline = _with_labels(_innermost(cfg.test_dataloader.dataset)['pipeline'])
+        except (KeyError, AttributeError, TypeError):
+            raise KeysegError(
+                f'this config has no {where}: the audit takes its photos from train_dataloader and test_dataloader'
+            ) from None
+        _innermost(settings)['pipeline'] = pipeline
+        try:
+            self._dataset: Any = DATASETS.build(settings)
+        except Exception as error:  # the host raises whatever it likes for missing folders
+            raise KeysegError(f'{where}: {type(error).__name__}: {error}; check data_root') from None
+        if not len(self._dataset):
+            raise KeysegError(f'{where}: no photos there; check data_root and data_prefix')
+        self._where, self._preprocess, self._longest = where, getattr(model, 'data_preprocessor', None), longest
+        self.size: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    @property
+    def classes(self) -> Classes:
+        """Names and colours of the classes."""
+        meta = self._dataset.metainfo
+        names = [str(name) for name in meta.get('classes') or ()]
+        palette = [list(map(int, colour)) for colour in meta.get('palette') or ()]
+        return Classes(names, palette)
+
+    def load(self, index: Sequence[int], device: torch.device, tick: Callable[[], object] = lambda: None) -> Photos:
+        """Photos by their numbers, all of the size of the first one ever loaded.
+
+        Args:
+            index: numbers of photos.
+            device: where they go.
+            tick: called after each photo.
+
+        Raises:
+            KeysegError: one cannot be read.
+        """
+        images, labels = [], []
+        for number in index:
+            try:
+                image, label = self._one(int(number))
+            except KeysegError:
+                raise
+            except Exception as error:  # the host raises whatever it likes for a broken file
+                raise KeysegError(f'{self._where}, photo {number}: {type(error).__name__}: {error}') from None
+            images.append(image)
+            labels.append(label)
+            tick()
+        return Photos(torch.stack(images).to(device), torch.stack(labels).to(device))
+
+    def _one(self, number: int) -> tuple[Tensor, Tensor]:
+        sample = self._dataset[number]
+        label = sample['data_samples'].gt_sem_seg.data.reshape(sample['data_samples'].gt_sem_seg.data.shape[-2:]).long()
+        image = sample['inputs']
+        if self._preprocess is not None:
+            batch = {'inputs': [image], 'data_samples': [sample['data_samples']]}
+            image = self._preprocess(batch, training=False)['inputs'][0]
+        image = image.detach().float().cpu()
+        if self.size is None:
+            self.size = _common_size(tuple(image.shape[1:]), self._longest)
+        if tuple(image.shape[1:]) != self.size:
+            image = F.interpolate(image[None], self.size, mode='bilinear', align_corners=False, antialias=True)[0]
+        if tuple(label.shape) != self.size:
+            label = F.interpolate(label[None, None].float(), self.size, mode='nearest')[0, 0].long()
+        return image, label
+
+    def picture(self, image: Tensor) -> np.ndarray[Any, Any]:
+        """A normalised photo as people see it: RGB uint8 (H, W, 3)."""
+        mean, std = (getattr(self._preprocess, name, None) for name in ('mean', 'std'))
+        shown = image.cpu()
+        if mean is not None and std is not None:
+            shown = shown * std.cpu().reshape(-1, 1, 1) + mean.cpu().reshape(-1, 1, 1)
+        elif self._preprocess is None:
+            shown = 255 * (shown - shown.min()) / (shown.max() - shown.min()).clamp_min(1e-6)
+        array = shown.clamp(0, 255).permute(1, 2, 0).numpy().astype(np.uint8)
+        # the host reads BGR; a preprocessor that does not turn it leaves the blue channel first
+        return array if getattr(self._preprocess, 'channel_conversion', True) else array[..., ::-1]
+
+
+def nested_shares(total: int, shares: Sequence[float], seed: int, most: int | None) -> dict[float, list[int]]:
+    """Numbers of photos for each share, the smaller ones contained in the larger ones.
+
+    Args:
+        total: photos in all.
+        shares: each above 0, at most 1.
+        seed: of the choice.
+        most: no more than this many; None for no limit.
+    """
+    order = np.random.default_rng(seed).permutation(total).tolist()
+    counts = {share: min(max(1, round(share * total)), most or total) for share in shares}
+    return {share: order[:count] for share, count in counts.items()}
+
+
+def _common_size(size: Sequence[int], longest: int | None) -> tuple[int, int]:
+    scale = min(1.0, longest / max(size)) if longest else 1.0
+    height, width = (max(_STEP, round(side * scale / _STEP) * _STEP) for side in size)
+    return height, width
+
+
+def _innermost(settings: Any) -> Any:
+    """The data set in wrappers such as RepeatDataset; of several joined ones the first."""
+    while settings.get('dataset') is not None or settings.get('datasets'):
+        settings = settings['dataset'] if settings.get('dataset') is not None else settings['datasets'][0]
+    return settings
+
+
+def _with_labels(pipeline: Any) -> Any:
+    """A test pipeline that loads the labels too; some, for test sets without any, do not."""
+    steps = copy.deepcopy(list(pipeline))
+    if not any('LoadAnnotations' in str(step.get('type')) for step in steps):
+        packs = [i for i, step in enumerate(steps) if 'PackSegInputs' in str(step.get('type'))]
+        steps.insert(packs[0] if packs else len(steps), {'type': 'LoadAnnotations'})
+    return steps

@@ -1,0 +1,169 @@
+"""What an audit works on: config, checkpoints and photos, read and checked before anything long begins."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
+from torch import Tensor, nn
+
+from keyseg_mm.audit.case import load_weights
+from keyseg_mm.audit.referee import whole_model_plan
+from keyseg_mm.audit.runner import seed_everything
+from keyseg_mm.checkpoint import read_checkpoint
+from keyseg_mm.errors import KeysegError, PlainCheckpointError, StampError
+from keyseg_mm.mm.config import build_plain_model
+from keyseg_mm.mm.dryrun import trace_module
+from keyseg_mm.plan import STAMP_PREFIX, Plan, stamps_of
+from keyseg_mm.points import Point, Site
+
+# Where a config names files of pretrained weights.
+_PRETRAINED = ('init_cfg', 'pretrained')
+
+
+@dataclass(frozen=True)
+class Protected:
+    """A protected checkpoint, taken apart.
+
+    Attributes:
+        stamp: the plan as the stamp has it.
+        prefix: of the module that the stamp belongs to.
+        plan: the same with the names of the whole model.
+        weights: the state_dict without the stamp.
+    """
+
+    stamp: Plan
+    prefix: str
+    plan: Plan
+    weights: dict[str, Tensor]
+
+
+def read_protected(path: Path, device: torch.device) -> Protected:
+    """Read a protected checkpoint.
+
+    Raises:
+        PlainCheckpointError: it carries no stamp.
+        StampError: it carries several.
+    """
+    state = read_checkpoint(path)['state_dict']
+    stamps = stamps_of(state)
+    if not stamps:
+        raise PlainCheckpointError(
+            f'{path} is plain (it carries no stamp), so there is nothing to audit: train with a key, or lock it first'
+        )
+    if len(stamps) > 1:
+        raise StampError(f'{path} carries {len(stamps)} stamps; an audit takes models with one protection')
+    prefix, stamp = next(iter(stamps.items()))
+    return Protected(stamp, prefix, whole_model_plan(stamp, prefix), _tensors(state, device))
+
+
+def read_public(path: Path, device: torch.device) -> dict[str, Tensor]:
+    """Read public plain weights.
+
+    Raises:
+        KeysegError: the file is protected: then it is no public weights file.
+    """
+    state = read_checkpoint(path)['state_dict']
+    if stamps_of(state):
+        raise KeysegError(f'{path} is protected; --public takes the plain weights that anybody can have')
+    return _tensors(state, device)
+
+
+def _tensors(state: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+    kept = {n: v for n, v in state.items() if not n.rpartition('.')[2].startswith(STAMP_PREFIX)}
+    return {name: value.to(device) for name, value in kept.items() if isinstance(value, Tensor)}
+
+
+def architecture(cfg: Config, device: torch.device, seed: int) -> Callable[[], nn.Module]:
+    """What makes the plain model of a config, with seeded initial weights, in eval mode.
+
+    Initial weights are those of the layers' own rules. Files of pretrained weights that the config names are not
+    loaded: what an attacker may have of those is a grant of its own (``--public``).
+    """
+    own = _without_pretrained(cfg)
+    return functools.partial(_build, own, device, seed)
+
+
+def _build(cfg: Config, device: torch.device, seed: int) -> nn.Module:
+    states = random.getstate(), np.random.get_state()
+    logger = MMLogger.get_current_instance()
+    muted, logger.disabled = logger.disabled, True  # init_weights tells of every single layer
+    try:
+        with torch.random.fork_rng(devices=[]):  # an attack that draws numbers before and after must not see it
+            seed_everything(seed)
+            model = build_plain_model(cfg)
+            initialise: Any = getattr(model, 'init_weights', None)
+            if initialise is not None:
+                initialise()
+    finally:
+        logger.disabled = muted
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+    plain: nn.Module = revert_sync_batchnorm(model)  # a synchronised one waits for other processes
+    return plain.to(device).eval()
+
+
+def _without_pretrained(cfg: Config) -> Config:
+    own = Config(cfg.to_dict())
+
+    def strip(part: Any) -> None:
+        if isinstance(part, dict):
+            for name in _PRETRAINED:
+                value = part.get(name)
+                from_file = isinstance(value, str) or (isinstance(value, dict) and value.get('type') == 'Pretrained')
+                if from_file:
+                    part[name] = None
+            for item in part.values():
+                strip(item)
+        elif isinstance(part, (list, tuple)):
+            for item in part:
+                strip(item)
+
+    strip(own.model)
+    return own
+
+
+def fitting_sites(build: Callable[[], nn.Module], found: Protected, config: Path) -> dict[str, Site]:
+    """What a dry run of the plain model shows of the plan's points; checks that config and checkpoint belong together.
+
+    Raises:
+        KeysegError: the weights do not fit the config's model, or a point of the stamp does not fire in it.
+    """
+    model = build()
+    try:
+        load_weights(model, found.weights)
+    except KeysegError as error:
+        raise KeysegError(f'the checkpoint is not one of {config}: {error}') from None
+    sites = trace_module(model).sites
+    lacking = [e.point for e in found.plan.entries if Point.parse(e.point) not in sites]
+    if lacking:
+        raise KeysegError(
+            f'points of the stamp that do not fire in the model of {config}: {", ".join(lacking)}; is it the right one?'
+        )
+    return {entry.point: sites[Point.parse(entry.point)] for entry in found.plan.entries}
+
+
+def num_classes_of(model: nn.Module) -> int:
+    """Number of classes of a segmentor of the host.
+
+    Raises:
+        KeysegError: it does not say.
+    """
+    head = getattr(model, 'decode_head', None)
+    if isinstance(head, nn.ModuleList):  # cascades: the last one answers
+        head = head[-1]
+    count = getattr(head, 'num_classes', None) or getattr(model, 'num_classes', None)
+    if not isinstance(count, int):
+        raise KeysegError(
+            f'this {type(model).__name__} does not say how many classes it has; the audit is for segmentors'
+        )
+    return count

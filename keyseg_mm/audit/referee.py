@@ -1,0 +1,205 @@
+"""The referee: the only part of the audit that holds the true key.
+
+It scores attempts on held-out photos, and hands out what a situation grants of the key: leaked rows, a recorded run, an
+oracle. It checks itself: the true key's maps, handed in as guesses are, must score full marks (positive control), and a
+random guess must recover no more of the key than chance does (negative control).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from keyseg_mm.audit.attack import Attempt
+from keyseg_mm.audit.case import Case, GuessHook, Photos, logits
+from keyseg_mm.audit.scoring import Recovery, Score, predict, recovery, score
+from keyseg_mm.encryptor import derive_map
+from keyseg_mm.errors import KeyMismatchError
+from keyseg_mm.key import SecretKey, wrong_key
+from keyseg_mm.plan import Entry, Plan
+from keyseg_mm.points import Point, Site
+from keyseg_mm.protection import attach
+from keyseg_mm.secret import Secret
+from keyseg_mm.transforms import ChannelMap
+
+#: A random guess that recovers this much above chance means that the referee's figures cannot be trusted.
+_LUCK = 0.15
+_ROUNDING = 0.1  # percent by which two ways of computing the authorised output may differ
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An attempt, scored.
+
+    Attributes:
+        score: of its model.
+        recovery: of its guesses; None where it made none.
+        labels: (N, H, W) of the held-out photos.
+    """
+
+    score: Score
+    recovery: Recovery | None
+    labels: Tensor
+
+
+class Referee(Secret):
+    """Scores attempts against one protected checkpoint.
+
+    Args:
+        key: the true key.
+        stamp: the plan as the checkpoint's stamp has it.
+        case: of the file alone; its plan has the points' names in the whole model.
+        held_out: labelled photos that no attacker has.
+        prefix: of the module that the stamp belongs to, ``''`` for the whole model.
+
+    Attributes:
+        case: of the file alone.
+        held_out: the photos.
+        authorised: label maps that the right key gives on them.
+        full: the authorised model's own score.
+
+    Raises:
+        KeyMismatchError: the key is not the checkpoint's.
+    """
+
+    __slots__ = ('case', 'held_out', 'authorised', 'full', '_key', '_stamp', '_maps', '_prefix')
+
+    def __init__(self, key: SecretKey, stamp: Plan, case: Case, held_out: Photos, prefix: str = '') -> None:
+        if key.id != stamp.key_id:
+            raise KeyMismatchError(
+                f'this checkpoint is protected with key {stamp.key_id}, and the key given is {key.id}: the audit '
+                'needs its own key, to know what the right answer is'
+            )
+        self.case, self.held_out = case, held_out
+        self._key, self._stamp, self._prefix = key, stamp, prefix
+        pairs = zip(stamp.entries, case.plan.entries)
+        self._maps = {ours.point: derive_map(key, stamp.salt, theirs) for theirs, ours in pairs}
+        self.authorised = predict(self._authorised_model(), held_out.images)
+        self.full = score(self.authorised, held_out, self.authorised, case.num_classes)
+
+    @property
+    def public_id(self) -> str:
+        return f'with key {self._stamp.key_id}'
+
+    def judge(self, attempt: Attempt, case: Case | None = None) -> Verdict:
+        """Score an attempt.
+
+        Args:
+            attempt: what an attack or control handed in.
+            case: the case it worked on; its weights are all the same.
+
+        Raises:
+            KeysegError: guesses for points that the plan does not have.
+        """
+        model = attempt.model if attempt.model is not None else (case or self.case).model(attempt.guesses)
+        labels = predict(model, self.held_out.images)
+        found = recovery(attempt.guesses, self._maps, self.case.plan.entries) if attempt.guesses else None
+        return Verdict(score(labels, self.held_out, self.authorised, self.case.num_classes), found, labels)
+
+    def positive_control(self) -> dict[str, Any]:
+        """The true key, on both paths that attempts take: as guesses, and as a model.
+
+        Both must recover all that there is, and give what the package's own encryptors give.
+        """
+        guessed = self.judge(Attempt(guesses=dict(self._maps)))
+        ready = self.judge(Attempt(model=self.case.model(self._maps)))
+        assert guessed.recovery is not None
+        passed = guessed.recovery.mean == 1.0
+        for found in (guessed.score, ready.score):
+            passed &= abs(found.miou - self.full.miou) < _ROUNDING and found.agreement > 100.0 - _ROUNDING
+        return {**guessed.score.as_dict(), 'recovery': guessed.recovery.mean, 'passed': passed}
+
+    def negative_control(self, seed: int) -> dict[str, Any]:
+        """Maps of a key drawn at random: they must recover about as much as chance does, one row in c."""
+        stranger = wrong_key(str(seed))
+        maps = {e.point: derive_map(stranger, self._stamp.salt, e) for e in self.case.plan.entries}
+        verdict = self.judge(Attempt(guesses=maps))
+        assert verdict.recovery is not None
+        entries = self.case.plan.entries
+        rows = sum(e.channels for e in entries)
+        chance = len(entries) / rows  # a random permutation has one fixed point on average, and a variance of one
+        passed = verdict.recovery.mean <= chance + 4 * len(entries) ** 0.5 / rows + _LUCK
+        return {**verdict.score.as_dict(), 'recovery': verdict.recovery.mean, 'chance': chance, 'passed': passed}
+
+    def leak(self, share: float, seed: int) -> tuple[dict[str, NDArray[np.bool_]], dict[str, NDArray[np.float64]]]:
+        """A share of each point's rows of the key: masks (c,) and matrices (c, c) with the other rows zero."""
+        draw = np.random.default_rng(seed)
+        masks, tables = {}, {}
+        for point, cmap in self._maps.items():
+            mask = np.zeros(cmap.channels, dtype=np.bool_)
+            mask[draw.permutation(cmap.channels)[: round(share * cmap.channels)]] = True
+            masks[point] = mask
+            tables[point] = np.where(mask[:, None], cmap.matrix().numpy(), 0.0)
+        return masks, tables
+
+    def record(self, images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """What enters and leaves every encryptor when the authorised model sees some images."""
+        seen: dict[str, tuple[Tensor, Tensor]] = {}
+        model = self.case.model()
+        for point, cmap in self._maps.items():
+            _hook(model, self.case, point, _recorder(point, cmap, seen))
+        with torch.no_grad():
+            logits(model, images)
+        return seen
+
+    def oracle(self) -> Callable[[Tensor], Tensor]:
+        """An authorised model behind a wall: images in, scores out."""
+        model = self.case.model(self._maps)
+
+        def answer(images: Tensor) -> Tensor:
+            with torch.no_grad():
+                return logits(model, images)
+
+        return answer
+
+    def _authorised_model(self) -> nn.Module:
+        """The model as its user runs it, by the package's own encryptors and not by the path that guesses take."""
+        model = self.case.model()
+        owner = model.get_submodule(self._prefix) if self._prefix else model
+        entries, sites = self._stamp.entries, self.case.sites
+        if sites is None or any(entry.transform != entries[0].transform for entry in entries):
+            return self.case.model(self._maps)  # attach() takes one transform for all points
+        own = [_named(sites[ours.point], theirs) for theirs, ours in zip(entries, self.case.plan.entries)]
+        attach(owner, self._key, own, entries[0].transform, salt=self._stamp.salt)
+        return model.eval()
+
+
+def whole_model_plan(stamp: Plan, prefix: str) -> Plan:
+    """A stamp with its points, and what else names modules, renamed from a module's view to the whole model's."""
+    if not prefix:
+        return stamp
+    return dataclasses.replace(stamp, entries=tuple(_renamed(entry, prefix) for entry in stamp.entries))
+
+
+def _renamed(entry: Entry, prefix: str) -> Entry:
+    point = Point.parse(entry.point)
+    name = prefix if point.name == '.' else f'{prefix}.{point.name}'
+    changes: dict[str, Any] = {'point': str(dataclasses.replace(point, name=name))}
+    if getattr(entry, 'weights', None):
+        changes['weights'] = tuple(f'{prefix}.{weight}' for weight in entry.weights)
+    return dataclasses.replace(entry, **changes)
+
+
+def _named(site: Site, entry: Entry) -> Site:
+    return dataclasses.replace(site, point=Point.parse(entry.point))
+
+
+def _hook(model: nn.Module, case: Case, point: str, guess: Callable[[Tensor, int], Tensor]) -> None:
+    sites: Mapping[str, Site] = case.sites or {}
+    GuessHook(Point.parse(point), guess, sites.get(point)).attach(model)
+
+
+def _recorder(point: str, cmap: ChannelMap, seen: dict[str, tuple[Tensor, Tensor]]) -> Callable[[Tensor, int], Tensor]:
+    def pass_on(x: Tensor, dim: int) -> Tensor:
+        y = cmap(x, dim)
+        seen.setdefault(point, (x.detach().clone(), y.detach().clone()))
+        return y
+
+    return pass_on

@@ -1,0 +1,300 @@
+"""A whole audit: situations from the material, controls and attacks in each, the referee's checks, and the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from keyseg_mm import __version__
+from keyseg_mm.audit import attacks  # noqa: F401 - registers all of them
+from keyseg_mm.audit.attack import ATTACKS, Attack, Attempt
+from keyseg_mm.audit.case import Budget, Case, Photos
+from keyseg_mm.audit.closeness import distances
+from keyseg_mm.audit.controls import CONTROLS
+from keyseg_mm.audit.data import PhotoSource, nested_shares
+from keyseg_mm.audit.material import (
+    architecture,
+    fitting_sites,
+    num_classes_of,
+    read_protected,
+    read_public,
+)
+from keyseg_mm.audit.pictures import colour_png, png
+from keyseg_mm.audit.referee import Referee
+from keyseg_mm.audit.runner import Runner
+from keyseg_mm.audit.situation import Situation
+from keyseg_mm.audit.summary import summarise
+from keyseg_mm.files import write_new
+from keyseg_mm.key import SecretKey
+from keyseg_mm.mm.config import read_config
+from keyseg_mm.mm.floor import constant_prediction_floor
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Level:
+    """How thorough a suite is.
+
+    Attributes:
+        steps: optimisation steps of a run.
+        seconds: of a run. Where ``total`` is given, less if there are many runs.
+        total: seconds of all runs together, aimed at; None for no aim.
+        shares: of the training photos.
+        key_shares: of the key, leaked.
+        held_out: photos that are scored on, at most.
+        photos: labelled photos in a case, at most.
+        longest: longer side of the photos, at most.
+    """
+
+    steps: int
+    seconds: float
+    total: float | None
+    shares: tuple[float, ...]
+    key_shares: tuple[float, ...]
+    held_out: int | None
+    photos: int | None
+    longest: int | None
+
+
+SUITES = {
+    'quick': Level(60, 12.0, 200.0, (0.1,), (0.5, 0.9), 16, 32, 384),
+    'standard': Level(400, 300.0, None, (0.01, 0.1), (0.25, 0.5, 0.75, 0.9), 60, 256, 768),
+    'full': Level(2000, 3600.0, None, (0.01, 0.05, 0.1), (0.1, 0.25, 0.5, 0.75, 0.9, 0.95), None, None, None),
+}
+_SHOWN = 3  # held-out photos shown in the report
+_LEAST_SECONDS = 3.0  # of a run: below that nothing is tried in earnest
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be audited, and how.
+
+    Attributes:
+        config: config file, protected or plain.
+        checkpoint: the protected checkpoint.
+        key: its key.
+        out: folder for results and report.
+        suite: name of a level.
+        public: public plain weights, if there are any.
+        second: another customer's checkpoint or another release, if there is one.
+        shares: of the training photos; None for the level's own.
+        seed: of everything drawn.
+        device: where to compute.
+        bars: show progress bars.
+    """
+
+    config: Path
+    checkpoint: Path
+    key: SecretKey
+    out: Path
+    suite: str = 'standard'
+    public: Path | None = None
+    second: Path | None = None
+    shares: tuple[float, ...] | None = None
+    seed: int = 0
+    device: str = 'cpu'
+    bars: bool = True
+
+
+def audit(order: Order, say: Say = lambda text: None) -> dict[str, Any]:
+    """Run an audit and write ``report.json``.
+
+    Args:
+        order: what and how.
+        say: told what is going on, a line at a time.
+
+    Returns:
+        The report, as it is written.
+
+    Raises:
+        KeysegError: config, checkpoints, key and photos do not belong together; before anything long begins.
+    """
+    start = time.monotonic()
+    stage = Stage(order, say)
+    order.out.mkdir(parents=True, exist_ok=True)
+    runner = Runner(stage.referee, order.out / 'results', stage.shown, order.bars)
+    say('the referee checks itself')
+    checks = {'positive': stage.referee.positive_control(), 'negative': stage.referee.negative_control(order.seed)}
+    if not checks['positive']['passed']:
+        say('WARNING: the true key does not score full marks in the way guesses are scored: do not trust this audit')
+    results = [runner.run(*run) for run in told(stage.runs(), say)]
+    report = {**stage.facts(), 'checks': checks, 'results': results, 'seconds': round(time.monotonic() - start, 1)}
+    report['summary'] = summarise(report)
+    text = json.dumps(report, indent=1)
+    write_new(order.out / 'report.json', lambda file: file.write(text.encode()), overwrite=True)
+    return report
+
+
+def told(runs: Sequence[tuple[type[Attack], Situation, str]], say: Say) -> Any:
+    """The runs one after another, each announced."""
+    for number, (attack, situation, kind) in enumerate(runs, 1):
+        say(f'{number}/{len(runs)}  {kind}: {attack.title}, {situation.title}')
+        yield attack, situation, kind
+
+
+class Stage:
+    """Everything read, checked and set up for an audit.
+
+    Args:
+        order: what and how.
+        say: told what is going on.
+    """
+
+    def __init__(self, order: Order, say: Say) -> None:
+        self.order, self.level = order, SUITES[order.suite]
+        self.device = torch.device(order.device)
+        cfg = read_config(order.config)
+        say(f'reading {order.checkpoint}')
+        self.protected = read_protected(order.checkpoint, self.device)
+        self.public = read_public(order.public, self.device) if order.public else None
+        self.second = read_protected(order.second, self.device) if order.second else None
+        build = architecture(cfg, self.device, order.seed)
+        sites = fitting_sites(build, self.protected, order.config)
+        model = build()
+        self.num_classes = num_classes_of(model)
+        self.train, self.test = (PhotoSource(cfg, split, model, self.level.longest) for split in ('train', 'test'))
+        held_out = self._held_out(say)
+        self.train.size = self.test.size  # all photos of one size
+        photos = self._photos(say)
+        self.file = Case(
+            plan=self.protected.plan,
+            weights=self.protected.weights,
+            build=build,
+            num_classes=self.num_classes,
+            public=self.public,
+            seed=order.seed,
+            budget=Budget(self.level.steps, self.level.seconds),
+            sites=sites,
+        )
+        say('scoring the authorised model')
+        self.referee = Referee(order.key, self.protected.stamp, self.file, held_out, self.protected.prefix)
+        self.situations = self._budgeted(self._situations(photos))
+        self.shown = _most_varied(held_out)
+
+    def runs(self) -> list[tuple[type[Attack], Situation, str]]:
+        """All runs, controls first: an interrupted audit then has something to compare with."""
+        return _runs(self.situations)
+
+    def facts(self) -> dict[str, Any]:
+        """What was audited, for the report: all public."""
+        order, level = self.order, self.level
+        labels = self.referee.held_out.labels
+        assert labels is not None
+        plan = self.protected.plan
+        bare = self.referee.judge(Attempt())  # the file as it is
+        return {
+            'format': 'keyseg_mm audit',
+            'version': 1,
+            'made_by': __version__,
+            'when': time.strftime('%Y-%m-%d %H:%M'),
+            'config': order.config.name,
+            'checkpoint': order.checkpoint.name,
+            'public': order.public.name if order.public else None,
+            'second': order.second.name if order.second else None,
+            'key_id': plan.key_id,
+            'points': [{'point': e.point, 'channels': e.channels, 'transform': e.transform} for e in plan.entries],
+            'suite': order.suite,
+            'level': dataclasses.asdict(level),
+            'budget': dataclasses.asdict(self.situations[0].case.budget),
+            'seed': order.seed,
+            'device': str(self.device),
+            'held_out': len(labels),
+            'train_photos': len(self.train),
+            'photo_size': list(labels.shape[1:]),
+            'floor': constant_prediction_floor([x.cpu().numpy() for x in labels], self.num_classes),
+            'authorised': self.referee.full.as_dict(),
+            'no_key': bare.score.as_dict(),
+            'close': distances(plan, self.protected.weights, self.public) if self.public else {},
+            'pictures': self._pictures(bare.labels),
+        }
+
+    def _held_out(self, say: Say) -> Photos:
+        most = min(self.level.held_out or len(self.test), len(self.test))
+        say(f'reading {most} held-out photos')
+        return self.test.load(nested_shares(len(self.test), (1.0,), self.order.seed, most)[1.0], self.device)
+
+    def _photos(self, say: Say) -> dict[float, Photos]:
+        shares = self.order.shares or self.level.shares
+        chosen = nested_shares(len(self.train), sorted(shares), self.order.seed, self.level.photos)
+        largest = chosen[max(shares)]
+        say(f'reading {len(largest)} of {len(self.train)} training photos')
+        photos = self.train.load(largest, self.device)
+        return {share: photos.take(slice(0, len(index))) for share, index in chosen.items()}
+
+    def _situations(self, photos: dict[float, Photos]) -> list[Situation]:
+        """The file alone, photos in each share, a second file, and then what goes beyond files."""
+        found = [Situation('file', 'the file alone' + self._and_public(), self.file, frozenset())]
+        for share, some in photos.items():
+            case = dataclasses.replace(self.file, labelled=some, unlabelled=some.unlabelled())
+            title = f'{len(some)} photos ({100 * share:g} %)' + self._and_public()
+            found.append(Situation(f'photos-{share:g}', title, case, frozenset({'labelled', 'unlabelled'}), share))
+        best = found[-1]
+        if self.second is not None:
+            case = dataclasses.replace(best.case, second=(self.second.plan, self.second.weights))
+            found.append(Situation('second', 'a second checkpoint', case, frozenset({'second'}), best.share))
+        return [*found, *self._beyond(best)]
+
+    def _beyond(self, best: Situation) -> list[Situation]:
+        found = []
+        for share in self.level.key_shares:
+            known, tables = self.referee.leak(share, self.order.seed)
+            case = dataclasses.replace(best.case, known=known, known_tables=tables)
+            grants = frozenset({'known', 'known_tables'})
+            title = f'{100 * share:g} % of the key leaked'
+            found.append(Situation(f'leak-{share:g}', title, case, grants, best.share, share))
+        some = best.case.labelled
+        assert some is not None
+        case = dataclasses.replace(best.case, recorded=self.referee.record(some.images[:2]))
+        found.append(Situation('recorded', 'one recorded authorised run', case, frozenset({'recorded'}), best.share))
+        case = dataclasses.replace(best.case, oracle=self.referee.oracle())
+        found.append(Situation('oracle', 'an authorised oracle', case, frozenset({'oracle'}), best.share))
+        return found
+
+    def _budgeted(self, situations: list[Situation]) -> list[Situation]:
+        """The same situations with the seconds that each run has."""
+        seconds = self.level.seconds
+        if self.level.total:
+            seconds = min(seconds, max(_LEAST_SECONDS, self.level.total / max(1, len(_runs(situations)))))
+        budget = Budget(self.level.steps, round(seconds, 1))
+        return [dataclasses.replace(s, case=dataclasses.replace(s.case, budget=budget)) for s in situations]
+
+    def _and_public(self) -> str:
+        return ' and public weights' if self.public else ''
+
+    def _pictures(self, bare: torch.Tensor) -> dict[str, Any]:
+        """The shown photos with their label maps, as base64 PNGs."""
+        held_out, classes = self.referee.held_out, self.test.classes
+        assert held_out.labels is not None
+        return {
+            'photos': [colour_png(self.test.picture(held_out.images[i])) for i in self.shown],
+            'truth': [png(held_out.labels[i]) for i in self.shown],
+            'authorised': [png(self.referee.authorised[i]) for i in self.shown],
+            'no_key': [png(bare[i]) for i in self.shown],
+            'classes': classes.names,
+            'palette': classes.palette,
+        }
+
+
+def _runs(situations: Sequence[Situation]) -> list[tuple[type[Attack], Situation, str]]:
+    runs: list[tuple[type[Attack], Situation, str]] = []
+    for kind, classes in (('control', CONTROLS), ('attack', ATTACKS)):
+        for situation in situations:
+            if kind == 'attack' or not (situation.beyond_files or 'second' in situation.grants):
+                runs += [(cls, situation, kind) for cls in classes.values() if situation.wants(cls)]
+    return runs
+
+
+def _most_varied(photos: Photos) -> list[int]:
+    """Numbers of the photos with most classes in them, chosen by the truth alone: not by what came out well."""
+    assert photos.labels is not None
+    variety = [len(torch.unique(label)) for label in photos.labels]
+    best = sorted(range(len(variety)), key=lambda i: -variety[i])[:_SHOWN]
+    return sorted(best)
