@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Train a small Fast-SCNN plain and protected, test it with the right key, without one and with wrong ones.
+"""Train a small model plain and protected, test it with the right key, without one and with wrong ones.
 
-    python benchmarks/accuracy/run.py --data DATA --out OUT [--layout cityscapes ade20k] [--seeds 0]
+    python benchmarks/accuracy/run.py --data DATA --out OUT [--model fast-scnn segformer] [--layout cityscapes ade20k]
 
 DATA holds cityscapes/ and ade/ADEChallengeData2016/, laid out as mmseg's data set configs expect. Finished steps are
 kept in OUT and not run again. Prints a table and writes OUT/results.json. The paper's way: stages, permutation, the
@@ -11,6 +11,7 @@ same seed and schedule for both models, mmsegmentation's own train.py and test.p
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from keyseg_mm import SecretKey, write_key_file
 
 HERE = Path(__file__).resolve().parent
 WRONG = ('random:1', 'random:2', 'random:3')
+MODELS = ('fast-scnn', 'segformer')
 LAYOUTS = {'cityscapes': 'cityscapes', 'ade20k': 'ade/ADEChallengeData2016'}
 
 
@@ -64,13 +66,13 @@ def floor_of(config: Path, root: str) -> float:
     return floor_of_dataset(cfg.test_dataloader.dataset, cfg.model.decode_head.num_classes)
 
 
-def measure(layout: str, seed: int, data: Path, out: Path, key: str) -> dict[str, float]:
-    """All figures of one layout and seed."""
+def measure(model: str, layout: str, seed: int, data: Path, out: Path, key: str) -> dict[str, float]:
+    """All figures of one model, layout and seed."""
     root = str(data / LAYOUTS[layout])
     options = [f'{part}_dataloader.dataset.data_root={root}' for part in ('train', 'val', 'test')]
     options.append(f'randomness.seed={seed}')
-    plain_config, keyed_config = HERE / f'fast-scnn_{layout}.py', HERE / f'keyed_fast-scnn_{layout}.py'
-    folder = out / f'{layout}-seed{seed}'
+    plain_config, keyed_config = HERE / f'{model}_{layout}.py', HERE / f'keyed_{model}_{layout}.py'
+    folder = out / f'{model}-{layout}-seed{seed}'
     plain = train(plain_config, options, folder / 'plain')
     keyed = train(keyed_config, [*options, f'model.protection.key={key}'], folder / 'keyed')
     row = {'floor': floor_of(plain_config, root), 'plain': test(plain_config, plain, options, folder / 'test-plain')}
@@ -85,6 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', type=Path, required=True)
     parser.add_argument('--out', type=Path, required=True)
+    parser.add_argument('--model', nargs='+', choices=MODELS, default=list(MODELS))
     parser.add_argument('--layout', nargs='+', choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument('--seeds', nargs='+', type=int, default=[0])
     args = parser.parse_args()
@@ -94,11 +97,11 @@ def main() -> None:
     if not key_file.exists():
         write_key_file(key_file, SecretKey.generate())
     results = {}
-    for layout in args.layout:
-        for seed in args.seeds:
-            row = measure(layout, seed, args.data.resolve(), out, f'file:{key_file}')
-            results[f'{layout}, seed {seed}'] = row
-            print(f'{layout}, seed {seed}: ' + ', '.join(f'{k} {v:.2f}' for k, v in row.items()), flush=True)
+    for model, layout, seed in itertools.product(args.model, args.layout, args.seeds):
+        row = measure(model, layout, seed, args.data.resolve(), out, f'file:{key_file}')
+        name = f'{model}, {layout}, seed {seed}'
+        results[name] = row
+        print(f'{name}: ' + ', '.join(f'{k} {v:.2f}' for k, v in row.items()), flush=True)
     (out / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
 
 
