@@ -14,20 +14,32 @@ from torch import Tensor, nn
 
 from keyseg_mm import integrity
 from keyseg_mm.derive import KeyStream
-from keyseg_mm.errors import IntegrityError
+from keyseg_mm.errors import IntegrityError, LockError
 from keyseg_mm.forward import refuse_export, replace_tensor
 from keyseg_mm.key import SecretKey
 from keyseg_mm.plan import Entry, Plan, is_stamp
 from keyseg_mm.points import Site, module_of
 from keyseg_mm.secret import Secret
-from keyseg_mm.transforms import TRANSFORMS, ChannelMap
+from keyseg_mm.transforms import TRANSFORMS, ChannelMap, FeatureTransform
 
 
-def derive_map(key: SecretKey, salt: bytes, entry: Entry) -> ChannelMap:
+def derive_map(key: SecretKey, salt: bytes, entry: Entry) -> FeatureTransform:
     """The secret transform of a plan's entry: one HKDF subkey per salt, point, channels and transform."""
     subkey = key.subkey('keyseg_mm/subkey/v1', [entry.point, entry.channels, entry.transform], salt)
     spec = dict(entry.transform)
     return TRANSFORMS[spec.pop('type')].derive(KeyStream(subkey), entry.channels, **spec)
+
+
+def derive_channel_map(key: SecretKey, salt: bytes, entry: Entry) -> ChannelMap:
+    """:func:`derive_map` where weights are to carry the transform.
+
+    Raises:
+        LockError: it is none that weights can carry.
+    """
+    found = derive_map(key, salt, entry)
+    if not isinstance(found, ChannelMap):
+        raise LockError(f'{entry}: no weights can carry a {type(found).__name__}')
+    return found
 
 
 def sign(key: SecretKey, plan: Plan, tensors: Mapping[str, Any]) -> Plan:
@@ -71,23 +83,23 @@ class FeatureEncryptor(Secret):
 
     __slots__ = ('site', 'entry', 'calls', '_derive', '_map')
 
-    def __init__(self, site: Site, entry: Entry, derive: Callable[[Entry], ChannelMap]) -> None:
+    def __init__(self, site: Site, entry: Entry, derive: Callable[[Entry], FeatureTransform]) -> None:
         self.site, self.entry, self.calls = site, entry, 0
         self._derive = derive
-        self._map: ChannelMap | None = None
+        self._map: FeatureTransform | None = None
 
     @property
     def public_id(self) -> str:
         return str(self.entry)
 
     @property
-    def map(self) -> ChannelMap:
+    def map(self) -> FeatureTransform:
         """The secret transform."""
         if self._map is None:
             self._map = self._derive(self.entry)
         return self._map
 
-    def is_of(self, derive: Callable[[Entry], ChannelMap]) -> bool:
+    def is_of(self, derive: Callable[[Entry], FeatureTransform]) -> bool:
         """Whether its tables come from this method of a protection."""
         return self._derive == derive
 

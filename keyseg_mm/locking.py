@@ -17,10 +17,10 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from keyseg_mm.encryptor import derive_map, sign, verify
+from keyseg_mm.encryptor import derive_channel_map, sign, verify
 from keyseg_mm.errors import KeyMismatchError, LockError
 from keyseg_mm.key import SecretKey
-from keyseg_mm.lockplan import DEFAULT_POINTS, DEFAULT_TRANSFORM, complete, fit, plan_lock
+from keyseg_mm.lockplan import DEFAULT_POINTS, DEFAULT_TRANSFORM, complete, fit, plan_lock, refuse_block_wise
 from keyseg_mm.plan import SALT_BYTES, Entry, Plan, stamps_of
 from keyseg_mm.points import Point, Trace, module_of
 from keyseg_mm.transforms import ChannelMap
@@ -167,7 +167,7 @@ def carried(key: SecretKey, plan: Plan) -> dict[str, ChannelMap]:
     """The secret map that each weight carries, by its name: that of its input, after that of the map it reads."""
     maps: dict[str, ChannelMap] = {}
     for entry in sorted(plan.entries, key=_reading_order):
-        found = derive_map(key, plan.salt, entry)
+        found = derive_channel_map(key, plan.salt, entry)
         for name in entry.weights:
             maps[name] = found.compose(maps[name]) if name in maps else found
     return maps
@@ -223,6 +223,7 @@ def _checked(
             )
         if check:
             verify(key, plan, {n[len(prefix) :]: v for n, v in tensors.items() if n.startswith(prefix)})
+        refuse_block_wise(entry.transform for entry in plan.entries)
         if not all(entry.weights for entry in plan.entries):
             if model is None:
                 raise LockError(

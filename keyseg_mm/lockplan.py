@@ -16,7 +16,7 @@ from keyseg_mm.layers import Weights, is_grouped, kind_of
 from keyseg_mm.plan import Entry, Plan, stamps_of
 from keyseg_mm.points import ROOT, Point, Site, Trace, module_of, resolve
 from keyseg_mm.readers import Readers, find_readers
-from keyseg_mm.transforms import normal_form
+from keyseg_mm.transforms import TRANSFORMS, is_channel_map, normal_form
 
 # Every linear layer that is called, since whatever is left plain helps an attacker; and signs, since a permutation
 # keeps the part that all channels have in common. docs/results.md has the figures.
@@ -66,6 +66,7 @@ def plan_lock(
         PointError: points that match nothing or never fire.
     """
     spec = normal_form(transform)
+    refuse_block_wise([spec])
     trace = trace or _dry_run(model)
     wanted = [points] if isinstance(points, str) else list(points)
     sites = resolve(wanted, model, trace)
@@ -98,6 +99,7 @@ def complete(plan: Plan, model: nn.Module, trace: Trace | None = None) -> Plan:
     Raises:
         LockError: points that cannot be absorbed.
     """
+    refuse_block_wise(entry.transform for entry in plan.entries)
     if all(entry.weights for entry in plan.entries):
         return plan
     trace = trace or _dry_run(model)
@@ -108,6 +110,22 @@ def complete(plan: Plan, model: nn.Module, trace: Trace | None = None) -> Plan:
     if problems:
         raise LockError('cannot be unlocked, and runs with its encryptors only: ' + '; '.join(problems))
     return replace(plan, entries=tuple(entry for entry, _ in found))
+
+
+def refuse_block_wise(transforms: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse transforms, in normal form, that no layer's weights can carry.
+
+    Raises:
+        LockError: one of them does not treat every position alike.
+    """
+    others = dict.fromkeys(spec['type'] for spec in transforms if not is_channel_map(spec))
+    if others:
+        maps = ', '.join(name for name in TRANSFORMS if is_channel_map({'type': name}))
+        raise LockError(
+            f"{', '.join(others)}: what it does to a value depends on its position, and no layer's weights can carry "
+            f'that; lock, rekey, unlock and audit take {maps}. It is for models that are trained with their key '
+            '(protection.transform), and these run with their encryptors only'
+        )
 
 
 def fit(state_dict: Mapping[str, Any], model: nn.Module, drop: bool = False) -> dict[str, Any]:

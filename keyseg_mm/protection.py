@@ -17,12 +17,12 @@ from typing import Any
 from torch import nn
 
 from keyseg_mm.encryptor import FeatureEncryptor, derive_map, hook_encryptors, sign, verify
-from keyseg_mm.errors import KeyMismatchError, PlainCheckpointError, PlanMismatchError, StampError
+from keyseg_mm.errors import KeyMismatchError, PlainCheckpointError, PlanMismatchError, StampError, TransformError
 from keyseg_mm.key import SecretKey
 from keyseg_mm.plan import SALT_BYTES, Entry, Plan, stamp_names
 from keyseg_mm.points import Site
 from keyseg_mm.secret import Secret
-from keyseg_mm.transforms import ChannelMap, normal_form
+from keyseg_mm.transforms import TRANSFORMS, FeatureTransform, normal_form
 
 logger = logging.getLogger('keyseg_mm')
 
@@ -83,7 +83,7 @@ class Protection(Secret):
         """The secret key."""
         return self._key
 
-    def derive(self, entry: Entry) -> ChannelMap:
+    def derive(self, entry: Entry) -> FeatureTransform:
         """The secret transform of one of the plan's entries."""
         if self._key is None:
             raise KeyMismatchError('this model runs without a key')
@@ -206,6 +206,10 @@ def attach(
         raise PlanMismatchError(f'this {type(model).__name__} is protected already; detach() it first')
     if salt is not None and len(salt) != SALT_BYTES:
         raise PlanMismatchError(f'a salt is {SALT_BYTES} bytes ({2 * SALT_BYTES} hex digits)')
+    unfit = {str(site.point): TRANSFORMS[spec['type']].why_not(site.dim, len(site.shape)) for site in sites}
+    problems = [f'{point}: {why}' for point, why in unfit.items() if why]
+    if problems:
+        raise TransformError('; '.join(problems))
     plan = Plan(
         key.id,
         salt or os.urandom(SALT_BYTES),

@@ -21,6 +21,7 @@ from keyseg_mm.audit.referee import whole_model_plan
 from keyseg_mm.audit.runner import seed_everything
 from keyseg_mm.checkpoint import read_checkpoint
 from keyseg_mm.errors import KeysegError, PlainCheckpointError, StampError
+from keyseg_mm.lockplan import refuse_block_wise
 from keyseg_mm.mm.config import build_plain_model
 from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.plan import STAMP_PREFIX, Plan, stamps_of
@@ -53,6 +54,7 @@ def read_protected(path: Path, device: torch.device) -> Protected:
     Raises:
         PlainCheckpointError: it carries no stamp.
         StampError: it carries several.
+        LockError: it carries a block-wise transform, which no attack here is for.
     """
     state = read_checkpoint(path)['state_dict']
     stamps = stamps_of(state)
@@ -63,6 +65,7 @@ def read_protected(path: Path, device: torch.device) -> Protected:
     if len(stamps) > 1:
         raise StampError(f'{path} carries {len(stamps)} stamps; an audit takes models with one protection')
     prefix, stamp = next(iter(stamps.items()))
+    refuse_block_wise(entry.transform for entry in stamp.entries)
     return Protected(stamp, prefix, whole_model_plan(stamp, prefix), _tensors(state, device))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from keyseg_mm.audit.attack import Attempt
 from keyseg_mm.audit.case import Case, GuessHook, Photos, logits
 from keyseg_mm.audit.scoring import Recovery, Score, predict, recovery, score
-from keyseg_mm.encryptor import derive_map
+from keyseg_mm.encryptor import derive_channel_map
 from keyseg_mm.errors import KeyMismatchError
 from keyseg_mm.key import SecretKey, wrong_key
 from keyseg_mm.plan import Entry, Plan
@@ -80,7 +80,7 @@ class Referee(Secret):
         self.case, self.held_out = case, held_out
         self._key, self._stamp, self._prefix = key, stamp, prefix
         pairs = zip(stamp.entries, case.plan.entries)
-        self._maps = {ours.point: derive_map(key, stamp.salt, theirs) for theirs, ours in pairs}
+        self._maps = {ours.point: derive_channel_map(key, stamp.salt, theirs) for theirs, ours in pairs}
         self.authorised = predict(self._authorised_model(), held_out.images)
         self.full = score(self.authorised, held_out, self.authorised, case.num_classes)
 
@@ -119,7 +119,7 @@ class Referee(Secret):
     def negative_control(self, seed: int) -> dict[str, Any]:
         """Maps of a key drawn at random: they must recover about as much as chance does, one row in c."""
         stranger = wrong_key(str(seed))
-        maps = {e.point: derive_map(stranger, self._stamp.salt, e) for e in self.case.plan.entries}
+        maps = {e.point: derive_channel_map(stranger, self._stamp.salt, e) for e in self.case.plan.entries}
         verdict = self.judge(Attempt(guesses=maps))
         assert verdict.recovery is not None
         entries = self.case.plan.entries

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from keyseg_mm.errors import TransformError
 from keyseg_mm.transforms.base import ChannelMap
+from keyseg_mm.transforms.feature import FeatureTransform
+from keyseg_mm.transforms.negative import NegativePositive
 from keyseg_mm.transforms.permutation import ChannelPermutation
 from keyseg_mm.transforms.rotation import ChannelRotation
+from keyseg_mm.transforms.shuffle import BlockShuffle
 from keyseg_mm.transforms.signed import SignedChannelPermutation
 
-TRANSFORMS: dict[str, type[ChannelMap]] = {
-    cls.__name__: cls for cls in (ChannelPermutation, SignedChannelPermutation, ChannelRotation)
+TRANSFORMS: dict[str, type[FeatureTransform]] = {
+    cls.__name__: cls
+    for cls in (ChannelPermutation, SignedChannelPermutation, ChannelRotation, BlockShuffle, NegativePositive)
 }
 
 __all__ = [
     'TRANSFORMS',
+    'BlockShuffle',
     'ChannelMap',
     'ChannelPermutation',
     'ChannelRotation',
+    'FeatureTransform',
+    'NegativePositive',
     'SignedChannelPermutation',
+    'is_channel_map',
     'normal_form',
 ]
 
@@ -36,3 +45,8 @@ def normal_form(transform: str | dict[str, Any]) -> dict[str, Any]:
         raise TransformError(f'no transform {name!r}; there are {", ".join(TRANSFORMS)}')
     TRANSFORMS[name].check(**spec)
     return {'type': name, **spec}
+
+
+def is_channel_map(transform: Mapping[str, Any]) -> bool:
+    """Whether a transform in normal form is the same map of the channels everywhere, as locking needs it."""
+    return issubclass(TRANSFORMS[transform['type']], ChannelMap)

@@ -1,64 +1,33 @@
-"""The law that every transform keeps: an orthogonal map of the channels, one and the same at every position.
+"""Channel maps: an orthogonal map of the channels, one and the same at every position of a feature map.
 
-``T.inverse()(T(x)) == x`` and the gradient goes back through the transpose, which for an orthogonal map is the inverse:
-an exact, deterministic gather instead of the scatter that autograd would use for a permutation.
+That is what a linear layer's weights can take in, so only a model with such transforms can be locked after training.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from keyseg_mm.derive import KeyStream
 from keyseg_mm.errors import TransformError
-from keyseg_mm.secret import Secret
+from keyseg_mm.transforms.feature import FeatureTransform
 
 
-class ChannelMap(Secret):
-    """An orthogonal linear map T of the channel dimension, ``y = T(x)`` at every position of a feature map.
+class ChannelMap(FeatureTransform):
+    """An orthogonal linear map T of the channel dimension, ``y = T(x)`` at every position of a feature map."""
 
-    Tensors of the table are made once per device and dtype, at the first call there, and kept.
-    """
-
-    __slots__ = ('_inverse', '_placed')
-
-    #: Whether T only moves and negates values, so that T and its inverse change no bit of a magnitude.
-    exact: ClassVar[bool] = True
-    channels: int
-
-    def __init__(self) -> None:
-        self._inverse: ChannelMap | None = None
-        self._placed: dict[Any, Any] = {}
+    __slots__ = ()
 
     @classmethod
     def derive(cls, stream: KeyStream, channels: int, **params: Any) -> ChannelMap:
-        """The map that a keystream gives for this number of channels."""
         raise NotImplementedError
 
-    @classmethod
-    def check(cls, **params: Any) -> None:
-        """Refuse parameters that this transform does not take.
-
-        Raises:
-            TransformError: an unknown parameter or a bad value.
-        """
-        if params:
-            raise TransformError(f'{cls.__name__} takes no {", ".join(map(repr, params))}')
-
-    @property
-    def public_id(self) -> str:
-        return f'of {self.channels} channels'
-
     def inverse(self) -> ChannelMap:
-        """The map that undoes this one; the inverse of the inverse is this object."""
-        if self._inverse is None:
-            self._inverse = self._invert()
-            self._inverse._inverse = self
-        return self._inverse
+        found: ChannelMap = super().inverse()
+        return found
 
     def compose(self, first: ChannelMap) -> ChannelMap:
         """The map ``x -> self(first(x))``, of the same family where the family is closed."""
@@ -66,32 +35,9 @@ class ChannelMap(Secret):
             raise TransformError(f'cannot compose maps of {first.channels} and {self.channels} channels')
         return self._compose(first)
 
-    def __call__(self, x: Tensor, dim: int = 1) -> Tensor:
-        """Apply the map along a dimension.
-
-        Args:
-            x: floating-point tensor of any layout; its dtype, shape and memory format are kept.
-            dim: channel dimension.
-
-        Raises:
-            TransformError: the dimension has another size than the map.
-        """
-        if x.shape[dim] != self.channels:
-            raise TransformError(
-                f'a map of {self.channels} channels met {x.shape[dim]} of them, shape {tuple(x.shape)}'
-            )
-        if x.requires_grad and torch.is_grad_enabled():
-            result: Tensor = _Apply.apply(x, self, dim)  # type: ignore[no-untyped-call]
-            return result
-        return self._keep_layout(x, dim)
-
     def matrix(self) -> Tensor:
         """The map as a (channels, channels) float64 matrix M, ``T(x) = M @ x``."""
         return self._keep_layout(torch.eye(self.channels, dtype=torch.float64), 0)
-
-    def tables(self) -> dict[str, NDArray[Any]]:
-        """The secret tables, for :mod:`keyseg_mm.leaks` only."""
-        raise NotImplementedError
 
     def _keep_layout(self, x: Tensor, dim: int) -> Tensor:
         """Work on a permuted map (channels_last, transposed tokens) in its own order of memory, so that it keeps it."""
@@ -112,13 +58,6 @@ class ChannelMap(Secret):
 
     def _compose(self, first: ChannelMap) -> ChannelMap:
         return Composition(first, self)
-
-    def _place(self, name: str, table: NDArray[Any], device: torch.device, dtype: torch.dtype) -> Tensor:
-        key = (name, device, dtype)
-        if key not in self._placed:
-            self._placed[key] = torch.from_numpy(np.ascontiguousarray(table)).to(device=device, dtype=dtype)
-        placed: Tensor = self._placed[key]
-        return placed
 
 
 def select_channels(x: Tensor, dim: int, table: Tensor) -> Tensor:
@@ -146,17 +85,3 @@ class Composition(ChannelMap):
 
     def tables(self) -> dict[str, NDArray[Any]]:
         return {**self.first.tables(), **{f'then {k}': v for k, v in self.then.tables().items()}}
-
-
-class _Apply(torch.autograd.Function):
-    """Forward by the map, backward by its inverse; differentiable again, since backward applies a map too."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cmap: ChannelMap, dim: int) -> Tensor:
-        ctx.map, ctx.dim = cmap, dim
-        # detached from the view that a kept layout is: autograd refuses in-place operations on a Function's views
-        return cmap._keep_layout(x, dim).detach()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.map.inverse()(grads[0], ctx.dim), None, None
