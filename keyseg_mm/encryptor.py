@@ -12,10 +12,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from keyseg_mm import integrity
+from keyseg_mm import derive, integrity
 from keyseg_mm.derive import KeyStream
 from keyseg_mm.errors import IntegrityError, LockError
 from keyseg_mm.forward import refuse_export, replace_tensor
+from keyseg_mm.images.cipher import ImageCipher
+from keyseg_mm.images.ff1 import byte_map
+from keyseg_mm.images.plan import ImagePlan
 from keyseg_mm.key import SecretKey
 from keyseg_mm.plan import Entry, Plan, is_stamp
 from keyseg_mm.points import Site, module_of
@@ -40,6 +43,17 @@ def derive_channel_map(key: SecretKey, salt: bytes, entry: Entry) -> ChannelMap:
     if not isinstance(found, ChannelMap):
         raise LockError(f'{entry}: no weights can carry a {type(found).__name__}')
     return found
+
+
+def derive_cipher(key: SecretKey, plan: ImagePlan) -> ImageCipher:
+    """The secret encryption of images by a plan; the plan's key id is the caller's to check."""
+    fields: list[object] = [plan.method, plan.block]
+
+    def order(size: int) -> Any:
+        subkey = key.subkey('keyseg_mm/image-order/v1', [*fields, size], plan.salt)
+        return derive.permutation(KeyStream(subkey), size)
+
+    return ImageCipher(plan, order, lambda: byte_map(key.subkey('keyseg_mm/image-bytes/v1', fields, plan.salt)))
 
 
 def sign(key: SecretKey, plan: Plan, tensors: Mapping[str, Any]) -> Plan:

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from keyseg_mm.encryptor import derive_map
+from keyseg_mm.encryptor import derive_cipher, derive_map
+from keyseg_mm.images.plan import ImagePlan
 from keyseg_mm.key import SecretKey
 from keyseg_mm.plan import Plan
 
@@ -53,17 +54,23 @@ class Needles:
     Args:
         key: the secret key.
         plans: plans whose derived tables are to be looked for too.
+        images: image encryptions, likewise.
     """
 
-    def __init__(self, key: SecretKey, plans: Iterable[Plan] = ()) -> None:
+    def __init__(self, key: SecretKey, plans: Iterable[Plan] = (), images: Iterable[ImagePlan] = ()) -> None:
         keys = key.needles()
         self.raw = keys['raw']
         self.forms: dict[bytes, str] = {form: f'the key ({name})' for name, form in keys.items()}
         for plan in plans:
             for entry in plan.entries:
-                for name, table in derive_map(key, plan.salt, entry).tables().items():
-                    for form, how in _table_forms(table):
-                        self.forms.setdefault(form, f'the {name} at {entry.point} ({how})')
+                self._add(derive_map(key, plan.salt, entry).tables(), f'at {entry.point}')
+        for image in images:
+            self._add(derive_cipher(key, image).tables(), 'of the images')
+
+    def _add(self, tables: dict[str, NDArray[Any]], where: str) -> None:
+        for name, table in tables.items():
+            for form, how in _table_forms(table):
+                self.forms.setdefault(form, f'the {name} {where} ({how})')
 
     def __repr__(self) -> str:
         return f'<Needles, {len(self.forms)} of them>'
@@ -74,18 +81,21 @@ class Needles:
         return [Leak(where, what) for form, what in forms.items() if form in haystack]
 
 
-def find_leaks(folder: str | Path, key: SecretKey, plans: Iterable[Plan] = ()) -> list[Leak]:
+def find_leaks(
+    folder: str | Path, key: SecretKey, plans: Iterable[Plan] = (), images: Iterable[ImagePlan] = ()
+) -> list[Leak]:
     """Search every file below a folder (or one file) for the key and for the tables of the plans.
 
     Args:
         folder: what to search.
         key: the secret key.
         plans: stamps of the protected models; see :func:`keyseg_mm.plan.stamps_of`.
+        images: encryptions of images; see :func:`keyseg_mm.images.plan.plans_in_meta`.
 
     Returns:
         What was found; empty is good.
     """
-    needles = Needles(key, plans)
+    needles = Needles(key, plans, images)
     return [
         leak for path in files_below(folder) for where, data in _contents(path) for leak in needles.search(where, data)
     ]

@@ -206,10 +206,7 @@ def attach(
         raise PlanMismatchError(f'this {type(model).__name__} is protected already; detach() it first')
     if salt is not None and len(salt) != SALT_BYTES:
         raise PlanMismatchError(f'a salt is {SALT_BYTES} bytes ({2 * SALT_BYTES} hex digits)')
-    unfit = {str(site.point): TRANSFORMS[spec['type']].why_not(site.dim, len(site.shape)) for site in sites}
-    problems = [f'{point}: {why}' for point, why in unfit.items() if why]
-    if problems:
-        raise TransformError('; '.join(problems))
+    _refuse_unfit(spec, sites)
     plan = Plan(
         key.id,
         salt or os.urandom(SALT_BYTES),
@@ -218,6 +215,17 @@ def attach(
     protection = Protection(key, plan, sites, deliberate, allow_plain, fixed_salt, verify)
     hook_encryptors(model, protection.encryptors)
     return watch_stamps(model, protection)
+
+
+def _refuse_unfit(spec: dict[str, Any], sites: Sequence[Site]) -> None:
+    """Refuse sites whose maps do not suit a transform, all with the same reason together."""
+    unfit: dict[str, list[str]] = {}
+    for site in sites:
+        why = TRANSFORMS[spec['type']].why_not(site.dim, len(site.shape))
+        if why:
+            unfit.setdefault(why, []).append(str(site.point))
+    if unfit:
+        raise TransformError('; '.join(f'{", ".join(points)}: {why}' for why, points in unfit.items()))
 
 
 def watch_stamps(model: nn.Module, protection: Protection) -> Protection:

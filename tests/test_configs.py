@@ -16,7 +16,7 @@ import mmseg
 import pytest
 import torch
 from mmengine.config import Config, DictAction
-from mmseg.registry import MODELS
+from mmseg.registry import MODELS, TRANSFORMS
 
 from keyseg_mm import lock
 from keyseg_mm.mm.config import build_plain_model
@@ -26,6 +26,8 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / 'configs'
 STOCK = Path(mmseg.__file__).parent / '.mim' / 'configs'
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob('*/keyed_*.py'))
+IMAGE_FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob('*/images_*.py'))
+ENCRYPT = dict(type='keyseg_mm.EncryptImage', method='SHF', block=8, key='env:KEYSEG_KEY')
 STAGES = dict(key='env:KEYSEG_KEY', points='stages', transform='ChannelPermutation')
 GUARD = [dict(type='keyseg_mm.KeyGuardHook')]
 FAMILIES = (
@@ -115,8 +117,57 @@ def test_every_family_has_configs_and_the_readme_lists_them_all():
     readme = (CONFIGS / 'README.md').read_text()
     assert [file for file in FILES if f']({file})' not in readme] == []
     bases = [path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob('_base_/protection/*.py')]
-    assert len(bases) == 6
-    assert [file for file in bases if f']({file})' not in readme] == []
+    bases += [path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob('_base_/images/*.py')]
+    assert len(bases) == 9
+    assert [file for file in [*bases, *IMAGE_FILES] if f']({file})' not in readme] == []
+
+
+def without_encryption(value) -> tuple[object, int]:
+    """A config less its encryptions of images, and how many there were; a step of test-time augmentation is a list."""
+    if value in (ENCRYPT, [ENCRYPT]):
+        return None, 1
+    if isinstance(value, dict):
+        parts = {name: without_encryption(item) for name, item in value.items()}
+        return {name: part for name, (part, _) in parts.items()}, sum(n for _, n in parts.values())
+    if isinstance(value, (list, tuple)):
+        parts = [without_encryption(item) for item in value]
+        kept = [part for item, (part, _) in zip(value, parts) if item not in (ENCRYPT, [ENCRYPT])]
+        return type(value)(kept), sum(n for _, n in parts)
+    return value, 0
+
+
+@pytest.mark.parametrize('file', IMAGE_FILES)
+def test_image_config_is_the_stock_one_but_for_the_encryption(file):
+    cfg = load(CONFIGS / file)
+    changed = without_scope(cfg.to_dict())
+    assert changed.pop('image_encryption') == ENCRYPT
+    assert changed.pop('custom_hooks') == [dict(type='keyseg_mm.ImageKeyHook')]
+    plain, count = without_encryption(changed)
+    assert plain == load(STOCK / file.replace('images_', '')).to_dict()
+    assert count == 6  # two pipelines and three loaders of them, and test-time augmentation
+    for name in ('train', 'val', 'test'):
+        steps = [step['type'] for step in cfg[f'{name}_dataloader'].dataset.pipeline]
+        assert steps[-2:] == ['keyseg_mm.EncryptImage', 'PackSegInputs']
+
+
+def test_image_configs_serve_both_data_sets():
+    assert {data for file in IMAGE_FILES for data in ('cityscapes-', 'ade20k-') if data in file} == {
+        'cityscapes-',
+        'ade20k-',
+    }
+
+
+def test_image_options_of_the_readme(key_file, tmp_path):
+    """The example of a config of one's own, and the way to name a key on the command line."""
+    write(tmp_path / 'my_config.py', f"_base_ = 'mmseg::{FAST_SCNN}'")
+    text = readme_block('Encrypt images').replace('keys/my.key', str(key_file))
+    cfg = write(tmp_path / 'mine.py', text)
+    steps = [cfg[f'{name}_dataloader'].dataset.pipeline[-2] for name in ('train', 'val', 'test')]
+    assert [step.key for step in steps] == [f'file:{key_file}'] * 3
+    cfg.merge_from_dict({'test_dataloader.dataset.pipeline.3.key': 'none'})
+    assert cfg.test_dataloader.dataset.pipeline[3].key == 'none'
+    assert cfg.val_dataloader.dataset.pipeline[3].key != 'none'
+    assert repr(TRANSFORMS.build(dict(cfg.val_dataloader.dataset.pipeline[-2]))).startswith('EncryptImage(')
 
 
 @pytest.mark.parametrize(
@@ -125,6 +176,8 @@ def test_every_family_has_configs_and_the_readme_lists_them_all():
         ('stages', dict(type='ChannelPermutation'), ['out:backbone:0', 'out:backbone:1', 'out:backbone:2']),
         ('signed', dict(type='SignedChannelPermutation'), ['out:backbone:0', 'out:backbone:1', 'out:backbone:2']),
         ('rotation', dict(type='ChannelRotation', block=8), ['out:backbone:0', 'out:backbone:1', 'out:backbone:2']),
+        ('shuffle', dict(type='BlockShuffle', block=2), ['out:backbone:0', 'out:backbone:1', 'out:backbone:2']),
+        ('negative', dict(type='NegativePositive', block=2), ['out:backbone:0', 'out:backbone:1', 'out:backbone:2']),
         ('linear', dict(type='ChannelPermutation'), None),
     ],
 )

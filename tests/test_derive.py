@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from keyseg_mm import derive
 from keyseg_mm.derive import KeyStream, hkdf
-from keyseg_mm.encryptor import derive_map
+from keyseg_mm.encryptor import derive_cipher, derive_map
+from keyseg_mm.images.plan import ImagePlan
 from keyseg_mm.key import SecretKey
 from keyseg_mm.plan import Entry
 from keyseg_mm.transforms import TRANSFORMS, normal_form
@@ -28,6 +29,13 @@ def derived(case: dict) -> dict[str, list]:
         name: [x.hex() for x in t.ravel().tolist()] if t.dtype == np.float64 else t.ravel().tolist()
         for name, t in tables.items()
     }
+
+
+def derived_images(case: dict) -> dict[str, list]:
+    """The tables of one test vector of an image encryption."""
+    key = SecretKey(bytes.fromhex(case['key']))
+    plan = ImagePlan(case['method'], case['block'], key.id, bytes.fromhex(case['salt']))
+    return {name: table.tolist() for name, table in derive_cipher(key, plan).tables(case['channels']).items()}
 
 
 @pytest.mark.parametrize(

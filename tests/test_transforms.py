@@ -1,4 +1,4 @@
-"""The law of every channel map, over families, dtypes, layouts and layers; block-wise ones: test_block_transforms.py."""
+"""The law of every channel map, over families, dtypes, layouts and layers (others: test_block_transforms.py)."""
 
 from __future__ import annotations
 

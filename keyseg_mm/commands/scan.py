@@ -1,7 +1,8 @@
 """Search a folder for a key and for the tables derived from it: has a run written down anything secret?
 
 Looks into every file (and into compressed members of .pth and .npz files) for the key in raw, hex, base32, base64 and
-text form, and for the permutations, signs and rotations of every stamp found in the folder's checkpoints.
+text form, and for the permutations, signs and rotations of every stamp, and the tables of every image encryption, found
+in the folder's checkpoints.
 
 example:
   keyseg scan work_dirs/my_run --key file:keys/my.key
@@ -13,8 +14,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from keyseg_mm.errors import KeysegError
+
+if TYPE_CHECKING:
+    from keyseg_mm.images.plan import ImagePlan
+    from keyseg_mm.plan import Plan
 
 FOUND = 3
 _CHECKPOINTS = ('.pth', '.pt', '.safetensors')
@@ -38,10 +44,13 @@ def run(args: argparse.Namespace) -> int:
     files = files_below(args.folder)
     if not files:
         raise KeysegError(f'{args.folder}: nothing to search there')
-    plans = _plans_of(files, key.id)
-    leaks = [leak for path in tqdm(files, desc='searching', unit='file') for leak in find_leaks(path, key, plans)]
+    plans, images = _plans_of(files, key.id)
+    leaks = [
+        leak for path in tqdm(files, desc='searching', unit='file') for leak in find_leaks(path, key, plans, images)
+    ]
     tables = sum(len(plan.entries) for plan in plans)
-    print(f'searched {len(files)} files for key {key.id} and the tables of {tables} points')
+    pictures = f' and {len(images)} image encryptions' if images else ''
+    print(f'searched {len(files)} files for key {key.id} and the tables of {tables} points{pictures}')
     for leak in leaks:
         print(f'FOUND {leak}')
     if leaks:
@@ -51,17 +60,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plans_of(files: list[Path], key_id: str) -> list:  # type: ignore[type-arg]
-    """The different stamps of this key in the checkpoints among the files."""
-    from keyseg_mm.checkpoint import stamps_in
+def _plans_of(files: list[Path], key_id: str) -> tuple[list[Plan], list[ImagePlan]]:
+    """The different stamps and image encryptions of this key in the checkpoints among the files."""
+    from keyseg_mm.checkpoint import read_checkpoint
+    from keyseg_mm.images.plan import plans_in_meta
+    from keyseg_mm.plan import stamps_of
 
-    plans = {}
+    plans: dict[str, Plan] = {}
+    images: dict[ImagePlan, None] = {}
     for path in files:
         if path.suffix in _CHECKPOINTS:
             try:
-                found = stamps_in(path).values()
+                content = read_checkpoint(path)
+                found, pictures = stamps_of(content['state_dict']).values(), plans_in_meta(content.get('meta'))
             except KeysegError as error:
                 print(f'note: its stamp was not read: {error}')
                 continue
             plans.update({plan.to_json(): plan for plan in found if plan.key_id == key_id})
-    return list(plans.values())
+            images.update({plan: None for plan in pictures if plan.key_id == key_id})
+    return list(plans.values()), list(images)

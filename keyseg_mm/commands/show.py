@@ -2,8 +2,8 @@
 
 examples:
   keyseg show keys/ade.key          its key id
-  keyseg show model.pth             its stamp: key id, salt, points and transforms
-  keyseg show my_config.py          its protection, and the id of the key that it names
+  keyseg show model.pth             its stamp: key id, salt, points and transforms; how its images were encrypted
+  keyseg show my_config.py          its protection and its encryption of images, and the ids of the keys that they name
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.keyfile import is_key_file, read_key_file, readable_by_others
+
+_PIPELINES = ('train_dataloader', 'val_dataloader', 'test_dataloader', 'tta_pipeline')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,41 +47,71 @@ def _show_key(path: Path) -> None:
 
 
 def _show_checkpoint(path: Path) -> None:
-    from keyseg_mm.checkpoint import stamps_in
-    from keyseg_mm.plan import describe
+    from keyseg_mm.checkpoint import read_checkpoint
+    from keyseg_mm.images.plan import plans_in_meta
+    from keyseg_mm.plan import describe, stamps_of
 
-    stamps = stamps_in(path)
-    if not stamps:
+    content = read_checkpoint(path)
+    stamps, images = stamps_of(content['state_dict']), plans_in_meta(content.get('meta'))
+    for plan in images:
+        print(f'{path}: works on encrypted images: {plan}')
+    if not stamps and not images:
         print(f'{path}: a plain checkpoint, it carries no stamp')
-    for prefix, plan in stamps.items():
+    for prefix, stamp in stamps.items():
         print(f'{path}: protected{" at " + prefix if prefix else ""}')
-        print(f'  key id  {plan.key_id}')
-        print(f'  salt    {plan.salt.hex()}')
-        locked = all(entry.weights for entry in plan.entries)
+        print(f'  key id  {stamp.key_id}')
+        print(f'  salt    {stamp.salt.hex()}')
+        locked = all(entry.weights for entry in stamp.entries)
         print(f'  made by {"locking a trained model" if locked else "training with the key"}')
-        print(f'  points  {len(plan.entries)}')
-        width = max(len(entry.point) for entry in plan.entries)
-        for entry in plan.entries:
+        print(f'  points  {len(stamp.entries)}')
+        width = max(len(entry.point) for entry in stamp.entries)
+        for entry in stamp.entries:
             print(f'    {entry.point:{width}}  {entry.channels:5} channels  {describe(entry.transform)}')
 
 
 def _show_config(path: Path) -> None:
-    from keyseg_mm.commands.keygen import ask_passphrase
-    from keyseg_mm.locator import locate
     from keyseg_mm.mm.config import read_config
 
-    found = list(_protections(read_config(path).get('model', {}), 'model'))
-    if not found:
+    cfg = read_config(path)
+    found = list(_protections(cfg.get('model', {}), 'model'))
+    steps = [step for name in _PIPELINES for step in _image_steps(cfg.get(name), name)]
+    if not found and not steps:
         print(f'{path}: protects nothing')
     for where, of, protection in found:
         print(f'{path}: {where} is a protected {of}')
         for name, value in protection.items():
             print(f'  {name:10}{value}')
-        try:
-            key = locate(protection.get('key'), ask_passphrase).key
-            print(f'  key id    {key.id if key else "none: runs unauthorised"}')
-        except KeysegError as error:
-            print(f'  key id    unknown: {error}')
+        print(f'  key id    {_key_id(protection.get("key"), "runs unauthorised")}')
+    for where, step in steps:
+        print(f'{path}: {where} encrypts images')
+        for name in ('method', 'block', 'key', 'salt'):
+            print(f'  {name:10}{step.get(name, {"method": "SHF", "block": 8}.get(name, "none"))}')
+        print(f'  key id    {_key_id(step.get("key"), "leaves images plain")}')
+
+
+def _key_id(locator: Any, without: str) -> str:
+    from keyseg_mm.commands.keygen import ask_passphrase
+    from keyseg_mm.locator import locate
+
+    try:
+        key = locate(locator, ask_passphrase).key
+    except KeysegError as error:
+        return f'unknown: {error}'
+    return key.id if key else f'none: {without}'
+
+
+def _image_steps(value: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """All encryptions of images in a part of a config, with their places."""
+    from keyseg_mm.mm.images import EncryptImage
+
+    if isinstance(value, dict):
+        if value.get('type') in ('keyseg_mm.EncryptImage', EncryptImage):
+            yield where, value
+        for name, item in value.items():
+            yield from _image_steps(item, f'{where}.{name}')
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _image_steps(item, f'{where}[{index}]')
 
 
 def _protections(value: Any, where: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from test_derive import VECTORS, derived
+from test_derive import VECTORS, derived, derived_images
 
 from keyseg_mm import SecretKey
 
@@ -25,6 +25,13 @@ CASES = [
     (1, 'ab' * 16, 'out:neck:1', 3, {'type': 'NegativePositive', 'block': 1}),
 ]
 
+IMAGES = [
+    (0, '', 'SHF', 3, 3),
+    (1, 'ab' * 16, 'SHF', 2, 1),
+    (2, '', 'NP', 4, 3),
+    (0, '00' * 16, 'FFX', 2, 3),
+]
+
 if __name__ == '__main__':
     keys = []
     for material in KEYS:
@@ -35,4 +42,8 @@ if __name__ == '__main__':
     for which, salt, point, channels, transform in CASES:
         case = {'key': KEYS[which].hex(), 'salt': salt, 'point': point, 'channels': channels, 'transform': transform}
         tables.append({**case, 'gives': derived(case)})
-    VECTORS.write_text(json.dumps({'keys': keys, 'tables': tables}, indent=1) + '\n')
+    images = []
+    for which, salt, method, block, channels in IMAGES:
+        case = {'key': KEYS[which].hex(), 'salt': salt, 'method': method, 'block': block, 'channels': channels}
+        images.append({**case, 'gives': derived_images(case)})
+    VECTORS.write_text(json.dumps({'keys': keys, 'tables': tables, 'images': images}, indent=1) + '\n')
