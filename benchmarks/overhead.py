@@ -32,7 +32,7 @@ from torch import nn
 from tqdm import tqdm
 
 from keyseg_mm import Point, SecretKey, Site, attach, detach
-from keyseg_mm.transforms import TRANSFORMS, is_channel_map
+from keyseg_mm.transforms import CHANNEL_MAPS
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def time_derivation(config: str, repeats: int) -> dict[str, Any] | None:
     widths = {n: m.weight.shape[1] for n, m in layers.items() if getattr(m, 'groups', 1) == 1}
     sites = [Site(Point('in', n), width, 1, (), '') for n, width in widths.items()]
     found: dict[str, Any] = {'points': len(sites), 'channels': sum(widths.values()), 'ms': {}}
-    for transform in (name for name in TRANSFORMS if is_channel_map({'type': name})):
+    for transform in CHANNEL_MAPS:
         taken = []
         for _ in tqdm(range(repeats), desc=transform, leave=False):
             detach(model)

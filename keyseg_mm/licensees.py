@@ -22,7 +22,7 @@ from keyseg_mm.errors import IntegrityError, LockError
 from keyseg_mm.key import SecretKey
 from keyseg_mm.locking import carried, carry, unlock
 from keyseg_mm.plan import SALT_BYTES, Entry, Plan, is_stamp, stamps_of
-from keyseg_mm.transforms import TRANSFORMS, ChannelMap, normal_form
+from keyseg_mm.transforms import CHANNEL_MAPS, ChannelMap, normal_form
 
 _DECOYS = 8  # names that no licensee has, to see what chance gives
 _LAYERS = 12
@@ -142,7 +142,7 @@ def _entries(tensors: Mapping[str, Any], plain: Mapping[str, Any], plan: Plan | 
 
 def _transforms(plan: Plan | None) -> list[dict[str, Any]]:
     if plan is None:
-        return [normal_form(name) for name in TRANSFORMS]
+        return [normal_form(name) for name in CHANNEL_MAPS]
     return [plan.entries[0].transform]
 
 

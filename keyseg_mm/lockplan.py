@@ -16,7 +16,7 @@ from keyseg_mm.layers import Weights, is_grouped, kind_of
 from keyseg_mm.plan import Entry, Plan, stamps_of
 from keyseg_mm.points import ROOT, Point, Site, Trace, module_of, resolve
 from keyseg_mm.readers import Readers, find_readers
-from keyseg_mm.transforms import TRANSFORMS, is_channel_map, normal_form
+from keyseg_mm.transforms import CHANNEL_MAPS, normal_form
 
 # Every linear layer that is called, since whatever is left plain helps an attacker; and signs, since a permutation
 # keeps the part that all channels have in common. docs/results.md has the figures.
@@ -118,13 +118,12 @@ def refuse_block_wise(transforms: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         LockError: one of them does not treat every position alike.
     """
-    others = dict.fromkeys(spec['type'] for spec in transforms if not is_channel_map(spec))
+    others = dict.fromkeys(spec['type'] for spec in transforms if spec['type'] not in CHANNEL_MAPS)
     if others:
-        maps = ', '.join(name for name in TRANSFORMS if is_channel_map({'type': name}))
         raise LockError(
             f"{', '.join(others)}: what it does to a value depends on its position, and no layer's weights can carry "
-            f'that; lock, rekey, unlock and audit take {maps}. It is for models that are trained with their key '
-            '(protection.transform), and these run with their encryptors only'
+            f'that; lock, rekey, unlock and audit take {", ".join(CHANNEL_MAPS)}. It is for models that are trained '
+            'with their key (protection.transform), and these run with their encryptors only'
         )
 
 

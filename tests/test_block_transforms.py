@@ -21,9 +21,9 @@ from keyseg_mm.errors import KeyMismatchError, LockError, SecretExposedError, Tr
 from keyseg_mm.mm.config import build_plain_model, read_config
 from keyseg_mm.plan import Entry, Plan, describe, stamps_of
 from keyseg_mm.points import Point, Site
-from keyseg_mm.transforms import TRANSFORMS, BlockShuffle, ChannelPermutation, is_channel_map, normal_form
+from keyseg_mm.transforms import CHANNEL_MAPS, TRANSFORMS, BlockShuffle, ChannelPermutation, normal_form
 
-NAMES = sorted(name for name in TRANSFORMS if not is_channel_map({'type': name}))
+NAMES = sorted(set(TRANSFORMS) - set(CHANNEL_MAPS))
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SPECS = [dict(type=name, block=2) for name in NAMES]
 

@@ -186,6 +186,24 @@ def test_the_other_methods_train_too(method, data, tmp_path, key_file):
 
 
 @ONE
+def test_together_with_encrypted_feature_maps(data, tmp_path, key_file, other_key_file):
+    """Both protections in one model, each with its own key: stamp and meta are both written, and both are checked."""
+    cfg = image_cfg(data, tmp_path, f'file:{key_file}')
+    cfg.model = keyed_cfg(cfg.model, f'file:{other_key_file}')
+    cfg.custom_hooks = [dict(type='keyseg_mm.KeyGuardHook'), dict(type='keyseg_mm.ImageKeyHook')]
+    run(cfg)
+    cfg.load_from = str(tmp_path / 'iter_4.pth')
+    content = read_checkpoint(cfg.load_from)
+    assert len(stamps_of(content['state_dict'])) == len(plans_in_meta(content['meta'])) == 1
+    run(cfg.copy(), 'test')
+    for change in ({f'{TEST}.key': f'file:{other_key_file}'}, {'model.protection.key': f'file:{key_file}'}):
+        wrong = cfg.copy()
+        wrong.merge_from_dict(change)
+        with pytest.raises(KeyMismatchError):
+            run(wrong, 'test')
+
+
+@ONE
 def test_pipelines_that_do_not_belong_together_are_errors(data, tmp_path, key_file, other_key_file):
     cfg = image_cfg(data, tmp_path, f'file:{key_file}')
     cfg.val_dataloader.dataset['pipeline'][2]['key'] = f'file:{other_key_file}'

@@ -13,9 +13,9 @@ from torch import nn
 
 from keyseg_mm.derive import KeyStream
 from keyseg_mm.errors import SecretExposedError, TransformError
-from keyseg_mm.transforms import TRANSFORMS, ChannelRotation, is_channel_map, normal_form
+from keyseg_mm.transforms import CHANNEL_MAPS, TRANSFORMS, ChannelRotation, normal_form
 
-NAMES = sorted(name for name in TRANSFORMS if is_channel_map({'type': name}))
+NAMES = sorted(CHANNEL_MAPS)
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 5e-3}
 

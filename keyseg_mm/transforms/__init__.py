@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from keyseg_mm.errors import TransformError
@@ -18,8 +17,11 @@ TRANSFORMS: dict[str, type[FeatureTransform]] = {
     cls.__name__: cls
     for cls in (ChannelPermutation, SignedChannelPermutation, ChannelRotation, BlockShuffle, NegativePositive)
 }
+#: Those that are the same map of the channels everywhere, as locking needs it.
+CHANNEL_MAPS = tuple(name for name, cls in TRANSFORMS.items() if issubclass(cls, ChannelMap))
 
 __all__ = [
+    'CHANNEL_MAPS',
     'TRANSFORMS',
     'BlockShuffle',
     'ChannelMap',
@@ -28,7 +30,6 @@ __all__ = [
     'FeatureTransform',
     'NegativePositive',
     'SignedChannelPermutation',
-    'is_channel_map',
     'normal_form',
 ]
 
@@ -45,8 +46,3 @@ def normal_form(transform: str | dict[str, Any]) -> dict[str, Any]:
         raise TransformError(f'no transform {name!r}; there are {", ".join(TRANSFORMS)}')
     TRANSFORMS[name].check(**spec)
     return {'type': name, **spec}
-
-
-def is_channel_map(transform: Mapping[str, Any]) -> bool:
-    """Whether a transform in normal form is the same map of the channels everywhere, as locking needs it."""
-    return issubclass(TRANSFORMS[transform['type']], ChannelMap)
