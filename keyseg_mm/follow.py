@@ -82,7 +82,9 @@ class FollowingProtection(Protection):
         mine = Plan(self._key.id, plan.salt, plan.entries)
         if self.unlock:
             maps = carried(self._key, complete(mine, module))
-            carry_in_place(state_dict, {name: cmap.inverse() for name, cmap in maps.items()}, prefix)
+            # straight into the parameters: the host, given a parameter itself, has nothing to copy
+            parameters = dict(module.named_parameters(remove_duplicate=False))
+            carry_in_place(state_dict, {name: cmap.inverse() for name, cmap in maps.items()}, prefix, parameters)
         else:
             if (mine.salt, mine.entries) != (self.plan.salt, self.plan.entries):
                 sites = self._find_sites(module, mine)

@@ -80,7 +80,7 @@ def lock_file(
     unknown = [name for name in opened.state_dict if name.removeprefix('module.') not in tensors]
     dropped = (*opened.dropped, *(f'state_dict.{name}' for name in unknown))
     opened.state_dict.clear()  # so that each plain weight is let go as it is replaced
-    stamp = lock_in_place(tensors, plan.entries, key, salt)
+    stamp = lock_in_place(tensors, plan.entries, key, salt, own=True)
     write_checkpoint(out, tensors, opened.meta, overwrite)
     return stamp, dropped
 
@@ -106,7 +106,7 @@ def rekey_file(
     """
 
     def change(tensors: dict[str, Any]) -> None:
-        rekey_in_place(tensors, key, new_key, model, salt(tensors) if salt else None, None, check)
+        rekey_in_place(tensors, key, new_key, model, salt(tensors) if salt else None, None, check, own=True)
 
     return _change(path, out, overwrite, change)
 
@@ -120,7 +120,7 @@ def unlock_file(
     overwrite: bool = False,
 ) -> tuple[str, ...]:
     """Unlock a protected checkpoint's file; see :func:`keyseg_mm.locking.unlock`. Returns what was dropped."""
-    return _change(path, out, overwrite, lambda t: unlock_in_place(t, key, model, None, check))[1]
+    return _change(path, out, overwrite, lambda t: unlock_in_place(t, key, model, None, check, own=True))[1]
 
 
 def _change(

@@ -11,6 +11,7 @@ unlocking gives the plain weights back exactly. Rotations are computed in float6
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, overload
 
@@ -19,11 +20,14 @@ from torch import Tensor, nn
 
 from keyseg_mm.encryptor import derive_map, sign, verify
 from keyseg_mm.errors import KeyMismatchError, LockError
+from keyseg_mm.integrity import in_threads
 from keyseg_mm.key import SecretKey
 from keyseg_mm.lockplan import DEFAULT_POINTS, DEFAULT_TRANSFORM, complete, fit, plan_lock
 from keyseg_mm.plan import SALT_BYTES, Entry, Plan, stamps_of
 from keyseg_mm.points import Point, Trace, module_of
 from keyseg_mm.transforms import ChannelMap
+
+_BLOCK = 2**18  # values carried at once
 
 
 def lock(
@@ -125,20 +129,28 @@ def rekey(
 
 
 def lock_in_place(
-    tensors: dict[str, Any], entries: tuple[Entry, ...], key: SecretKey, salt: bytes | None = None
+    tensors: dict[str, Any], entries: tuple[Entry, ...], key: SecretKey, salt: bytes | None = None, own: bool = False
 ) -> Plan:
-    """:func:`lock` for a dict that is the caller's to lose: each tensor is let go as it is replaced."""
+    """:func:`lock` for a dict that is the caller's to lose: each tensor is let go as it is replaced.
+
+    With ``own`` the tensors' memory is the caller's to lose, too.
+    """
     plan = Plan(key.id, _fresh(salt), entries)
-    carry_in_place(tensors, carried(key, plan))
+    _carry_below(tensors, carried(key, plan), '', own)
     return _stamp(tensors, '', key, plan)
 
 
 def unlock_in_place(
-    tensors: dict[str, Any], key: SecretKey, model: nn.Module | None, trace: Trace | None, check: bool
+    tensors: dict[str, Any],
+    key: SecretKey,
+    model: nn.Module | None,
+    trace: Trace | None,
+    check: bool,
+    own: bool = False,
 ) -> None:
-    """:func:`unlock` for a dict that is the caller's to lose."""
+    """:func:`unlock` for a dict that is the caller's to lose; ``own`` as of :func:`lock_in_place`."""
     for prefix, plan in _checked(tensors, key, model, trace, check).items():
-        carry_in_place(tensors, {n: m.inverse() for n, m in carried(key, plan).items()}, prefix)
+        _carry_below(tensors, {n: m.inverse() for n, m in carried(key, plan).items()}, prefix, own)
         del tensors[prefix + plan.stamp_name]
 
 
@@ -150,13 +162,15 @@ def rekey_in_place(
     salt: bytes | None,
     trace: Trace | None,
     check: bool,
+    own: bool = False,
 ) -> None:
-    """:func:`rekey` for a dict that is the caller's to lose."""
+    """:func:`rekey` for a dict that is the caller's to lose; ``own`` as of :func:`lock_in_place`."""
     plans = _checked(tensors, key, model, trace, check)
     for prefix, plan in plans.items():
         new = Plan(new_key.id, _fresh(salt), plan.entries)
         old_maps, new_maps = carried(key, plan), carried(new_key, new)
-        carry_in_place(tensors, {n: new_maps[n].compose(old.inverse()) for n, old in old_maps.items()}, prefix)
+        both = _composed({name: (new_maps[name], old) for name, old in old_maps.items()})
+        _carry_below(tensors, both, prefix, own)
         del tensors[prefix + plan.stamp_name]
         plans[prefix] = new
     for prefix, plan in plans.items():  # after all of them, since a model's MAC covers what its parts' stamps changed
@@ -173,16 +187,48 @@ def carried(key: SecretKey, plan: Plan) -> dict[str, ChannelMap]:
     return maps
 
 
-def carry(cmap: ChannelMap, weight: Tensor) -> Tensor:
-    """``W T^-1`` for an orthogonal T: T along the input channels, dimension 1 of W."""
+def _composed(pairs: Mapping[str, tuple[ChannelMap, ChannelMap]]) -> dict[str, ChannelMap]:
+    """From an old map to a new one, by name: one object where both are, as for names of one tensor."""
+    made: dict[tuple[int, int], ChannelMap] = {}
+    for new, old in pairs.values():
+        if (id(new), id(old)) not in made:
+            made[id(new), id(old)] = new.compose(old.inverse())
+    return {name: made[id(new), id(old)] for name, (new, old) in pairs.items()}
+
+
+def carry(cmap: ChannelMap, weight: Tensor, out: Tensor | None = None) -> Tensor:
+    """``W T^-1`` for an orthogonal T: T along the input channels, dimension 1 of W.
+
+    Args:
+        cmap: T.
+        weight: W, of two or more dimensions.
+        out: takes the result, of the shape and dtype of W; may be W itself. By default a new tensor does.
+    """
     weight = weight.detach()
+    if out is None:
+        return _carried(cmap, weight)
+    rows = max(1, _BLOCK * len(weight) // max(1, weight.numel()))  # in blocks that stay in the processor's cache
+    for source, target in zip(torch.split(weight, rows), torch.split(out.detach(), rows)):
+        target.copy_(_carried(cmap, source))
+    return out
+
+
+def _carried(cmap: ChannelMap, weight: Tensor) -> Tensor:
     return cmap(weight, 1) if cmap.exact else cmap(weight.double(), 1).to(weight.dtype)
 
 
-def carry_in_place(tensors: dict[str, Any], maps: Mapping[str, ChannelMap], prefix: str = '') -> None:
+def carry_in_place(
+    tensors: dict[str, Any], maps: Mapping[str, ChannelMap], prefix: str = '', into: Mapping[str, Tensor] | None = None
+) -> None:
     """Carry maps into the weights of a dict that is the caller's to lose.
 
     All are checked before the first is changed. Names of one tensor stay names of one tensor.
+
+    Args:
+        tensors: the state_dict.
+        maps: by the name of the weight, without the prefix.
+        prefix: of the names in the state_dict.
+        into: by name, without the prefix, tensors that take the results, which spares making new ones.
 
     Raises:
         LockError: a weight is missing, or has another number of input channels.
@@ -194,17 +240,33 @@ def carry_in_place(tensors: dict[str, Any], maps: Mapping[str, ChannelMap], pref
                 f'{prefix + name}: this checkpoint has no weight of {cmap.channels} input channels there, as its plan '
                 'says; it is the wrong checkpoint for this model, or it was altered'
             )
-    groups: dict[int, list[str]] = {}
+    once: dict[tuple[int, int, torch.Size], list[str]] = {}  # names of one tensor with one map
     for name, cmap in maps.items():
-        groups.setdefault(id(cmap), []).append(name)
-    for names in groups.values():
-        before = [tensors[prefix + name] for name in names]
-        after: dict[tuple[int, torch.Size], Tensor] = {}
-        for name, weight in zip(names, before):
-            same = (weight.data_ptr(), weight.shape)
-            if same not in after:
-                after[same] = carry(maps[name], weight)
-            tensors[prefix + name] = after[same]
+        weight = tensors[prefix + name]
+        once.setdefault((id(cmap), weight.data_ptr(), weight.shape), []).append(name)
+
+    def work(names: list[str]) -> None:
+        weight, target = tensors[prefix + names[0]], (into or {}).get(names[0])
+        result = carry(maps[names[0]], weight, target if _takes(target, weight) else None)
+        for name in names:
+            tensors[prefix + name] = result
+
+    in_threads(work, once.values())
+
+
+def _carry_below(tensors: dict[str, Any], maps: Mapping[str, ChannelMap], prefix: str, own: bool) -> None:
+    """:func:`carry_in_place`, overwriting the weights where their memory may be lost and no other entry uses it."""
+    used = Counter(t.untyped_storage().data_ptr() for t in tensors.values() if own and isinstance(t, Tensor))
+    found = {name: tensors[prefix + name] for name in maps if isinstance(tensors.get(prefix + name), Tensor)}
+    alone = {name: t for name, t in found.items() if used[t.untyped_storage().data_ptr()] == 1}
+    carry_in_place(tensors, maps, prefix, alone)
+
+
+def _takes(target: Tensor | None, weight: Tensor) -> bool:
+    """Whether a tensor can take what is carried into a weight, bit for bit."""
+    if target is None or target.shape != weight.shape:
+        return False
+    return (target.dtype, target.device, target.layout) == (weight.dtype, weight.device, weight.layout)
 
 
 def _checked(
