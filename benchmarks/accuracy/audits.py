@@ -31,7 +31,7 @@ from keyseg_mm.audit.summary import advantage
 from keyseg_mm.errors import LockError
 
 # Enough for a small training to learn, and for all of it to run in an hour on two cores.
-LEVEL = suite.Level(80, 10.0, None, (0.01, 0.05, 0.1), (0.5,), 24, None, 256)
+LEVEL = suite.Level(60, 6.0, None, (0.01, 0.05, 0.1), (), 24, None, 256)
 FINE_TUNING = (300, 5e-4)  # iterations, peak learning rate
 TRANSFORMS = ('ChannelPermutation', 'SignedChannelPermutation', 'ChannelRotation')
 MODELS = ('fast-scnn', 'segformer')
