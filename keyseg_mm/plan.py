@@ -26,6 +26,12 @@ VERSION = 1
 STAMP_PREFIX = 'keyseg_stamp'
 _NAME = STAMP_PREFIX + '_protected_model_needs_key_{}'
 SALT_BYTES = 16
+PATCH_FORMAT = 'keyseg_mm patch stamp'  # of keyseg_mm.patchplan: a model that takes encrypted images
+_TAKES_ENCRYPTED_IMAGES = (
+    'this checkpoint takes encrypted images (its patch embedding is locked, see `keyseg show`): it runs with its plain '
+    'config and without a key, on images that were encrypted with `keyseg encrypt-image` or by keyseg_mm.EncryptPatches '
+    'in the pipeline; `keyseg unlock` makes the plain model of it'
+)
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,8 @@ class Plan:
         """
         try:
             document = json.loads(text)
+            if document['format'] == PATCH_FORMAT:
+                raise StampError(_TAKES_ENCRYPTED_IMAGES)
             if document['format'] != FORMAT:
                 raise ValueError
             if document['version'] != VERSION:
