@@ -72,6 +72,11 @@ class PatchPlan:
         return _PREFIX + self.key_id
 
     @property
+    def places(self) -> int:
+        """At how many places the model carries its key."""
+        return len(self.embeddings)
+
+    @property
     def key_space(self) -> float:
         """log2 of the number of ciphers that a key may choose from."""
         return key_space(self.patch, self.permute, self.negate)

@@ -76,6 +76,11 @@ class Plan:
         """Name of the stamp's entry in a state_dict, without a module prefix."""
         return _NAME.format(self.key_id)
 
+    @property
+    def places(self) -> int:
+        """At how many places the model carries its key."""
+        return len(self.entries)
+
     def to_json(self) -> str:
         """The stamp as text; the same plan always gives the same text."""
         points: list[dict[str, Any]] = []
