@@ -70,9 +70,7 @@ def verify(key: SecretKey, plan: Plan | PatchPlan, tensors: Mapping[str, Any]) -
         )
 
 
-def _signed(
-    key: SecretKey, plan: Plan | PatchPlan, tensors: Mapping[str, Any]
-) -> tuple[bytes, str, dict[str, Tensor]]:
+def _signed(key: SecretKey, plan: Plan | PatchPlan, tensors: Mapping[str, Any]) -> tuple[bytes, str, dict[str, Tensor]]:
     """What a MAC is made of."""
     mac_key = key.subkey('keyseg_mm/mac/v1', [], plan.salt)
     covered = {name: t for name, t in tensors.items() if isinstance(t, Tensor) and not is_stamp(name)}

@@ -22,7 +22,7 @@ from keyseg_mm.patches import lock_patches_in_place, rekey_patches_in_place, unl
 from keyseg_mm.patchplan import PatchPlan, patch_plan_of
 from keyseg_mm.plan import Plan, stamps_of
 
-_Stamp = TypeVar('_Stamp', Plan, PatchPlan)
+_Stamp = TypeVar('_Stamp')
 _PLAIN_VALUES = (str, int, float, bool, type(None))
 
 
@@ -100,7 +100,7 @@ def lock_patches_file(
 
 
 def _lock(
-    path: str | Path, model: nn.Module, out: str | Path, overwrite: bool, lock: Callable[[dict[str, Any]], _Stamp]
+    path: str | Path, model: nn.Module, out: str | Path, overwrite: bool, apply: Callable[[dict[str, Any]], _Stamp]
 ) -> tuple[_Stamp, tuple[str, ...]]:
     refuse_existing(out, overwrite)
     opened = open_checkpoint(path)
@@ -108,7 +108,7 @@ def _lock(
     unknown = [name for name in opened.state_dict if name.removeprefix('module.') not in tensors]
     dropped = (*opened.dropped, *(f'state_dict.{name}' for name in unknown))
     opened.state_dict.clear()  # so that each plain weight is let go as it is replaced
-    stamp = lock(tensors)
+    stamp = apply(tensors)
     write_checkpoint(out, tensors, opened.meta, overwrite)
     return stamp, dropped
 

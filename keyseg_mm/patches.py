@@ -1,13 +1,13 @@
 """Lock, unlock and rekey of a patch embedding: a trained vision transformer then takes encrypted images.
 
-A patch embedding is a linear map of each block's values, so what the cipher does to a block can be undone in its weights
-beforehand, without the key being there when the model runs: the weights are permuted and negated with the block's
-values, and what the negation and the channels' normalisation add is a constant, which goes into the embedding's bias or,
-where it has none, into the position embeddings. The server needs no key and sees no plain image.
+A patch embedding is a linear map of each block's values, so what the cipher does to a block can be undone in its
+weights beforehand, without the key being there when the model runs: the weights are permuted and negated with the
+block's values, and what the negation and the channels' normalisation add is a constant, which goes into the embedding's
+bias or, where it has none, into the position embeddings. The server needs no key and sees no plain image.
 
 Permuted and negated weights keep all their bits, and so unlock bit for bit, where the channels' std are equal or values
-stay in their channel (``permute='channel'``); otherwise they are scaled by the ratio of two std, in float64, and rounded
-once. The constant is computed in float64 and rounded once.
+stay in their channel (``permute='channel'``); otherwise they are scaled by the ratio of two std, in float64, and
+rounded once. The constant is computed in float64 and rounded once.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def unlock_patches(state_dict: Mapping[str, Any], key: SecretKey, check: bool = 
 def rekey_patches(
     state_dict: Mapping[str, Any], key: SecretKey, new_key: SecretKey, salt: bytes | None = None, check: bool = True
 ) -> dict[str, Any]:
-    """From one key to another in one step; arguments and errors as of :func:`unlock_patches` and :func:`lock_patches`."""
+    """From one key to another in one step; see :func:`unlock_patches` and :func:`lock_patches`."""
     changed = dict(state_dict)
     rekey_patches_in_place(changed, key, new_key, salt, check)
     return changed

@@ -144,7 +144,12 @@ def _plan(document: dict[str, Any]) -> PatchPlan:
     patch, permute, negate = document['patch'], document['permute'], document['negate']
     check_steps(patch, permute, negate)
     mean, std = (tuple(map(float, document[name])) for name in ('mean', 'std'))
-    salt, mac, key_id, order = bytes.fromhex(document['salt']), document.get('mac', ''), document['key_id'], document['order']
+    salt, mac, key_id, order = (
+        bytes.fromhex(document['salt']),
+        document.get('mac', ''),
+        document['key_id'],
+        document['order'],
+    )
     bytes.fromhex(mac)
     embeddings = tuple(Embedding(e['weight'], e['offset'], e['skip']) for e in document['embeddings'])
     whole = (

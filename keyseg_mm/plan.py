@@ -29,8 +29,8 @@ SALT_BYTES = 16
 PATCH_FORMAT = 'keyseg_mm patch stamp'  # of keyseg_mm.patchplan: a model that takes encrypted images
 _TAKES_ENCRYPTED_IMAGES = (
     'this checkpoint takes encrypted images (its patch embedding is locked, see `keyseg show`): it runs with its plain '
-    'config and without a key, on images that were encrypted with `keyseg encrypt-image` or by keyseg_mm.EncryptPatches '
-    'in the pipeline; `keyseg unlock` makes the plain model of it'
+    'config, without a key, on images encrypted with `keyseg encrypt-image` or by keyseg_mm.EncryptPatches in the '
+    'pipeline; `keyseg unlock` makes the plain model of it'
 )
 
 

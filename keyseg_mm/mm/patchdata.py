@@ -40,8 +40,9 @@ class EncryptPatches(BaseTransform):  # type: ignore[misc]
     """Encrypt the image block by block, as the locked patch embedding of a vision transformer wants it.
 
     It comes after everything that resizes, crops or flips, and works on the 8-bit image. In a config:
-    ``dict(type='keyseg_mm.EncryptPatches', key='file:...')``, with ``custom_hooks=[dict(type='keyseg_mm.PatchGuardHook')]``,
-    which reads the rest from the checkpoint's stamp; where no Runner loads the checkpoint, ``patch`` and ``salt`` too.
+    ``dict(type='keyseg_mm.EncryptPatches', key='file:...')``, with
+    ``custom_hooks=[dict(type='keyseg_mm.PatchGuardHook')]``, which reads the rest from the checkpoint's stamp. Where no
+    Runner loads the checkpoint, ``patch`` and ``salt`` too.
 
     Required and modified key: ``img``, (H, W, 3), uint8, blue first, as the host loads it.
 
@@ -93,7 +94,8 @@ class EncryptPatches(BaseTransform):  # type: ignore[misc]
         if not self._located.deliberate:
             if plan.key_id != self.key.id:
                 raise KeyMismatchError(
-                    f'this checkpoint takes images encrypted with key {plan.key_id}, and EncryptPatches has {self.key.id}'
+                    f'this checkpoint takes images encrypted with key {plan.key_id}, and the key of EncryptPatches is '
+                    f'{self.key.id}'
                 )
             verify(self.key, plan, state_dict)
         theirs = (plan.patch, plan.salt, plan.permute, plan.negate)
@@ -126,7 +128,7 @@ class EncryptPatches(BaseTransform):  # type: ignore[misc]
             if self.patch is None or self.salt is None:
                 raise PlanMismatchError(
                     'EncryptPatches knows neither patch nor salt: give both (`keyseg show CHECKPOINT` tells them), or '
-                    "custom_hooks=[dict(type='keyseg_mm.PatchGuardHook')] and a checkpoint that `keyseg lock-patches` made"
+                    "custom_hooks=[dict(type='keyseg_mm.PatchGuardHook')] and a checkpoint made by `keyseg lock-patches`"
                 )
             self._cipher = derive_cipher(self.key, self.salt, self.patch, self.permute, self.negate)
         return self._cipher
@@ -137,11 +139,6 @@ class EncryptPatches(BaseTransform):  # type: ignore[misc]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _located=locate(state['locator']))
-
-    def __deepcopy__(self, memo: Any) -> EncryptPatches:
-        twin = EncryptPatches.__new__(EncryptPatches)
-        twin.__dict__.update(self.__dict__)
-        return twin
 
     def __repr__(self) -> str:
         salt = self.salt.hex() if self.salt else None

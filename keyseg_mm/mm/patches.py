@@ -17,7 +17,7 @@ from keyseg_mm.errors import LockError
 from keyseg_mm.key import SecretKey, wrong_key
 from keyseg_mm.layers import Weights
 from keyseg_mm.mm.dryrun import Passes, watch_module
-from keyseg_mm.mm.proof import SIDE, Agreement, agreement, run
+from keyseg_mm.mm.proof import Agreement, agreement, run
 from keyseg_mm.patches import cipher_of, lock_patches_in_place
 from keyseg_mm.patchplan import Embedding, PatchPlan
 from keyseg_mm.points import module_of
@@ -31,15 +31,15 @@ RULES: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (lambda c: c.kernel_size[0] == c.kernel_size[1], 'has patches that are not square, {0.kernel_size}'),
     (
         lambda c: c.kernel_size == c.stride,
-        'has kernel {0.kernel_size} and stride {0.stride}: its patches overlap, or leave gaps, so that one pixel stands '
+        'has kernel {0.kernel_size} and stride {0.stride}: its patches overlap, or leave gaps, so that a pixel stands '
         'at several places of the kernel, and a map within blocks cannot be undone in it',
     ),
     (lambda c: c.dilation == (1, 1), 'is dilated, and reads pixels of several blocks at once'),
     (lambda c: c.padding in ((0, 0), 'valid'), 'pads its input, so that its patches are not those of the image'),
     (lambda c: c.kernel_size[0] > 1, 'reads single pixels, which leaves next to nothing to permute'),
 )
-# Backbones that add position embeddings (1, tokens, D) right behind a patch embedding without a bias, as the parameter's
-# name and the number of tokens in front that are no patches. They may take the constant: resizing them keeps it.
+# Backbones that add position embeddings (1, tokens, D) right behind a patch embedding without a bias: the parameter's
+# name, and how many tokens in front are no patches. They may take the constant: resizing them keeps it.
 POSITIONS: dict[str, tuple[str, int]] = {'VisionTransformer': ('pos_embed', 1)}
 
 

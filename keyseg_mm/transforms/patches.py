@@ -67,7 +67,7 @@ class PatchCipher(Secret):
 
     @classmethod
     def derive(cls, stream: KeyStream, patch: int, permute: str, negate: bool) -> PatchCipher:
-        """The cipher that a keystream gives: first its permutations, red's before green's before blue's, then its signs.
+        """The cipher that a keystream gives: its permutations, red's before green's before blue's, and then its signs.
 
         Args:
             stream: of the subkey.
