@@ -128,7 +128,7 @@ class EncryptPatches(BaseTransform):  # type: ignore[misc]
             if self.patch is None or self.salt is None:
                 raise PlanMismatchError(
                     'EncryptPatches knows neither patch nor salt: give both (`keyseg show CHECKPOINT` tells them), or '
-                    "custom_hooks=[dict(type='keyseg_mm.PatchGuardHook')] and a checkpoint made by `keyseg lock-patches`"
+                    "custom_hooks=[dict(type='keyseg_mm.PatchGuardHook')] and a checkpoint of `keyseg lock-patches`"
                 )
             self._cipher = derive_cipher(self.key, self.salt, self.patch, self.permute, self.negate)
         return self._cipher

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmseg.models.segmentors.base import BaseSegmentor
+from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from keyseg_mm.demo.scenes import make_scene
@@ -24,6 +25,7 @@ from keyseg_mm.points import module_of
 from keyseg_mm.readers import find_image_readers
 from keyseg_mm.transforms.patches import CHANNELS, PatchCipher, check_steps
 
+_PROBE = 8  # side of the image that a data preprocessor is tried with: its values are all different, and fit 8 bits
 # What a layer must be for a map within blocks to be undone in its weights; the reason where it is not.
 RULES: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (lambda c: isinstance(c, nn.Conv2d), 'is a {0.__class__.__name__}, no convolution'),
@@ -115,15 +117,16 @@ def normalisation(model: Any) -> tuple[str, tuple[float, ...], tuple[float, ...]
         values.detach().cpu().double().flatten() if isinstance(values, Tensor) else torch.full((CHANNELS,), default)
         for values, default in ((getattr(preprocessor, 'mean', None), 0.0), (getattr(preprocessor, 'std', None), 1.0))
     )
-    image = torch.arange(CHANNELS * 64, dtype=torch.uint8).reshape(CHANNELS, 8, 8)
+    image = torch.arange(CHANNELS * _PROBE**2, dtype=torch.uint8).reshape(CHANNELS, _PROBE, _PROBE)
     given = preprocess(model, image[None]).double().cpu()
     for order, channels in (('bgr', image), ('rgb', image.flip(0))):
         expected = (channels.double() - mean.double().view(-1, 1, 1)) / std.double().view(-1, 1, 1)
-        if given.shape[1:] == expected.shape and torch.allclose(given[0], expected, rtol=1e-5, atol=1e-4):
+        same = given[0, :, :_PROBE, :_PROBE]  # padding is :func:`misaligned`'s to judge
+        if same.shape == expected.shape and torch.allclose(same, expected, rtol=1e-5, atol=1e-4):
             return order, tuple(mean.tolist()), tuple(std.tolist())
     raise LockError(
         f'the {type(preprocessor).__name__} of this model does more to an image than to reorder its channels and to '
-        'normalise them, or pads it, and what it does to an encrypted one cannot be undone'
+        'normalise them, and what it does to an encrypted one cannot be undone'
     )
 
 
@@ -134,7 +137,8 @@ def preprocess(model: Any, images: Tensor) -> Tensor:
         model: a segmentor.
         images: (B, 3, H, W), uint8, blue first.
     """
-    found: Tensor = model.data_preprocessor({'inputs': list(images)}, False)['inputs']
+    samples = [SegDataSample() for _ in images]  # where it pads, it notes that in them
+    found: Tensor = model.data_preprocessor({'inputs': list(images), 'data_samples': samples}, False)['inputs']
     return found
 
 
