@@ -65,6 +65,7 @@ def test_run_cfg(place: dict, encrypt: dict | None, data: Path | None = None, **
     encryption = [dict(type='keyseg_mm.EncryptPatches', **encrypt)] if encrypt else []
     labels = dict(type='LoadAnnotations', reduce_zero_label=layout == 'ade20k')
     pipeline = [*head, *encryption, labels, dict(type='PackSegInputs')]
+    cfg.test_pipeline = pipeline  # what the host's inference APIs go by
     for loader in (cfg.val_dataloader, cfg.test_dataloader):
         loader.dataset.pipeline = pipeline
         if layout == 'ade20k':
@@ -134,7 +135,7 @@ def test_the_server_tests_files_that_the_client_encrypted(place, capsys):
     if place['layout'] == 'cityscapes':  # ADE20K's images were resized by the client, and these labels were not
         assert metrics(cfg, 'locked.pth', place) == place['metrics']
     sample = sorted((server / part).rglob('*.png'))[0]
-    plain = next(path for path in (place['data'] / part).rglob('*.*') if path.stem == sample.stem)
+    (plain,) = (place['data'] / part / sample.relative_to(server / part)).parent.glob(f'{sample.stem}.*')
     wanted = inference_model(init_model(str(folder / 'config.py'), str(folder / 'plain.pth'), 'cpu'), str(plain))
     host = init_model(str(folder / 'config.py'), str(folder / 'locked.pth'), 'cpu')
     got, rubbish = (inference_model(host, str(path)).seg_logits.data for path in (sample, plain))
