@@ -9,6 +9,7 @@ the host test the locked model on images encrypted with the key, on plain ones, 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def config(out: Path, iterations: int) -> Config:
 
 def test(cfg: Config, checkpoint: Path, key: str | None) -> dict[str, float]:
     """The host's test; ``key`` None takes the images as they are."""
-    cfg = cfg.copy()
+    cfg = copy.deepcopy(cfg)
     cfg.load_from, cfg.work_dir = str(checkpoint), str(checkpoint.parent / 'test')
     if key is not None:
         load, *rest = cfg.test_dataloader.dataset.pipeline
@@ -67,7 +68,7 @@ def main() -> None:
     write_scenes(args.out / 'scenes', 0, {'train': args.train, 'val': args.val})
     write_key_file(args.out / 'bench.key', SecretKey.generate())
     cfg = config(args.out, args.iterations)
-    Runner.from_cfg(cfg.copy()).train()
+    Runner.from_cfg(copy.deepcopy(cfg)).train()
     plain, locked = args.out / 'train' / f'iter_{args.iterations}.pth', args.out / 'locked.pth'
     Config(dict(model=cfg.model.to_dict())).dump(str(args.out / 'plain.py'))
     right = f'file:{args.out / "bench.key"}'

@@ -48,7 +48,7 @@ KEY, OTHER, SALT = SecretKey(bytes(range(32))), SecretKey(bytes(32)), bytes(16)
 VECTORS = Path(__file__).parent / 'vectors' / 'patches.json'
 STEPS = [('all', True), ('all', False), ('channel', True), ('channel', False), ('none', True)]
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-FAMILIES = ('setr', 'segmenter', 'dpt', 'vit', 'beit', 'mae', 'swin', 'twins')
+FAMILIES = ('setr', 'segmenter', 'dpt', 'vit', 'beit', 'mae', 'swin')
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
