@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -17,10 +17,14 @@ from keyseg_mm.derive import KeyStream
 from keyseg_mm.errors import IntegrityError
 from keyseg_mm.forward import refuse_export, replace_tensor
 from keyseg_mm.key import SecretKey
+from keyseg_mm.patchplan import PatchPlan
 from keyseg_mm.plan import Entry, Plan, is_stamp
 from keyseg_mm.points import Site, module_of
 from keyseg_mm.secret import Secret
 from keyseg_mm.transforms import TRANSFORMS, ChannelMap
+from keyseg_mm.transforms.patches import PatchCipher
+
+_Stamped = TypeVar('_Stamped', Plan, PatchPlan)
 
 
 def derive_map(key: SecretKey, salt: bytes, entry: Entry) -> ChannelMap:
@@ -30,12 +34,24 @@ def derive_map(key: SecretKey, salt: bytes, entry: Entry) -> ChannelMap:
     return TRANSFORMS[spec.pop('type')].derive(KeyStream(subkey), entry.channels, **spec)
 
 
-def sign(key: SecretKey, plan: Plan, tensors: Mapping[str, Any]) -> Plan:
+def derive_cipher(key: SecretKey, salt: bytes, patch: int, permute: str = 'all', negate: bool = True) -> PatchCipher:
+    """The secret cipher of images: one HKDF subkey per salt, patch size and steps.
+
+    Args:
+        key: the secret key.
+        salt: of the model.
+        patch, permute, negate: see :meth:`keyseg_mm.transforms.patches.PatchCipher.derive`.
+    """
+    subkey = key.subkey('keyseg_mm/patches/v1', [patch, permute, negate], salt)
+    return PatchCipher.derive(KeyStream(subkey), patch, permute, negate)
+
+
+def sign(key: SecretKey, plan: _Stamped, tensors: Mapping[str, Any]) -> _Stamped:
     """The plan with its MAC over a state_dict; stamps and what is no tensor do not count."""
     return replace(plan, mac=integrity.weights_mac(*_signed(key, plan, tensors)).hex())
 
 
-def verify(key: SecretKey, plan: Plan, tensors: Mapping[str, Any]) -> None:
+def verify(key: SecretKey, plan: Plan | PatchPlan, tensors: Mapping[str, Any]) -> None:
     """Check a plan's MAC.
 
     Raises:
@@ -54,7 +70,7 @@ def verify(key: SecretKey, plan: Plan, tensors: Mapping[str, Any]) -> None:
         )
 
 
-def _signed(key: SecretKey, plan: Plan, tensors: Mapping[str, Any]) -> tuple[bytes, str, dict[str, Tensor]]:
+def _signed(key: SecretKey, plan: Plan | PatchPlan, tensors: Mapping[str, Any]) -> tuple[bytes, str, dict[str, Tensor]]:
     """What a MAC is made of."""
     mac_key = key.subkey('keyseg_mm/mac/v1', [], plan.salt)
     covered = {name: t for name, t in tensors.items() if isinstance(t, Tensor) and not is_stamp(name)}

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from keyseg_mm.encryptor import derive_map
+from keyseg_mm.encryptor import derive_cipher, derive_map
 from keyseg_mm.key import SecretKey
+from keyseg_mm.patchplan import PatchPlan
 from keyseg_mm.plan import Plan
 
 _INTEGERS = ('<i1', '<i2', '<i4', '<i8')
@@ -55,15 +56,15 @@ class Needles:
         plans: plans whose derived tables are to be looked for too.
     """
 
-    def __init__(self, key: SecretKey, plans: Iterable[Plan] = ()) -> None:
+    def __init__(self, key: SecretKey, plans: Iterable[Plan | PatchPlan] = ()) -> None:
         keys = key.needles()
         self.raw = keys['raw']
         self.forms: dict[bytes, str] = {form: f'the key ({name})' for name, form in keys.items()}
         for plan in plans:
-            for entry in plan.entries:
-                for name, table in derive_map(key, plan.salt, entry).tables().items():
+            for where, tables in _tables(key, plan):
+                for name, table in tables.items():
                     for form, how in _table_forms(table):
-                        self.forms.setdefault(form, f'the {name} at {entry.point} ({how})')
+                        self.forms.setdefault(form, f'the {name} {where} ({how})')
 
     def __repr__(self) -> str:
         return f'<Needles, {len(self.forms)} of them>'
@@ -74,7 +75,18 @@ class Needles:
         return [Leak(where, what) for form, what in forms.items() if form in haystack]
 
 
-def find_leaks(folder: str | Path, key: SecretKey, plans: Iterable[Plan] = ()) -> list[Leak]:
+def _tables(key: SecretKey, plan: Plan | PatchPlan) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
+    """The secret tables of a plan, by the place where they work."""
+    if isinstance(plan, PatchPlan):
+        cipher = derive_cipher(key, plan.salt, plan.patch, plan.permute, plan.negate)
+        names = ['permutation', 'inverse permutation'] * (plan.permute != 'none') + ['signs'] * plan.negate
+        yield 'of the images', {name: table for name, table in cipher.tables().items() if name in names}
+    else:
+        for entry in plan.entries:
+            yield f'at {entry.point}', derive_map(key, plan.salt, entry).tables()
+
+
+def find_leaks(folder: str | Path, key: SecretKey, plans: Iterable[Plan | PatchPlan] = ()) -> list[Leak]:
     """Search every file below a folder (or one file) for the key and for the tables of the plans.
 
     Args:

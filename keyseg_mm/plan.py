@@ -26,6 +26,12 @@ VERSION = 1
 STAMP_PREFIX = 'keyseg_stamp'
 _NAME = STAMP_PREFIX + '_protected_model_needs_key_{}'
 SALT_BYTES = 16
+PATCH_FORMAT = 'keyseg_mm patch stamp'  # of keyseg_mm.patchplan: a model that takes encrypted images
+_TAKES_ENCRYPTED_IMAGES = (
+    'this checkpoint takes encrypted images (its patch embedding is locked, see `keyseg show`): it runs with its plain '
+    'config, without a key, on images encrypted with `keyseg encrypt-image` or by keyseg_mm.EncryptPatches in the '
+    'pipeline; `keyseg unlock` makes the plain model of it'
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,11 @@ class Plan:
         """Name of the stamp's entry in a state_dict, without a module prefix."""
         return _NAME.format(self.key_id)
 
+    @property
+    def places(self) -> int:
+        """At how many places the model carries its key."""
+        return len(self.entries)
+
     def to_json(self) -> str:
         """The stamp as text; the same plan always gives the same text."""
         points: list[dict[str, Any]] = []
@@ -96,6 +107,8 @@ class Plan:
         """
         try:
             document = json.loads(text)
+            if document['format'] == PATCH_FORMAT:
+                raise StampError(_TAKES_ENCRYPTED_IMAGES)
             if document['format'] != FORMAT:
                 raise ValueError
             if document['version'] != VERSION:

@@ -30,10 +30,10 @@ from keyseg_mm.audit import suite
 from keyseg_mm.audit.summary import advantage
 from keyseg_mm.errors import LockError
 
-# Enough for a small training to learn, and for all of it to run in an hour on two cores.
-LEVEL = suite.Level(60, 6.0, None, (0.01, 0.05, 0.1), (), 24, None, 256)
+# Steps that a small training learns in, and for all of it to run in a few hours on two cores.
+LEVEL = suite.Level(60, 15.0, None, (0.01, 0.05, 0.1), (), 24, None, 256)
 FINE_TUNING = (300, 5e-4)  # iterations, peak learning rate
-TRANSFORMS = ('ChannelPermutation', 'SignedChannelPermutation', 'ChannelRotation')
+TRANSFORMS = ('SignedChannelPermutation', 'ChannelPermutation', 'ChannelRotation')
 MODELS = ('fast-scnn', 'segformer')
 
 
@@ -79,11 +79,11 @@ class Files:
 
     def all(self) -> dict[str, Any]:
         """What gives each protected file, by name."""
-        found = {'trained': self.trained, 'tuned with key': self.tuned_with_key}
+        found = {}
         for points in ('linear', 'stages'):
             for transform in TRANSFORMS:
                 found[f'locked {points} {transform}'] = lambda p=points, t=transform: self.locked(p, t)
-        return found
+        return {**found, 'trained': self.trained, 'tuned with key': self.tuned_with_key}
 
 
 def audit(files: Files, name: str, checkpoint: Path) -> dict[str, Any]:
@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--model', nargs='+', choices=MODELS, default=list(MODELS))
     parser.add_argument('--part', default='1/1', metavar='K/N', help='only every Nth file, from the Kth on')
+    parser.add_argument('--only', nargs='+', metavar='WORD', help='only files whose names contain one of these')
     args = parser.parse_args()
     suite.SUITES['table'] = LEVEL
     out = args.out.resolve()
@@ -137,6 +138,8 @@ def main() -> None:
     for model in args.model:
         files = Files(model, args.data.resolve(), out)
         for name, make in list(files.all().items())[part - 1 :: parts]:
+            if args.only and not any(word in name for word in args.only):
+                continue
             try:
                 checkpoint = make()
             except (LockError, SystemExit) as error:  # points that nothing can absorb

@@ -26,7 +26,7 @@ from keyseg_mm.errors import LockError
 
 if TYPE_CHECKING:
     from keyseg_mm.lockplan import LockPlan
-    from keyseg_mm.mm.proof import Proof
+    from keyseg_mm.mm.proof import Agreement, Proof
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -154,14 +154,21 @@ def show_plan(plan: LockPlan, weights: dict[str, Any]) -> None:
 def _show_proof(proof: Proof) -> None:
     right, none = proof.with_key, proof.without_key
     print('\nthe proof, on painted street scenes:')
-    print(f'  with the key     relative error {right.error:.1e}{_pixels(right.same)}')
-    print(f'  without it       relative error {none.error:.2f}{_pixels(none.same)}{_kappa(none.kappa)}')
+    print(f'  with the key     {agreement_words(right)}')
+    print(f'  without it       {agreement_words(none)}')
     if proof.is_weak:
         print(
             'WARNING: these points barely change the output: without the key it differs from the plain one by '
             f'{100 * none.error:.1f} %{_kappa(none.kappa)}. Whoever has the file has most of the accuracy. Take '
             '--points linear, or points that all of the signal passes'
         )
+
+
+def agreement_words(found: Agreement) -> str:
+    """How far two models agree."""
+    if found.is_equal:
+        return f'relative error {found.error:.1e}{_pixels(found.same)}'
+    return f'relative error {found.error:.2f}{_pixels(found.same)}{_kappa(found.kappa)}'
 
 
 def _pixels(same: float) -> str:

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         raise KeysegError(f'{args.folder}: nothing to search there')
     plans = _plans_of(files, key.id)
     leaks = [leak for path in tqdm(files, desc='searching', unit='file') for leak in find_leaks(path, key, plans)]
-    tables = sum(len(plan.entries) for plan in plans)
+    tables = sum(plan.places for plan in plans)
     print(f'searched {len(files)} files for key {key.id} and the tables of {tables} points')
     for leak in leaks:
         print(f'FOUND {leak}')
@@ -53,13 +53,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _plans_of(files: list[Path], key_id: str) -> list:  # type: ignore[type-arg]
     """The different stamps of this key in the checkpoints among the files."""
-    from keyseg_mm.checkpoint import stamps_in
+    from keyseg_mm.checkpoint import read_checkpoint
+    from keyseg_mm.patchplan import patch_plan_of
+    from keyseg_mm.plan import stamps_of
 
     plans = {}
     for path in files:
         if path.suffix in _CHECKPOINTS:
             try:
-                found = stamps_in(path).values()
+                state_dict = read_checkpoint(path)['state_dict']
+                patches = patch_plan_of(state_dict)
+                found = [patches] if patches is not None else list(stamps_of(state_dict).values())
             except KeysegError as error:
                 print(f'note: its stamp was not read: {error}')
                 continue

@@ -11,10 +11,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.keyfile import is_key_file, read_key_file, readable_by_others
+
+if TYPE_CHECKING:
+    from keyseg_mm.patchplan import PatchPlan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,10 +48,16 @@ def _show_key(path: Path) -> None:
 
 
 def _show_checkpoint(path: Path) -> None:
-    from keyseg_mm.checkpoint import stamps_in
-    from keyseg_mm.plan import describe
+    from keyseg_mm.checkpoint import read_checkpoint
+    from keyseg_mm.patchplan import patch_plan_of
+    from keyseg_mm.plan import describe, stamps_of
 
-    stamps = stamps_in(path)
+    state_dict = read_checkpoint(path)['state_dict']
+    patches = patch_plan_of(state_dict)
+    if patches is not None:
+        _show_patches(path, patches)
+        return
+    stamps = stamps_of(state_dict)
     if not stamps:
         print(f'{path}: a plain checkpoint, it carries no stamp')
     for prefix, plan in stamps.items():
@@ -61,6 +70,20 @@ def _show_checkpoint(path: Path) -> None:
         width = max(len(entry.point) for entry in plan.entries)
         for entry in plan.entries:
             print(f'    {entry.point:{width}}  {entry.channels:5} channels  {describe(entry.transform)}')
+
+
+def _show_patches(path: Path, plan: PatchPlan) -> None:
+    from keyseg_mm.commands.lock_patches import print_uses
+
+    print(f'{path}: takes encrypted images, and runs without a key')
+    print(f'  key id  {plan.key_id}')
+    print(f'  salt    {plan.salt.hex()}')
+    print(f'  blocks  {plan.patch} x {plan.patch} pixels, {plan.steps}')
+    print(f'  ciphers 2^{plan.key_space:.0f}, of which a key of 256 bits picks one')
+    for embedding in plan.embeddings:
+        print(f'  in      {embedding.weight}{f" and {embedding.offset}" if embedding.offset else ""}')
+    print('  images are encrypted by')
+    print_uses(plan, str(path))
 
 
 def _show_config(path: Path) -> None:

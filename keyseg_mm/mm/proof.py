@@ -22,7 +22,7 @@ from keyseg_mm.errors import LockError
 from keyseg_mm.key import SecretKey
 from keyseg_mm.locking import lock_in_place
 from keyseg_mm.lockplan import LockPlan
-from keyseg_mm.mm.dryrun import Passes, watch_module
+from keyseg_mm.mm.dryrun import Image, Passes, watch_module
 from keyseg_mm.plan import Plan
 from keyseg_mm.points import flat_tensors
 
@@ -110,8 +110,14 @@ def prove(model: nn.Module, state_dict: Mapping[str, Any], plan: LockPlan, key: 
     return Proof(with_key, without_key, tuple(plan.entries[i].point for i in blame))
 
 
-def run(model: nn.Module, encryptors: Sequence[FeatureEncryptor] = ()) -> _Outputs:
-    """All floating-point outputs of a test and a training pass, by name, from fixed random states."""
+def run(model: nn.Module, encryptors: Sequence[FeatureEncryptor] = (), image: Image | None = None) -> _Outputs:
+    """All floating-point outputs of a test and a training pass, by name, from fixed random states.
+
+    Args:
+        model: of the host.
+        encryptors: to hook to it.
+        image: see :func:`keyseg_mm.mm.dryrun.watch_module`; by default normalised pictures.
+    """
 
     def watch(double: nn.Module, passes: Passes) -> _Outputs:
         hook_encryptors(double, encryptors)
@@ -123,7 +129,7 @@ def run(model: nn.Module, encryptors: Sequence[FeatureEncryptor] = ()) -> _Outpu
             outputs.update((f'{name} {n}', t) for n, t in _tensors(run_pass()))
         return outputs
 
-    return watch_module(model, watch, image=_pictures, smallest=SIDE)
+    return watch_module(model, watch, image=image or _pictures, smallest=SIDE)
 
 
 def agreement(plain: _Outputs, other: _Outputs) -> Agreement:
