@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from keyseg_mm.encryptor import derive_map
+from keyseg_mm.encryptor import derive_map, derive_order
 from keyseg_mm.key import SecretKey
 from keyseg_mm.plan import Plan
 
@@ -64,6 +64,9 @@ class Needles:
                 for name, table in derive_map(key, plan.salt, entry).tables().items():
                     for form, how in _table_forms(table):
                         self.forms.setdefault(form, f'the {name} at {entry.point} ({how})')
+            for tensor in plan.tensors:
+                for form, how in _table_forms(derive_order(key, plan.salt, tensor)):
+                    self.forms.setdefault(form, f'the order of the values of {tensor.names[0]} ({how})')
 
     def __repr__(self) -> str:
         return f'<Needles, {len(self.forms)} of them>'

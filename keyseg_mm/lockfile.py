@@ -16,9 +16,10 @@ from torch import nn
 from keyseg_mm.checkpoint import read_checkpoint, write_checkpoint
 from keyseg_mm.files import refuse_existing
 from keyseg_mm.key import SecretKey
-from keyseg_mm.locking import lock_in_place, rekey_in_place, unlock_in_place
+from keyseg_mm.locking import fresh_salt, lock_in_place, rekey_in_place, unlock_in_place
 from keyseg_mm.lockplan import LockPlan, fit
 from keyseg_mm.plan import Plan, stamps_of
+from keyseg_mm.weightplan import WeightPlan
 
 _PLAIN_VALUES = (str, int, float, bool, type(None))
 
@@ -51,7 +52,7 @@ def open_checkpoint(path: str | Path) -> Opened:
 def lock_file(
     path: str | Path,
     model: nn.Module,
-    plan: LockPlan,
+    plan: LockPlan | WeightPlan,
     key: SecretKey,
     out: str | Path,
     salt: bytes | None = None,
@@ -62,7 +63,7 @@ def lock_file(
     Args:
         path: plain ``.pth`` or ``.safetensors``.
         model: the plain model.
-        plan: from :func:`keyseg_mm.lockplan.plan_lock`.
+        plan: from :func:`keyseg_mm.lockplan.plan_lock` or :func:`keyseg_mm.weightplan.plan_weights`.
         key: the secret key.
         out: file to make.
         salt: 16 public bytes; by default fresh random ones.
@@ -80,7 +81,7 @@ def lock_file(
     unknown = [name for name in opened.state_dict if name.removeprefix('module.') not in tensors]
     dropped = (*opened.dropped, *(f'state_dict.{name}' for name in unknown))
     opened.state_dict.clear()  # so that each plain weight is let go as it is replaced
-    stamp = lock_in_place(tensors, plan.entries, key, salt)
+    stamp = lock_in_place(tensors, plan.to_plan(key.id, fresh_salt(salt)), key)
     write_checkpoint(out, tensors, opened.meta, overwrite)
     return stamp, dropped
 

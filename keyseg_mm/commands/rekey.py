@@ -53,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
     stamps, dropped = rekey_file(
         args.checkpoint, key, new_key, args.out, model_of(args.config), salt, not args.no_verify, args.overwrite
     )
-    print(f'made {args.out}: from key {key.id} to {new_key.id}, {sum(len(s.entries) for s in stamps.values())} points')
+    points, tensors = sum(len(s.entries) for s in stamps.values()), sum(len(s.tensors) for s in stamps.values())
+    what = f'{tensors} tensors' if tensors else f'{points} points'
+    print(f'made {args.out}: from key {key.id} to {new_key.id}, {what}')
     show_dropped(dropped)
     print(f'  whoever has a copy with key {key.id} can still open that copy; what rekeying retires is the file')
     return 0

@@ -40,8 +40,9 @@ def run(args: argparse.Namespace) -> int:
         raise KeysegError(f'{args.folder}: nothing to search there')
     plans = _plans_of(files, key.id)
     leaks = [leak for path in tqdm(files, desc='searching', unit='file') for leak in find_leaks(path, key, plans)]
-    tables = sum(len(plan.entries) for plan in plans)
-    print(f'searched {len(files)} files for key {key.id} and the tables of {tables} points')
+    points, tensors = sum(len(plan.entries) for plan in plans), sum(len(plan.tensors) for plan in plans)
+    also = f' and the orders of {tensors} tensors' if tensors else ''
+    print(f'searched {len(files)} files for key {key.id} and the tables of {points} points{also}')
     for leak in leaks:
         print(f'FOUND {leak}')
     if leaks:

@@ -2,7 +2,7 @@
 
 examples:
   keyseg show keys/ade.key          its key id
-  keyseg show model.pth             its stamp: key id, salt, points and transforms
+  keyseg show model.pth             its stamp: key id, salt, points (or tensors) and transforms
   keyseg show my_config.py          its protection, and the id of the key that it names
 """
 
@@ -11,10 +11,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.keyfile import is_key_file, read_key_file, readable_by_others
+
+if TYPE_CHECKING:
+    from keyseg_mm.plan import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +49,6 @@ def _show_key(path: Path) -> None:
 
 def _show_checkpoint(path: Path) -> None:
     from keyseg_mm.checkpoint import stamps_in
-    from keyseg_mm.plan import describe
 
     stamps = stamps_in(path)
     if not stamps:
@@ -55,12 +57,29 @@ def _show_checkpoint(path: Path) -> None:
         print(f'{path}: protected{" at " + prefix if prefix else ""}')
         print(f'  key id  {plan.key_id}')
         print(f'  salt    {plan.salt.hex()}')
-        locked = all(entry.weights for entry in plan.entries)
-        print(f'  made by {"locking a trained model" if locked else "training with the key"}')
-        print(f'  points  {len(plan.entries)}')
-        width = max(len(entry.point) for entry in plan.entries)
-        for entry in plan.entries:
-            print(f'    {entry.point:{width}}  {entry.channels:5} channels  {describe(entry.transform)}')
+        show = _show_tensors if plan.tensors else _show_points
+        show(plan)
+
+
+def _show_points(plan: Plan) -> None:
+    from keyseg_mm.plan import describe
+
+    locked = all(entry.weights for entry in plan.entries)
+    print(f'  made by {"locking a trained model" if locked else "training with the key"}')
+    print(f'  points  {len(plan.entries)}')
+    width = max(len(entry.point) for entry in plan.entries)
+    for entry in plan.entries:
+        print(f'    {entry.point:{width}}  {entry.channels:5} channels  {describe(entry.transform)}')
+
+
+def _show_tensors(plan: Plan) -> None:
+    from keyseg_mm.plan import describe
+
+    print("  made by encrypting a trained model's weights; it runs with protection.unlock=True")
+    print(f'  tensors {len(plan.tensors)}')
+    width = max(len(tensor.names[0]) for tensor in plan.tensors)
+    for tensor in plan.tensors:
+        print(f'    {tensor.names[0]:{width}}  {tensor.count:8} values  {describe(tensor.transform)}')
 
 
 def _show_config(path: Path) -> None:

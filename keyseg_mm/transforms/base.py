@@ -85,6 +85,16 @@ class ChannelMap(Secret):
             return result
         return self._keep_layout(x, dim)
 
+    def carry(self, weight: Tensor) -> Tensor:
+        """``W T^-1`` for a weight W: T along its input channels, dimension 1. Rotations are rounded once."""
+        weight = weight.detach()
+        return self(weight, 1) if self.exact else self(weight.double(), 1).to(weight.dtype)
+
+    def misfit(self, weight: Any) -> str:
+        """What a weight would have to be for :meth:`carry`, in words; empty where it is that."""
+        fits = isinstance(weight, Tensor) and weight.dim() > 1 and weight.shape[1] == self.channels
+        return '' if fits else f'weight of {self.channels} input channels'
+
     def matrix(self) -> Tensor:
         """The map as a (channels, channels) float64 matrix M, ``T(x) = M @ x``."""
         return self._keep_layout(torch.eye(self.channels, dtype=torch.float64), 0)
