@@ -73,6 +73,9 @@ class TensorMap(Secret):
             LockError: it cannot be told which values.
         """
         values = raw(weight)
+        if self.count == len(values):
+            order = torch.from_numpy(self.order()).to(values.device)
+            return values[order].view(weight.dtype).view(weight.shape)
         where = places(values, self.count)
         if where is None:
             raise LockError(

@@ -82,7 +82,7 @@ class SelectiveEncryption(WeightTransform):
     @classmethod
     def counts(cls, weights: Mapping[str, Tensor], scores: Mapping[str, Tensor], **params: Any) -> dict[str, int]:
         wanted = int(params.get('share', cls._SHARE) * sum(weight.numel() for weight in weights.values()))
-        known = {name: scores[name].flatten().double().nan_to_num(0.0) for name in weights if name in scores}
+        known = {name: scores[name].flatten().float().nan_to_num(0.0) for name in weights if name in scores}
         if not known or wanted < 1:
             return {}
         together = torch.cat(list(known.values()))

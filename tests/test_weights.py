@@ -396,7 +396,7 @@ def test_the_proof_takes_no_number_for_a_difference(model, key, monkeypatch):
 @TRANSFORMS
 def test_a_licensees_copy_is_traced(model, scores, transform, key):
     state = model.state_dict()
-    names = ['ACME Ltd', 'Bolt', 'Crux GmbH']
+    names = ['ACME Ltd', 'Bolt']
     locked = lock(state, model, key, transform=transform, scores=scores)
     copy = rekey(locked, key, key.licensee('Bolt'), salt=licensee_salt(key, 'Bolt', locked))
     again = rekey(copy, key.licensee('Bolt'), key.licensee('Bolt'), salt=licensee_salt(key, 'Bolt', copy))
@@ -410,11 +410,11 @@ def test_a_licensees_copy_is_traced(model, scores, transform, key):
     tuned = {n: t + 0.2 * t.std() * torch.randn_like(t) if t.dim() > 1 else t for n, t in found.items()}
     originals = [locked] if transform is SOME else [locked, state]
     for original in originals:
-        for file in (found, tuned):
-            best = by_weights(file, original, key, names)[0]
-            assert best.name == 'Bolt' and best.is_certain, (best, original is state)
+        best = by_weights(tuned, original, key, names)[0]
+        assert best.name == 'Bolt' and best.is_certain, (best, original is state)
         best = by_weights(state, original, key, names)[0]
         assert best.name == PLAIN and best.score > 0.99
+    assert by_weights(found, locked, key, names)[0].score > 0.99
     assert not by_weights(found, locked, key, ['ACME Ltd'])[0].is_certain
 
 
