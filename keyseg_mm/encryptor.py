@@ -10,15 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from keyseg_mm import integrity
-from keyseg_mm.derive import KeyStream
+from keyseg_mm.derive import KeyStream, order
 from keyseg_mm.errors import IntegrityError
 from keyseg_mm.forward import refuse_export, replace_tensor
 from keyseg_mm.key import SecretKey
 from keyseg_mm.patchplan import PatchPlan
-from keyseg_mm.plan import Entry, Plan, is_stamp
+from keyseg_mm.plan import Entry, Plan, TensorEntry, is_stamp
 from keyseg_mm.points import Site, module_of
 from keyseg_mm.secret import Secret
 from keyseg_mm.transforms import TRANSFORMS, ChannelMap
@@ -32,6 +34,12 @@ def derive_map(key: SecretKey, salt: bytes, entry: Entry) -> ChannelMap:
     subkey = key.subkey('keyseg_mm/subkey/v1', [entry.point, entry.channels, entry.transform], salt)
     spec = dict(entry.transform)
     return TRANSFORMS[spec.pop('type')].derive(KeyStream(subkey), entry.channels, **spec)
+
+
+def derive_order(key: SecretKey, salt: bytes, tensor: TensorEntry) -> NDArray[np.int64]:
+    """The secret order of a tensor's values: one HKDF subkey per salt, name, number of values and transform."""
+    subkey = key.subkey('keyseg_mm/tensor/v1', [tensor.names[0], tensor.count, tensor.transform], salt)
+    return order(KeyStream(subkey), tensor.count)
 
 
 def derive_cipher(key: SecretKey, salt: bytes, patch: int, permute: str = 'all', negate: bool = True) -> PatchCipher:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from keyseg_mm.encryptor import derive_cipher, derive_map
+from keyseg_mm.encryptor import derive_cipher, derive_map, derive_order
 from keyseg_mm.key import SecretKey
 from keyseg_mm.patchplan import PatchPlan
 from keyseg_mm.plan import Plan
@@ -84,6 +84,8 @@ def _tables(key: SecretKey, plan: Plan | PatchPlan) -> Iterator[tuple[str, dict[
     else:
         for entry in plan.entries:
             yield f'at {entry.point}', derive_map(key, plan.salt, entry).tables()
+        for tensor in plan.tensors:
+            yield f'of the values of {tensor.names[0]}', {'order': derive_order(key, plan.salt, tensor)}
 
 
 def find_leaks(folder: str | Path, key: SecretKey, plans: Iterable[Plan | PatchPlan] = ()) -> list[Leak]:

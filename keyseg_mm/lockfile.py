@@ -16,11 +16,12 @@ from torch import nn
 from keyseg_mm.checkpoint import read_checkpoint, write_checkpoint
 from keyseg_mm.files import refuse_existing
 from keyseg_mm.key import SecretKey
-from keyseg_mm.locking import lock_in_place, rekey_in_place, unlock_in_place
+from keyseg_mm.locking import fresh_salt, lock_in_place, rekey_in_place, unlock_in_place
 from keyseg_mm.lockplan import LockPlan, fit
 from keyseg_mm.patches import lock_patches_in_place, rekey_patches_in_place, unlock_patches_in_place
 from keyseg_mm.patchplan import PatchPlan, patch_plan_of
 from keyseg_mm.plan import Plan, stamps_of
+from keyseg_mm.weightplan import WeightPlan
 
 _Stamp = TypeVar('_Stamp')
 _PLAIN_VALUES = (str, int, float, bool, type(None))
@@ -54,7 +55,7 @@ def open_checkpoint(path: str | Path) -> Opened:
 def lock_file(
     path: str | Path,
     model: nn.Module,
-    plan: LockPlan,
+    plan: LockPlan | WeightPlan,
     key: SecretKey,
     out: str | Path,
     salt: bytes | None = None,
@@ -65,7 +66,7 @@ def lock_file(
     Args:
         path: plain ``.pth`` or ``.safetensors``.
         model: the plain model.
-        plan: from :func:`keyseg_mm.lockplan.plan_lock`.
+        plan: from :func:`keyseg_mm.lockplan.plan_lock` or :func:`keyseg_mm.weightplan.plan_weights`.
         key: the secret key.
         out: file to make.
         salt: 16 public bytes; by default fresh random ones.
@@ -77,7 +78,13 @@ def lock_file(
     Raises:
         KeysegError: it could not be read, locked or written; ``out`` is as it was.
     """
-    return _lock(path, model, out, overwrite, lambda tensors: lock_in_place(tensors, plan.entries, key, salt, own=True))
+    return _lock(
+        path,
+        model,
+        out,
+        overwrite,
+        lambda tensors: lock_in_place(tensors, plan.to_plan(key.id, fresh_salt(salt)), key, own=True),
+    )
 
 
 def lock_patches_file(

@@ -23,7 +23,7 @@ from keyseg_mm.checkpoint import read_checkpoint
 from keyseg_mm.errors import KeysegError, PlainCheckpointError, StampError
 from keyseg_mm.mm.config import build_plain_model
 from keyseg_mm.mm.dryrun import trace_module
-from keyseg_mm.plan import STAMP_PREFIX, Plan, stamps_of
+from keyseg_mm.plan import STAMP_PREFIX, Plan, describe, stamps_of
 from keyseg_mm.points import Point, Site
 
 # Where a config names files of pretrained weights.
@@ -53,6 +53,7 @@ def read_protected(path: Path, device: torch.device) -> Protected:
     Raises:
         PlainCheckpointError: it carries no stamp.
         StampError: it carries several.
+        KeysegError: its weights are encrypted themselves, which no attack here is made for.
     """
     state = read_checkpoint(path)['state_dict']
     stamps = stamps_of(state)
@@ -63,6 +64,12 @@ def read_protected(path: Path, device: torch.device) -> Protected:
     if len(stamps) > 1:
         raise StampError(f'{path} carries {len(stamps)} stamps; an audit takes models with one protection')
     prefix, stamp = next(iter(stamps.items()))
+    if stamp.tensors:
+        raise KeysegError(
+            f'the weights of {path} are encrypted themselves ({describe(stamp.tensors[0].transform)}); the attacks of '
+            'this audit are on encrypted feature maps and do not apply. What the file gives without its key shows: '
+            'keyseg test with protection.key=none'
+        )
     return Protected(stamp, prefix, whole_model_plan(stamp, prefix), _tensors(state, device))
 
 

@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> int:
         raise KeysegError(f'{args.folder}: nothing to search there')
     plans = _plans_of(files, key.id)
     leaks = [leak for path in tqdm(files, desc='searching', unit='file') for leak in find_leaks(path, key, plans)]
-    tables = sum(plan.places for plan in plans)
-    print(f'searched {len(files)} files for key {key.id} and the tables of {tables} points')
+    places = sum(plan.places for plan in plans)
+    print(f'searched {len(files)} files for key {key.id} and the tables of {places} points and tensors')
     for leak in leaks:
         print(f'FOUND {leak}')
     if leaks:

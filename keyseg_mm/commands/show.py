@@ -2,7 +2,7 @@
 
 examples:
   keyseg show keys/ade.key          its key id
-  keyseg show model.pth             its stamp: key id, salt, points and transforms
+  keyseg show model.pth             its stamp: key id, salt, points (or tensors) and transforms
   keyseg show my_config.py          its protection, and the id of the key that it names
 """
 
@@ -18,6 +18,7 @@ from keyseg_mm.keyfile import is_key_file, read_key_file, readable_by_others
 
 if TYPE_CHECKING:
     from keyseg_mm.patchplan import PatchPlan
+    from keyseg_mm.plan import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +51,7 @@ def _show_key(path: Path) -> None:
 def _show_checkpoint(path: Path) -> None:
     from keyseg_mm.checkpoint import read_checkpoint
     from keyseg_mm.patchplan import patch_plan_of
-    from keyseg_mm.plan import describe, stamps_of
+    from keyseg_mm.plan import stamps_of
 
     state_dict = read_checkpoint(path)['state_dict']
     patches = patch_plan_of(state_dict)
@@ -64,12 +65,29 @@ def _show_checkpoint(path: Path) -> None:
         print(f'{path}: protected{" at " + prefix if prefix else ""}')
         print(f'  key id  {plan.key_id}')
         print(f'  salt    {plan.salt.hex()}')
-        locked = all(entry.weights for entry in plan.entries)
-        print(f'  made by {"locking a trained model" if locked else "training with the key"}')
-        print(f'  points  {len(plan.entries)}')
-        width = max(len(entry.point) for entry in plan.entries)
-        for entry in plan.entries:
-            print(f'    {entry.point:{width}}  {entry.channels:5} channels  {describe(entry.transform)}')
+        show = _show_tensors if plan.tensors else _show_points
+        show(plan)
+
+
+def _show_points(plan: Plan) -> None:
+    from keyseg_mm.plan import describe
+
+    locked = all(entry.weights for entry in plan.entries)
+    print(f'  made by {"locking a trained model" if locked else "training with the key"}')
+    print(f'  points  {len(plan.entries)}')
+    width = max(len(entry.point) for entry in plan.entries)
+    for entry in plan.entries:
+        print(f'    {entry.point:{width}}  {entry.channels:5} channels  {describe(entry.transform)}')
+
+
+def _show_tensors(plan: Plan) -> None:
+    from keyseg_mm.plan import describe
+
+    print("  made by encrypting a trained model's weights; it runs with protection.unlock=True")
+    print(f'  tensors {len(plan.tensors)}')
+    width = max(len(tensor.names[0]) for tensor in plan.tensors)
+    for tensor in plan.tensors:
+        print(f'    {tensor.names[0]:{width}}  {tensor.count:8} values  {describe(tensor.transform)}')
 
 
 def _show_patches(path: Path, plan: PatchPlan) -> None:
