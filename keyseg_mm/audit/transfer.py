@@ -5,6 +5,9 @@ photos. A lock that scrambles the features should leave him with no better a sta
 nothing, or from public weights; the key holder's own transfer shows what there would be to gain. Nothing is compared
 with what the authorised model says, as it speaks of other classes. Source: DeTrans and the literature on transfer
 learning (Yosinski et al., NeurIPS 2014; Kornblith et al., CVPR 2019).
+
+In short trainings on few photos much hangs on the initial weights that one happens to draw. So the controls from
+scratch have two draws, and what these differ by is the noise below which an advantage says nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import torch
 from keyseg_mm.audit.attack import KEY_HOLDER, Attack
 from keyseg_mm.audit.attacks._finetune import FineTuning
 from keyseg_mm.audit.case import Budget, Case, Photos
-from keyseg_mm.audit.controls import CONTROLS
+from keyseg_mm.audit.controls import CONTROLS, FromScratch
 from keyseg_mm.audit.data import read_album
 from keyseg_mm.audit.level import Level, Say
 from keyseg_mm.audit.material import Protected, architecture, fitting_sites, num_classes_of, other_classes
@@ -76,6 +79,7 @@ class Transfer:
         for photos in (album.held_out, album.shares[max(shares)]):
             _check_labels(photos, classes, config)
         self.config, self.held_out, self._album = config, album.held_out, album
+        self._other_start = architecture(cfg, device, file.seed + 1)
         self.case = dataclasses.replace(
             file, weights=other.weights, build=build, num_classes=classes, sites=sites, classifier=classifier
         )
@@ -92,6 +96,9 @@ class Transfer:
         for kind, classes in (('control', CONTROLS), (KEY_HOLDER, attacks), ('attack', attacks)):
             tried = [cls for cls in classes.values() if kind != KEY_HOLDER or issubclass(cls, FineTuning)]
             found += [(cls, situation, kind) for situation in here for cls in tried if situation.wants(cls)]
+            if kind == 'control':
+                again = [cls for cls in tried if issubclass(cls, FromScratch)]
+                found += [(cls, self._again(situation), kind) for situation in here for cls in again]
         return found
 
     def _situations(self, budget: Budget) -> list[Situation]:
@@ -101,6 +108,12 @@ class Transfer:
             title = f'transfer to {self.config.name}, {len(photos)} photos ({100 * share:g} %)'
             found.append(Situation(f'transfer-{share:g}', title, case, _GRANTS, share))
         return found
+
+    def _again(self, situation: Situation) -> Situation:
+        """The same with other initial weights and another order of the photos."""
+        case = dataclasses.replace(situation.case, build=self._other_start, seed=self.case.seed + 1)
+        title = f'{situation.title}, another draw'
+        return dataclasses.replace(situation, name=f'{situation.name}-again', title=title, case=case)
 
     def facts(self) -> dict[str, Any]:
         """What was transferred to, for the report: all public."""

@@ -160,4 +160,4 @@ def _conclude_transfer(report: dict) -> None:  # type: ignore[type-arg]
         figures = {name: row[name]['miou'] for name in ('attack', 'control', 'key_holder') if row[name]}
         figures['constant guess'] = report['transfer']['floor']
         words = '   '.join(f'{name.replace("_", " ")} {value:.2f}' for name, value in figures.items())
-        print(f'{row["photos"]:>8}  {words}   advantage {row["advantage"]:+.2f}')
+        print(f'{row["photos"]:>8}  {words}   advantage {row["advantage"]:+.2f} (noise {row["noise"]:.2f})')
