@@ -16,7 +16,7 @@ from keyseg_mm import __version__
 from keyseg_mm.audit import attacks  # noqa: F401 - registers all of them
 from keyseg_mm.audit.attack import ATTACKS, Attempt
 from keyseg_mm.audit.case import Budget, Case, Photos
-from keyseg_mm.audit.closeness import distances
+from keyseg_mm.audit.closeness import by_model_names, distances
 from keyseg_mm.audit.controls import CONTROLS
 from keyseg_mm.audit.data import read_album
 from keyseg_mm.audit.level import SUITES, Level, Say
@@ -134,6 +134,8 @@ class Stage:
         build = architecture(cfg, self.device, order.seed)
         sites = fitting_sites(build, self.protected, order.config)
         model = build()
+        if self.public:
+            self.public = by_model_names(self.public, model.state_dict()) or self.public
         self.num_classes = num_classes_of(model)
         self.file = Case(
             plan=self.protected.plan,
