@@ -107,7 +107,14 @@ def test_features_left_plain_help_a_thief_and_scrambled_ones_do_not(key, tmp_pat
     assert weak['level'] == 'helps' and weak['headline']['advantage'] > 4
     assert 'worth something to a thief' in weak['says'] and 'points=linear' in weak['says']
     names = {(r['kind'], r['name']) for r in results}
-    attacks = {'finetune-all', 'finetune-head', 'finetune-norm', 'transfer-fast', 'transfer-substitute'}
+    attacks = {
+        'finetune-all',
+        'finetune-head',
+        'finetune-norm',
+        'transfer-fast',
+        'transfer-head',
+        'transfer-substitute',
+    }
     assert {name for kind, name in names if kind == 'attack'} == attacks
     assert {name for kind, name in names if kind == 'control'} == {'from-scratch', 'from-scratch-slow'}
     strong, _ = tried(stolen(key, EVERYWHERE, 'ChannelRotation')[1], tmp_path / 'strong')
