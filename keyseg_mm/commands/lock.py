@@ -14,6 +14,7 @@ examples:
   keyseg lock CONFIG plain.pth --key file:keys/my.key --out locked.safetensors --transform ChannelRotation
   keyseg lock CONFIG plain.pth --key file:keys/my.key --out locked.pth --mode tensors
   keyseg lock CONFIG plain.pth --key file:keys/my.key --out locked.pth --mode selective --share 0.01
+  keyseg lock CONFIG plain.pth --dry-run --public pretrained.pth  is it still close to the public weights it came from?
 
 then, to test it at the plain model's speed:
   keyseg test KEYED_CONFIG locked.pth --cfg-options model.protection.key=file:keys/my.key model.protection.unlock=True
@@ -63,6 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='with --mode features: SignedChannelPermutation (default), ChannelPermutation or ChannelRotation; with a '
         'block size: ChannelRotation:16',
     )
+    parser.add_argument(
+        '--public',
+        type=Path,
+        metavar='FILE',
+        help='public weights that the model was trained from: warns of layers that are still close to them',
+    )
     parser.add_argument('--dry-run', action='store_true', help='show the plan and its effect, and write nothing')
     parser.add_argument('--overwrite', action='store_true', help='replace FILE if it exists')
 
@@ -70,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Plan, prove, write."""
     from keyseg_mm.commands.keygen import ask_passphrase
+    from keyseg_mm.commands.nearness import hint_at_public, read_public_for, show_nearness
     from keyseg_mm.files import refuse_existing
     from keyseg_mm.key import SecretKey
     from keyseg_mm.locator import locate_real
@@ -78,17 +86,25 @@ def run(args: argparse.Namespace) -> int:
     from keyseg_mm.mm.config import build_plain_model, read_config
     from keyseg_mm.plan import SALT_BYTES
 
+    if args.public and args.mode != FEATURES:
+        raise LockError('--public goes with --mode features: moved values cannot be lined up with public ones')
     if not args.dry_run:
         if not args.key or not args.out:
             raise LockError('give --key and --out, or --dry-run to see the plan')
         refuse_existing(args.out, args.overwrite)
     key = SecretKey.generate() if args.dry_run else locate_real(args.key, '--key', ask_passphrase)
-    model = build_plain_model(read_config(args.config))
+    cfg = read_config(args.config)
+    model = build_plain_model(cfg)
     opened = open_checkpoint(args.checkpoint)
     weights = fit(opened.state_dict, model, drop=True)
+    public = read_public_for(args.public, weights) if args.public else None
     salt = os.urandom(SALT_BYTES)
     make = _features if args.mode == FEATURES else _weights
-    plan = make(model, weights, args, key, salt)
+    plan: Any = make(model, weights, args, key, salt)
+    if args.mode == FEATURES and public is None:
+        hint_at_public(cfg)
+    elif public is not None:
+        show_nearness(plan.entries, weights, public, args.public)
     if args.dry_run:
         print('\na dry run: nothing was written')
         return 0
