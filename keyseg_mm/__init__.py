@@ -38,6 +38,12 @@ _WHERE = {
     'rekey_file': 'lockfile',
     'unlock_file': 'lockfile',
     'find_leaks': 'leaks',
+    'PatchCipher': 'transforms.patches',
+    'PatchPlan': 'patchplan',
+    'patch_plan_of': 'patchplan',
+    'lock_patches': 'patches',
+    'rekey_patches': 'patches',
+    'unlock_patches': 'patches',
 }
 __all__ = ['__version__', *_WHERE]
 
@@ -51,10 +57,13 @@ if TYPE_CHECKING:
     from keyseg_mm.lockfile import lock_file, rekey_file, unlock_file
     from keyseg_mm.locking import lock, rekey, unlock
     from keyseg_mm.lockplan import plan_lock
+    from keyseg_mm.patches import lock_patches, rekey_patches, unlock_patches
+    from keyseg_mm.patchplan import PatchPlan, patch_plan_of
     from keyseg_mm.plan import Plan, stamps_of
     from keyseg_mm.points import Point, Site, Trace, resolve
     from keyseg_mm.protection import Protection, attach, detach, protections
     from keyseg_mm.transforms import TRANSFORMS
+    from keyseg_mm.transforms.patches import PatchCipher
 
 
 def __getattr__(name: str) -> Any:

@@ -8,22 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from keyseg_mm import derive, integrity
-from keyseg_mm.derive import KeyStream
+from keyseg_mm import integrity
+from keyseg_mm.derive import KeyStream, order, permutation
 from keyseg_mm.errors import IntegrityError, LockError
 from keyseg_mm.forward import refuse_export, replace_tensor
 from keyseg_mm.images.cipher import ImageCipher
 from keyseg_mm.images.ff1 import byte_map
 from keyseg_mm.images.plan import ImagePlan
 from keyseg_mm.key import SecretKey
-from keyseg_mm.plan import Entry, Plan, is_stamp
+from keyseg_mm.patchplan import PatchPlan
+from keyseg_mm.plan import Entry, Plan, TensorEntry, is_stamp
 from keyseg_mm.points import Site, module_of
 from keyseg_mm.secret import Secret
 from keyseg_mm.transforms import TRANSFORMS, ChannelMap, FeatureTransform
+from keyseg_mm.transforms.patches import PatchCipher
+
+_Stamped = TypeVar('_Stamped', Plan, PatchPlan)
 
 
 def derive_map(key: SecretKey, salt: bytes, entry: Entry) -> FeatureTransform:
@@ -45,23 +51,41 @@ def derive_channel_map(key: SecretKey, salt: bytes, entry: Entry) -> ChannelMap:
     return found
 
 
-def derive_cipher(key: SecretKey, plan: ImagePlan) -> ImageCipher:
+def derive_image_cipher(key: SecretKey, plan: ImagePlan) -> ImageCipher:
     """The secret encryption of images by a plan; the plan's key id is the caller's to check."""
     fields: list[object] = [plan.method, plan.block]
 
-    def order(size: int) -> Any:
+    def table(size: int) -> Any:
         subkey = key.subkey('keyseg_mm/image-order/v1', [*fields, size], plan.salt)
-        return derive.permutation(KeyStream(subkey), size)
+        return permutation(KeyStream(subkey), size)
 
-    return ImageCipher(plan, order, lambda: byte_map(key.subkey('keyseg_mm/image-bytes/v1', fields, plan.salt)))
+    return ImageCipher(plan, table, lambda: byte_map(key.subkey('keyseg_mm/image-bytes/v1', fields, plan.salt)))
 
 
-def sign(key: SecretKey, plan: Plan, tensors: Mapping[str, Any]) -> Plan:
+def derive_order(key: SecretKey, salt: bytes, tensor: TensorEntry) -> NDArray[np.int64]:
+    """The secret order of a tensor's values: one HKDF subkey per salt, name, number of values and transform."""
+    subkey = key.subkey('keyseg_mm/tensor/v1', [tensor.names[0], tensor.count, tensor.transform], salt)
+    return order(KeyStream(subkey), tensor.count)
+
+
+def derive_cipher(key: SecretKey, salt: bytes, patch: int, permute: str = 'all', negate: bool = True) -> PatchCipher:
+    """The secret cipher of images: one HKDF subkey per salt, patch size and steps.
+
+    Args:
+        key: the secret key.
+        salt: of the model.
+        patch, permute, negate: see :meth:`keyseg_mm.transforms.patches.PatchCipher.derive`.
+    """
+    subkey = key.subkey('keyseg_mm/patches/v1', [patch, permute, negate], salt)
+    return PatchCipher.derive(KeyStream(subkey), patch, permute, negate)
+
+
+def sign(key: SecretKey, plan: _Stamped, tensors: Mapping[str, Any]) -> _Stamped:
     """The plan with its MAC over a state_dict; stamps and what is no tensor do not count."""
     return replace(plan, mac=integrity.weights_mac(*_signed(key, plan, tensors)).hex())
 
 
-def verify(key: SecretKey, plan: Plan, tensors: Mapping[str, Any]) -> None:
+def verify(key: SecretKey, plan: Plan | PatchPlan, tensors: Mapping[str, Any]) -> None:
     """Check a plan's MAC.
 
     Raises:
@@ -80,7 +104,7 @@ def verify(key: SecretKey, plan: Plan, tensors: Mapping[str, Any]) -> None:
         )
 
 
-def _signed(key: SecretKey, plan: Plan, tensors: Mapping[str, Any]) -> tuple[bytes, str, dict[str, Tensor]]:
+def _signed(key: SecretKey, plan: Plan | PatchPlan, tensors: Mapping[str, Any]) -> tuple[bytes, str, dict[str, Tensor]]:
     """What a MAC is made of."""
     mac_key = key.subkey('keyseg_mm/mac/v1', [], plan.salt)
     covered = {name: t for name, t in tensors.items() if isinstance(t, Tensor) and not is_stamp(name)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from keyseg_mm.encryptor import FeatureEncryptor, hook_encryptors
 from keyseg_mm.errors import LockError, NotFiredError
 from keyseg_mm.key import SecretKey
-from keyseg_mm.locking import carried, carry, carry_in_place
+from keyseg_mm.locking import carried, carry_in_place
 from keyseg_mm.lockplan import complete
 from keyseg_mm.plan import SALT_BYTES, Plan
 from keyseg_mm.points import Site, Trace
@@ -75,14 +76,18 @@ class FollowingProtection(Protection):
 
     def _check_plan(self, plan: Plan) -> None:
         self._check_key(plan)
+        if not self.unlock:
+            self._check_runs(plan)
 
     def _take(self, plan: Plan, module: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
         """Unlock the weights that are being loaded, or attach the encryptors that the stamp names."""
         assert self._key is not None  # a load without a key does not come here
-        mine = Plan(self._key.id, plan.salt, plan.entries)
+        mine = replace(plan, key_id=self._key.id, mac='')
         if self.unlock:
             maps = carried(self._key, complete(mine, module))
-            carry_in_place(state_dict, {name: cmap.inverse() for name, cmap in maps.items()}, prefix)
+            # straight into the parameters: the host, given a parameter itself, has nothing to copy
+            parameters = dict(module.named_parameters(remove_duplicate=False))
+            carry_in_place(state_dict, {name: cmap.inverse() for name, cmap in maps.items()}, prefix, parameters)
         else:
             if (mine.salt, mine.entries) != (self.plan.salt, self.plan.entries):
                 sites = self._find_sites(module, mine)
@@ -120,7 +125,7 @@ def unlock_model(model: nn.Module, trace: Trace | None = None) -> None:
         if not protection.is_unlocked:
             maps = carried(protection.key, complete(protection.plan, module, trace if module is model else None))
             once = {id(p): (p, maps[n]) for n in maps for p in [module.get_parameter(n)]}  # names of one tensor
-            changed += [(p, carry(cmap.inverse(), p)) for p, cmap in once.values()]
+            changed += [(p, cmap.inverse().carry(p)) for p, cmap in once.values()]
     with torch.no_grad():
         for parameter, plain in changed:
             parameter.copy_(plain)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from cryptography.exceptions import InvalidSignature
@@ -18,6 +19,8 @@ from cryptography.hazmat.primitives.hmac import HMAC
 from torch import Tensor
 
 _MOST_THREADS = 8
+_T = TypeVar('_T')
+_R = TypeVar('_R')
 
 
 def weights_mac(mac_key: bytes, stamp: str, tensors: Mapping[str, Tensor]) -> bytes:
@@ -45,15 +48,19 @@ def fits(mac_key: bytes, stamp: str, tensors: Mapping[str, Tensor], mac: bytes) 
 
 def _hmac(mac_key: bytes, stamp: str, tensors: Mapping[str, Tensor]) -> HMAC:
     names = sorted(tensors)
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as pool:
-        digests = pool.map(digest, (tensors[name] for name in names))
-        rows = [
-            [name, str(tensors[name].dtype), list(tensors[name].shape), found.hex()]
-            for name, found in zip(names, digests)
-        ]
+    digests = in_threads(digest, [tensors[name] for name in names])
+    rows = [
+        [name, str(tensors[name].dtype), list(tensors[name].shape), found.hex()] for name, found in zip(names, digests)
+    ]
     mac = HMAC(mac_key, SHA256())
     mac.update(json.dumps([stamp, rows], separators=(',', ':')).encode('ascii'))
     return mac
+
+
+def in_threads(work: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
+    """The results of work on large tensors, which leaves Python's lock to others most of the time, in order."""
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as pool:
+        return list(pool.map(work, items))
 
 
 def digest(tensor: Tensor) -> bytes:

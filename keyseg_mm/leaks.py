@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from keyseg_mm.encryptor import derive_cipher, derive_map
+from keyseg_mm.encryptor import derive_cipher, derive_image_cipher, derive_map, derive_order
 from keyseg_mm.images.plan import ImagePlan
 from keyseg_mm.key import SecretKey
+from keyseg_mm.patchplan import PatchPlan
 from keyseg_mm.plan import Plan
 
 _INTEGERS = ('<i1', '<i2', '<i4', '<i8')
@@ -57,15 +58,17 @@ class Needles:
         images: image encryptions, likewise.
     """
 
-    def __init__(self, key: SecretKey, plans: Iterable[Plan] = (), images: Iterable[ImagePlan] = ()) -> None:
+    def __init__(
+        self, key: SecretKey, plans: Iterable[Plan | PatchPlan] = (), images: Iterable[ImagePlan] = ()
+    ) -> None:
         keys = key.needles()
         self.raw = keys['raw']
         self.forms: dict[bytes, str] = {form: f'the key ({name})' for name, form in keys.items()}
         for plan in plans:
-            for entry in plan.entries:
-                self._add(derive_map(key, plan.salt, entry).tables(), f'at {entry.point}')
+            for where, tables in _tables(key, plan):
+                self._add(tables, where)
         for image in images:
-            self._add(derive_cipher(key, image).tables(), 'of the images')
+            self._add(derive_image_cipher(key, image).tables(), 'of the images')
 
     def _add(self, tables: dict[str, NDArray[Any]], where: str) -> None:
         for name, table in tables.items():
@@ -81,8 +84,21 @@ class Needles:
         return [Leak(where, what) for form, what in forms.items() if form in haystack]
 
 
+def _tables(key: SecretKey, plan: Plan | PatchPlan) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
+    """The secret tables of a plan, by the place where they work."""
+    if isinstance(plan, PatchPlan):
+        cipher = derive_cipher(key, plan.salt, plan.patch, plan.permute, plan.negate)
+        names = ['permutation', 'inverse permutation'] * (plan.permute != 'none') + ['signs'] * plan.negate
+        yield 'of the images', {name: table for name, table in cipher.tables().items() if name in names}
+    else:
+        for entry in plan.entries:
+            yield f'at {entry.point}', derive_map(key, plan.salt, entry).tables()
+        for tensor in plan.tensors:
+            yield f'of the values of {tensor.names[0]}', {'order': derive_order(key, plan.salt, tensor)}
+
+
 def find_leaks(
-    folder: str | Path, key: SecretKey, plans: Iterable[Plan] = (), images: Iterable[ImagePlan] = ()
+    folder: str | Path, key: SecretKey, plans: Iterable[Plan | PatchPlan] = (), images: Iterable[ImagePlan] = ()
 ) -> list[Leak]:
     """Search every file below a folder (or one file) for the key and for the tables of the plans.
 

@@ -9,17 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from keyseg_mm.checkpoint import read_checkpoint, write_checkpoint
 from keyseg_mm.files import refuse_existing
 from keyseg_mm.key import SecretKey
-from keyseg_mm.locking import lock_in_place, rekey_in_place, unlock_in_place
+from keyseg_mm.locking import fresh_salt, lock_in_place, rekey_in_place, unlock_in_place
 from keyseg_mm.lockplan import LockPlan, fit
+from keyseg_mm.patches import lock_patches_in_place, rekey_patches_in_place, unlock_patches_in_place
+from keyseg_mm.patchplan import PatchPlan, patch_plan_of
 from keyseg_mm.plan import Plan, stamps_of
+from keyseg_mm.weightplan import WeightPlan
 
+_Stamp = TypeVar('_Stamp')
 _PLAIN_VALUES = (str, int, float, bool, type(None))
 
 
@@ -51,7 +55,7 @@ def open_checkpoint(path: str | Path) -> Opened:
 def lock_file(
     path: str | Path,
     model: nn.Module,
-    plan: LockPlan,
+    plan: LockPlan | WeightPlan,
     key: SecretKey,
     out: str | Path,
     salt: bytes | None = None,
@@ -62,7 +66,7 @@ def lock_file(
     Args:
         path: plain ``.pth`` or ``.safetensors``.
         model: the plain model.
-        plan: from :func:`keyseg_mm.lockplan.plan_lock`.
+        plan: from :func:`keyseg_mm.lockplan.plan_lock` or :func:`keyseg_mm.weightplan.plan_weights`.
         key: the secret key.
         out: file to make.
         salt: 16 public bytes; by default fresh random ones.
@@ -74,13 +78,44 @@ def lock_file(
     Raises:
         KeysegError: it could not be read, locked or written; ``out`` is as it was.
     """
+    return _lock(
+        path,
+        model,
+        out,
+        overwrite,
+        lambda tensors: lock_in_place(tensors, plan.to_plan(key.id, fresh_salt(salt)), key, own=True),
+    )
+
+
+def lock_patches_file(
+    path: str | Path,
+    model: nn.Module,
+    plan: PatchPlan,
+    key: SecretKey,
+    out: str | Path,
+    salt: bytes | None = None,
+    overwrite: bool = False,
+) -> tuple[PatchPlan, tuple[str, ...]]:
+    """Make a plain checkpoint's file one of a model that takes encrypted images; see :mod:`keyseg_mm.patches`.
+
+    Args:
+        plan: from :func:`keyseg_mm.mm.patches.plan_patches`.
+
+    Other arguments, result and errors as of :func:`lock_file`.
+    """
+    return _lock(path, model, out, overwrite, lambda tensors: lock_patches_in_place(tensors, plan, key, salt))
+
+
+def _lock(
+    path: str | Path, model: nn.Module, out: str | Path, overwrite: bool, apply: Callable[[dict[str, Any]], _Stamp]
+) -> tuple[_Stamp, tuple[str, ...]]:
     refuse_existing(out, overwrite)
     opened = open_checkpoint(path)
     tensors = fit(opened.state_dict, model, drop=True)
     unknown = [name for name in opened.state_dict if name.removeprefix('module.') not in tensors]
     dropped = (*opened.dropped, *(f'state_dict.{name}' for name in unknown))
     opened.state_dict.clear()  # so that each plain weight is let go as it is replaced
-    stamp = lock_in_place(tensors, plan.entries, key, salt)
+    stamp = apply(tensors)
     write_checkpoint(out, tensors, opened.meta, overwrite)
     return stamp, dropped
 
@@ -94,7 +129,7 @@ def rekey_file(
     salt: Callable[[Mapping[str, Any]], bytes] | None = None,
     check: bool = True,
     overwrite: bool = False,
-) -> tuple[dict[str, Plan], tuple[str, ...]]:
+) -> tuple[dict[str, Plan] | dict[str, PatchPlan], tuple[str, ...]]:
     """Rekey a protected checkpoint's file; see :func:`keyseg_mm.locking.rekey`. The plain weights are never written.
 
     Args:
@@ -106,7 +141,11 @@ def rekey_file(
     """
 
     def change(tensors: dict[str, Any]) -> None:
-        rekey_in_place(tensors, key, new_key, model, salt(tensors) if salt else None, None, check)
+        fresh = salt(tensors) if salt else None
+        if patch_plan_of(tensors) is not None:
+            rekey_patches_in_place(tensors, key, new_key, fresh, check)
+        else:
+            rekey_in_place(tensors, key, new_key, model, fresh, None, check, own=True)
 
     return _change(path, out, overwrite, change)
 
@@ -120,17 +159,25 @@ def unlock_file(
     overwrite: bool = False,
 ) -> tuple[str, ...]:
     """Unlock a protected checkpoint's file; see :func:`keyseg_mm.locking.unlock`. Returns what was dropped."""
-    return _change(path, out, overwrite, lambda t: unlock_in_place(t, key, model, None, check))[1]
+
+    def change(tensors: dict[str, Any]) -> None:
+        if patch_plan_of(tensors) is not None:
+            unlock_patches_in_place(tensors, key, check)
+        else:
+            unlock_in_place(tensors, key, model, None, check, own=True)
+
+    return _change(path, out, overwrite, change)[1]
 
 
 def _change(
     path: str | Path, out: str | Path, overwrite: bool, change: Callable[[dict[str, Any]], None]
-) -> tuple[dict[str, Plan], tuple[str, ...]]:
+) -> tuple[dict[str, Plan] | dict[str, PatchPlan], tuple[str, ...]]:
     refuse_existing(out, overwrite)
     opened = open_checkpoint(path)
     change(opened.state_dict)
     write_checkpoint(out, opened.state_dict, opened.meta, overwrite)
-    return stamps_of(opened.state_dict), opened.dropped
+    patches = patch_plan_of(opened.state_dict)
+    return {'': patches} if patches is not None else stamps_of(opened.state_dict), opened.dropped
 
 
 def _is_plain(value: Any) -> bool:

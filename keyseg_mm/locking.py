@@ -5,35 +5,46 @@ For an orthogonal channel map T in front of a linear layer W, ``(W T^-1)(T x) = 
 compute ``T x``, gives what the plain one gave. Permutations and signs move and negate values and change no bit of them:
 unlocking gives the plain weights back exactly. Rotations are computed in float64 and rounded once.
 
+Weight transforms (:mod:`keyseg_mm.weights`) put the values of a tensor into a secret order instead, and change no bit
+either. What they lock has to be unlocked before it runs.
+
 :func:`lock`, :func:`rekey` and :func:`unlock` are pure: they check everything first, and change nothing they are given.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
-from keyseg_mm.encryptor import derive_channel_map, sign, verify
+from keyseg_mm.encryptor import derive_channel_map, derive_order, sign, verify
 from keyseg_mm.errors import KeyMismatchError, LockError
+from keyseg_mm.integrity import in_threads
 from keyseg_mm.key import SecretKey
-from keyseg_mm.lockplan import DEFAULT_POINTS, DEFAULT_TRANSFORM, complete, fit, plan_lock, refuse_block_wise
+from keyseg_mm.lockplan import DEFAULT_POINTS, DEFAULT_TRANSFORM, LockPlan, complete, fit, plan_lock, refuse_block_wise
+from keyseg_mm.orders import TensorMap, WeightMap
 from keyseg_mm.plan import SALT_BYTES, Entry, Plan, stamps_of
 from keyseg_mm.points import Point, Trace, module_of
 from keyseg_mm.transforms import ChannelMap
+from keyseg_mm.weightplan import WeightPlan, plan_weights
+from keyseg_mm.weights import is_weight_transform
 
 
 def lock(
     state_dict: Mapping[str, Any],
     model: nn.Module,
     key: SecretKey,
-    points: str | Iterable[str] = DEFAULT_POINTS,
+    points: str | Iterable[str] | None = None,
     transform: str | dict[str, Any] = DEFAULT_TRANSFORM,
     salt: bytes | None = None,
     trace: Trace | None = None,
+    scores: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Plain to protected.
 
@@ -41,8 +52,10 @@ def lock(
         state_dict: of the plain model.
         model: the plain model, with any weights; it is looked at, and stays as it is.
         key: the secret key.
-        points, transform, trace: see :func:`plan_lock`.
+        points, transform, trace: see :func:`plan_lock`; by default all layers. A weight transform,
+            ``'TensorPermutation'`` or ``dict(type='SelectiveEncryption', share=...)``, takes no points.
         salt: 16 public bytes; by default fresh random ones.
+        scores: see :func:`keyseg_mm.weightplan.plan_weights`.
 
     Returns:
         A new state_dict with the stamp. Entries that carry no transform are the same tensors as in ``state_dict``.
@@ -51,7 +64,14 @@ def lock(
         LockError: it is protected already, does not fit the model, or points cannot be absorbed.
     """
     locked = fit(state_dict, model)
-    lock_in_place(locked, plan_lock(model, points, transform, trace).entries, key, salt)
+    planned: LockPlan | WeightPlan
+    if is_weight_transform(transform):
+        if points is not None:
+            raise LockError(f'{transform} encrypts weights, wherever they are used, and takes no points')
+        planned = plan_weights(model, locked, transform, scores)
+    else:
+        planned = plan_lock(model, DEFAULT_POINTS if points is None else points, transform, trace)
+    lock_in_place(locked, planned.to_plan(key.id, fresh_salt(salt)), key)
     return locked
 
 
@@ -124,21 +144,29 @@ def rekey(
     return changed
 
 
-def lock_in_place(
-    tensors: dict[str, Any], entries: tuple[Entry, ...], key: SecretKey, salt: bytes | None = None
-) -> Plan:
-    """:func:`lock` for a dict that is the caller's to lose: each tensor is let go as it is replaced."""
-    plan = Plan(key.id, _fresh(salt), entries)
-    carry_in_place(tensors, carried(key, plan))
+def lock_in_place(tensors: dict[str, Any], plan: Plan, key: SecretKey, own: bool = False) -> Plan:
+    """:func:`lock` for a dict that is the caller's to lose: each tensor is let go as it is replaced.
+
+    With ``own`` the tensors' memory is the caller's to lose, too.
+
+    Returns:
+        The plan with its MAC, as the stamp has it.
+    """
+    _carry_below(tensors, carried(key, plan), '', own)
     return _stamp(tensors, '', key, plan)
 
 
 def unlock_in_place(
-    tensors: dict[str, Any], key: SecretKey, model: nn.Module | None, trace: Trace | None, check: bool
+    tensors: dict[str, Any],
+    key: SecretKey,
+    model: nn.Module | None,
+    trace: Trace | None,
+    check: bool,
+    own: bool = False,
 ) -> None:
-    """:func:`unlock` for a dict that is the caller's to lose."""
+    """:func:`unlock` for a dict that is the caller's to lose; ``own`` as of :func:`lock_in_place`."""
     for prefix, plan in _checked(tensors, key, model, trace, check).items():
-        carry_in_place(tensors, {n: m.inverse() for n, m in carried(key, plan).items()}, prefix)
+        _carry_below(tensors, {n: m.inverse() for n, m in carried(key, plan).items()}, prefix, own)
         del tensors[prefix + plan.stamp_name]
 
 
@@ -150,61 +178,83 @@ def rekey_in_place(
     salt: bytes | None,
     trace: Trace | None,
     check: bool,
+    own: bool = False,
 ) -> None:
-    """:func:`rekey` for a dict that is the caller's to lose."""
+    """:func:`rekey` for a dict that is the caller's to lose; ``own`` as of :func:`lock_in_place`."""
     plans = _checked(tensors, key, model, trace, check)
     for prefix, plan in plans.items():
-        new = Plan(new_key.id, _fresh(salt), plan.entries)
-        old_maps, new_maps = carried(key, plan), carried(new_key, new)
-        carry_in_place(tensors, {n: new_maps[n].compose(old.inverse()) for n, old in old_maps.items()}, prefix)
+        new = replace(plan, key_id=new_key.id, salt=fresh_salt(salt), mac='')
+        _carry_below(tensors, _composed(carried(key, plan), carried(new_key, new)), prefix, own)
         del tensors[prefix + plan.stamp_name]
         plans[prefix] = new
     for prefix, plan in plans.items():  # after all of them, since a model's MAC covers what its parts' stamps changed
         _stamp(tensors, prefix, new_key, plan)
 
 
-def carried(key: SecretKey, plan: Plan) -> dict[str, ChannelMap]:
+def carried(key: SecretKey, plan: Plan) -> dict[str, WeightMap]:
     """The secret map that each weight carries, by its name: that of its input, after that of the map it reads."""
     maps: dict[str, ChannelMap] = {}
     for entry in sorted(plan.entries, key=_reading_order):
         found = derive_channel_map(key, plan.salt, entry)
         for name in entry.weights:
             maps[name] = found.compose(maps[name]) if name in maps else found
-    return maps
+    orders: dict[str, TensorMap] = {}
+    for tensor in plan.tensors:
+        order = TensorMap(tensor.count, (partial(derive_order, key, plan.salt, tensor), False))
+        orders.update(dict.fromkeys(tensor.names, order))
+    return {**maps, **orders}
 
 
-def carry(cmap: ChannelMap, weight: Tensor) -> Tensor:
-    """``W T^-1`` for an orthogonal T: T along the input channels, dimension 1 of W."""
-    weight = weight.detach()
-    return cmap(weight, 1) if cmap.exact else cmap(weight.double(), 1).to(weight.dtype)
-
-
-def carry_in_place(tensors: dict[str, Any], maps: Mapping[str, ChannelMap], prefix: str = '') -> None:
+def carry_in_place(
+    tensors: dict[str, Any], maps: Mapping[str, WeightMap], prefix: str = '', into: Mapping[str, Tensor] | None = None
+) -> None:
     """Carry maps into the weights of a dict that is the caller's to lose.
 
     All are checked before the first is changed. Names of one tensor stay names of one tensor.
 
+    Args:
+        tensors: the state_dict.
+        maps: by the name of the weight, without the prefix.
+        prefix: of the names in the state_dict.
+        into: by name, without the prefix, tensors that take the results, which spares making new ones.
+
     Raises:
-        LockError: a weight is missing, or has another number of input channels.
+        LockError: a weight is missing, or no such weight as its plan says.
     """
     for name, cmap in maps.items():
-        weight = tensors.get(prefix + name)
-        if not isinstance(weight, Tensor) or weight.dim() < 2 or weight.shape[1] != cmap.channels:
+        wanted = cmap.misfit(tensors.get(prefix + name))
+        if wanted:
             raise LockError(
-                f'{prefix + name}: this checkpoint has no weight of {cmap.channels} input channels there, as its plan '
-                'says; it is the wrong checkpoint for this model, or it was altered'
+                f'{prefix + name}: this checkpoint has no {wanted} there, as its plan says; it is the wrong checkpoint '
+                'for this model, or it was altered'
             )
-    groups: dict[int, list[str]] = {}
+    once: dict[tuple[int, int, torch.Size], list[str]] = {}  # names of one tensor with one map
     for name, cmap in maps.items():
-        groups.setdefault(id(cmap), []).append(name)
-    for names in groups.values():
-        before = [tensors[prefix + name] for name in names]
-        after: dict[tuple[int, torch.Size], Tensor] = {}
-        for name, weight in zip(names, before):
-            same = (weight.data_ptr(), weight.shape)
-            if same not in after:
-                after[same] = carry(maps[name], weight)
-            tensors[prefix + name] = after[same]
+        weight = tensors[prefix + name]
+        once.setdefault((id(cmap), weight.data_ptr(), weight.shape), []).append(name)
+
+    def work(names: list[str]) -> None:
+        weight, target = tensors[prefix + names[0]], (into or {}).get(names[0])
+        result = maps[names[0]].carry(weight, target if _takes(target, weight) else None)
+        for name in names:
+            tensors[prefix + name] = result
+
+    in_threads(work, once.values())
+
+
+def _carry_below(tensors: dict[str, Any], maps: Mapping[str, WeightMap], prefix: str, own: bool) -> None:
+    """:func:`carry_in_place`, overwriting the weights where their memory may be lost and no other entry uses it."""
+    used = Counter(t.untyped_storage().data_ptr() for t in tensors.values() if own and isinstance(t, Tensor))
+    found = {name: tensors[prefix + name] for name in maps if isinstance(tensors.get(prefix + name), Tensor)}
+    alone = {name: t for name, t in found.items() if used[t.untyped_storage().data_ptr()] == 1}
+    carry_in_place(tensors, maps, prefix, alone)
+
+
+def _takes(target: Tensor | None, weight: Tensor) -> bool:
+    """Whether a tensor can take what is carried into a weight, bit for bit."""
+    if target is None or target.shape != weight.shape:
+        return False
+    return (target.dtype, target.device, target.layout) == (weight.dtype, weight.device, weight.layout)
 
 
 def _checked(
@@ -242,7 +292,18 @@ def _stamp(tensors: dict[str, Any], prefix: str, key: SecretKey, plan: Plan) -> 
     return plan
 
 
-def _fresh(salt: bytes | None) -> bytes:
+def _composed(old: Mapping[str, WeightMap], new: Mapping[str, WeightMap]) -> dict[str, WeightMap]:
+    """From the old maps to the new ones in one step; names that had one map have one."""
+    made: dict[tuple[int, int], WeightMap] = {}
+    for name, before in old.items():
+        pair = id(before), id(new[name])
+        if pair not in made:
+            made[pair] = new[name].compose(before.inverse())
+    return {name: made[id(before), id(new[name])] for name, before in old.items()}
+
+
+def fresh_salt(salt: bytes | None = None) -> bytes:
+    """A salt that was given, checked, or a random one."""
     if salt is not None and len(salt) != SALT_BYTES:
         raise LockError(f'a salt is {SALT_BYTES} bytes ({2 * SALT_BYTES} hex digits)')
     return salt or os.urandom(SALT_BYTES)

@@ -39,6 +39,10 @@ class LockPlan:
     sites: tuple[Site, ...]
     left_out: dict[str, str]
 
+    def to_plan(self, key_id: str, salt: bytes) -> Plan:
+        """The plan for a key and a salt, without a MAC."""
+        return Plan(key_id, salt, self.entries)
+
     def without(self, points: Iterable[str], why: str) -> LockPlan:
         """The plan less some points."""
         drop = set(points)

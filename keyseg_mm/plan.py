@@ -1,10 +1,10 @@
 """The plan of a protection and its public stamp.
 
 The stamp says what was done to a model: format version, key id, salt, points and transforms, and, where it was locked,
-which weights carry which transform. A keyed MAC over it and the weights lets the key's holder see whether the file was
-altered. It travels in the state_dict as one uint8 tensor of JSON, so that the Runner, ``init_model``, EMA, ``.pth`` and
-``.safetensors`` all carry it. Its entry is named after the key id, so that a host without this package, which knows
-only that it met an unexpected key, tells its user which key the model wants.
+which weights carry which transform, or which tensors are encrypted themselves. A keyed MAC over it and the weights lets
+the key's holder see whether the file was altered. It travels in the state_dict as one uint8 tensor of JSON, so that the
+Runner, ``init_model``, EMA, ``.pth`` and ``.safetensors`` all carry it. Its entry is named after the key id, so that a
+host without this package, which knows only that it met an unexpected key, tells its user which key the model wants.
 """
 
 from __future__ import annotations
@@ -20,12 +20,20 @@ from torch import Tensor
 from keyseg_mm.errors import KeysegError, StampError
 from keyseg_mm.points import Point
 from keyseg_mm.transforms import normal_form
+from keyseg_mm.weights import weight_form
 
 FORMAT = 'keyseg_mm stamp'
-VERSION = 1
+# A stamp has the lowest version that can say what it has to: a release that does not know it says so.
+POINTS_VERSION, TENSORS_VERSION = 1, 2
 STAMP_PREFIX = 'keyseg_stamp'
 _NAME = STAMP_PREFIX + '_protected_model_needs_key_{}'
 SALT_BYTES = 16
+PATCH_FORMAT = 'keyseg_mm patch stamp'  # of keyseg_mm.patchplan: a model that takes encrypted images
+_TAKES_ENCRYPTED_IMAGES = (
+    'this checkpoint takes encrypted images (its patch embedding is locked, see `keyseg show`): it runs with its plain '
+    'config, without a key, on images encrypted with `keyseg encrypt-image` or by keyseg_mm.EncryptPatches in the '
+    'pipeline; `keyseg unlock` makes the plain model of it'
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,24 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class TensorEntry:
+    """One tensor of a plan whose values are encrypted themselves: it has to be unlocked before the model can run.
+
+    Attributes:
+        names: in the state_dict, of this one tensor; the first is the one that its order is derived for.
+        count: how many of its values are moved: all, or those of the largest magnitude.
+        transform: in normal form.
+    """
+
+    names: tuple[str, ...]
+    count: int
+    transform: dict[str, Any] = field(hash=False)
+
+    def __str__(self) -> str:
+        return f'{self.names[0]} ({self.count} values, {describe(self.transform)})'
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is encrypted, where and with whose key; all public.
 
@@ -57,18 +83,25 @@ class Plan:
         key_id: public id of the key.
         salt: public, fresh for each protected model, so that one key gives each model tables of its own.
         entries: the points.
+        tensors: the tensors whose values are encrypted themselves. A plan has points or tensors, not both.
         mac: keyed MAC over the rest of the stamp and the weights it came with, in hex; empty before it is made.
     """
 
     key_id: str
     salt: bytes
     entries: tuple[Entry, ...]
+    tensors: tuple[TensorEntry, ...] = ()
     mac: str = field(default='', compare=False)
 
     @property
     def stamp_name(self) -> str:
         """Name of the stamp's entry in a state_dict, without a module prefix."""
         return _NAME.format(self.key_id)
+
+    @property
+    def places(self) -> int:
+        """At how many places the model carries its key."""
+        return len(self.entries) + len(self.tensors)
 
     def to_json(self) -> str:
         """The stamp as text; the same plan always gives the same text."""
@@ -77,8 +110,13 @@ class Plan:
             points.append({'point': e.point, 'channels': e.channels, 'transform': e.transform})
             if e.weights:
                 points[-1]['weights'] = list(e.weights)
-        document: dict[str, Any] = {'format': FORMAT, 'version': VERSION, 'key_id': self.key_id}
+        version = TENSORS_VERSION if self.tensors else POINTS_VERSION
+        document: dict[str, Any] = {'format': FORMAT, 'version': version, 'key_id': self.key_id}
         document.update(salt=self.salt.hex(), points=points)
+        if self.tensors:
+            document['tensors'] = [
+                {'names': list(t.names), 'count': t.count, 'transform': t.transform} for t in self.tensors
+            ]
         if self.mac:
             document['mac'] = self.mac
         return json.dumps(document, separators=(',', ':'))
@@ -96,24 +134,28 @@ class Plan:
         """
         try:
             document = json.loads(text)
+            if document['format'] == PATCH_FORMAT:
+                raise StampError(_TAKES_ENCRYPTED_IMAGES)
             if document['format'] != FORMAT:
                 raise ValueError
-            if document['version'] != VERSION:
+            if document['version'] not in (POINTS_VERSION, TENSORS_VERSION):
                 raise StampError(
-                    f'this stamp has version {document["version"]!r}; this release reads version {VERSION}: '
+                    f'this stamp has version {document["version"]!r}; this release reads up to {TENSORS_VERSION}: '
                     'install a newer keyseg_mm'
                 )
             entries = tuple(_entry(point) for point in document['points'])
+            of_tensors = document['version'] == TENSORS_VERSION
+            tensors = tuple(_tensor_entry(tensor) for tensor in document['tensors']) if of_tensors else ()
             salt = bytes.fromhex(document['salt'])
             key_id, mac = document['key_id'], document.get('mac', '')
             bytes.fromhex(mac)
-            if len(salt) != SALT_BYTES or not isinstance(key_id, str) or not entries:
+            if len(salt) != SALT_BYTES or not isinstance(key_id, str) or bool(entries) == bool(tensors):
                 raise ValueError
         except StampError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, KeysegError):
             raise StampError('the stamp in this checkpoint is damaged; restore the file from a copy') from None
-        return cls(key_id, salt, entries, mac)
+        return cls(key_id, salt, entries, tensors, mac)
 
     @classmethod
     def from_tensor(cls, tensor: Tensor) -> Plan:
@@ -141,6 +183,16 @@ def _entry(point: dict[str, Any]) -> Entry:
         raise ValueError
     place = str(Point.parse(point['point']))
     return Entry(place, int(point['channels']), normal_form(point['transform']), tuple(weights))
+
+
+def _tensor_entry(tensor: dict[str, Any]) -> TensorEntry:
+    """A tensor's entry from its JSON; raises whatever comes for a damaged one."""
+    names, count = tensor['names'], tensor['count']
+    if not names or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError
+    if type(count) is not int or count < 2:  # a single value has no other place to go
+        raise ValueError
+    return TensorEntry(tuple(names), count, weight_form(tensor['transform']))
 
 
 def describe(transform: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from torch import nn
 from keyseg_mm.encryptor import FeatureEncryptor, derive_map, hook_encryptors, sign, verify
 from keyseg_mm.errors import KeyMismatchError, PlainCheckpointError, PlanMismatchError, StampError, TransformError
 from keyseg_mm.key import SecretKey
-from keyseg_mm.plan import SALT_BYTES, Entry, Plan, stamp_names
+from keyseg_mm.plan import SALT_BYTES, Entry, Plan, describe, stamp_names
 from keyseg_mm.points import Site
 from keyseg_mm.secret import Secret
 from keyseg_mm.transforms import TRANSFORMS, FeatureTransform, normal_form
@@ -137,6 +137,7 @@ class Protection(Secret):
 
     def _check_plan(self, plan: Plan) -> None:
         self._check_key(plan)
+        self._check_runs(plan)
         differences = self.plan.differences(plan)
         if differences:
             raise PlanMismatchError(
@@ -147,6 +148,14 @@ class Protection(Secret):
             raise PlanMismatchError(
                 f'protection.salt is {self.plan.salt.hex()}, and the checkpoint was made with {plan.salt.hex()}: '
                 'leave salt out to take it from the checkpoint'
+            )
+
+    def _check_runs(self, plan: Plan) -> None:
+        if plan.tensors:
+            raise PlanMismatchError(
+                f'the weights of this checkpoint are encrypted themselves ({describe(plan.tensors[0].transform)}), and '
+                'no encryptor makes up for that in a running model: set protection.unlock=True, which unlocks them in '
+                'memory, and take points and transform out'
             )
 
     def _check_key(self, plan: Plan) -> None:

@@ -61,6 +61,31 @@ def find_readers(
     return watch.result()
 
 
+def find_image_readers(
+    model: nn.Module, images: Iterable[Tensor], passes: Mapping[str, Callable[[], object]]
+) -> Readers:
+    """Run the passes and watch what reads the images that they are run with.
+
+    Args:
+        model: the model to watch.
+        images: the very tensors that the passes give the model.
+        passes: by name, functions that run the model once.
+    """
+    watch, point = _Watch(model, []), 'images'
+    watch.found[point] = Readers()
+    given = {id(image): (image, point) for image in images}
+    try:
+        watch.start()
+        with watch:
+            for run in passes.values():
+                watch.tensors = dict(given)
+                run()
+    finally:
+        for handle in watch.handles:
+            handle.remove()
+    return watch.result()[point]
+
+
 class _Watch(TorchFunctionMode):
     """The hooks and the mode. A tensor is known by its identity, and kept, so that no other gets its id."""
 

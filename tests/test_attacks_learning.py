@@ -9,6 +9,7 @@ import pytest
 import torch
 from audit_locks import (
     CLASSES,
+    TinyNet,
     accuracy,
     attack,
     build,
@@ -17,6 +18,7 @@ from audit_locks import (
     make_plan,
     pictures,
     random_maps,
+    replace,
     right,
     trained,
 )
@@ -28,6 +30,7 @@ from keyseg_mm.audit.attacks._learn import Fitness, SoftPermutation
 from keyseg_mm.audit.attacks._search import completed
 from keyseg_mm.audit.attacks._spots import Spot, array_of, spots_of
 from keyseg_mm.audit.attacks.genetic_search import order_crossover
+from keyseg_mm.audit.case import Budget, Case
 from keyseg_mm.points import Point
 from keyseg_mm.transforms import ChannelPermutation, SignedChannelPermutation
 
@@ -276,3 +279,33 @@ def test_every_attack_keeps_to_a_budget_of_no_time(name):
     attempt = attack_quietly(name, case)
     assert set(attempt.guesses) <= {'in:b'}
     assert case.model(attempt.guesses) is not None
+
+
+class WithAuxiliaryHead(TinyNet):
+    """A point whose map no output of the test pass depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aux = nn.Conv2d(16, CLASSES, 1)
+
+    def forward(self, x):
+        self.aux(torch.relu(self.a_bn(self.a(x))))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize('name', ['hill-climbing', 'genetic-search', 'substitute-layer'])
+def test_points_of_auxiliary_heads_do_not_stop_an_attack(name):
+    plan = make_plan(['in:head'])
+    plan = replace(plan, entries=(*plan.entries, replace(plan.entries[0], point='in:aux')))
+
+    def build_with_head():
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            return WithAuxiliaryHead().eval()
+
+    weights = {**build_with_head().state_dict(), **trained()}
+    maps = random_maps(plan)
+    weights['head.weight'] = maps['in:head'](weights['head.weight'], 1)
+    case = Case(plan, weights, build_with_head, CLASSES, budget=Budget(60, 30.0), labelled=pictures(4, 50))
+    attempt = attack(name, case)
+    assert accuracy(case.model(attempt.guesses)) > accuracy(case.model())

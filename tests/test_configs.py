@@ -28,6 +28,7 @@ STOCK = Path(mmseg.__file__).parent / '.mim' / 'configs'
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob('*/keyed_*.py'))
 IMAGE_FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob('*/images_*.py'))
 ENCRYPT = dict(type='keyseg_mm.EncryptImage', method='SHF', block=8, key='env:KEYSEG_KEY')
+PATCHES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob('*/patches_*.py'))
 STAGES = dict(key='env:KEYSEG_KEY', points='stages', transform='ChannelPermutation')
 GUARD = [dict(type='keyseg_mm.KeyGuardHook')]
 FAMILIES = (
@@ -112,13 +113,32 @@ def test_both_data_sets_are_served_where_mmseg_serves_them(family):
         assert ships == any(data in file for file in FILES if file.startswith(f'{family}/'))
 
 
+@pytest.mark.parametrize('file', PATCHES)
+def test_patches_config_is_the_stock_one_but_for_the_test_pipeline(file):
+    """Both mmseg test loops get the encrypted pipeline: the stock transforms, and two more behind the resizing."""
+    stock, cfg = load(STOCK / file.replace('patches_', '')).to_dict(), without_scope(load(CONFIGS / file).to_dict())
+    assert cfg.pop('custom_hooks') == [dict(type='keyseg_mm.PatchGuardHook')]
+    pipeline, before = cfg.pop('patches_pipeline'), stock['test_pipeline']
+    assert pipeline[:2] + pipeline[4:] == before
+    assert pipeline[2] == dict(type='ResizeToMultiple', size_divisor=16)
+    assert pipeline[3] == dict(type='keyseg_mm.EncryptPatches', key='env:KEYSEG_KEY')
+    for loader in ('val_dataloader', 'test_dataloader'):
+        assert cfg[loader]['dataset'].pop('pipeline') == pipeline
+        assert stock[loader]['dataset'].pop('pipeline') == before
+    windows = cfg['model']['test_cfg'].pop('stride')
+    assert all(side % 16 == 0 for side in (*windows, *cfg['model']['test_cfg']['crop_size']))
+    assert max(abs(a - b) for a, b in zip(windows, stock['model']['test_cfg'].pop('stride'))) < 16
+    assert cfg == stock
+    assert len((CONFIGS / file).read_text().splitlines()) <= 3
+
+
 def test_every_family_has_configs_and_the_readme_lists_them_all():
     assert {file.partition('/')[0] for file in FILES} == set(FAMILIES)
     readme = (CONFIGS / 'README.md').read_text()
-    assert [file for file in FILES if f']({file})' not in readme] == []
+    assert [file for file in FILES + PATCHES if f']({file})' not in readme] == []
     bases = [path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob('_base_/protection/*.py')]
     bases += [path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob('_base_/images/*.py')]
-    assert len(bases) == 9
+    assert len(bases) == 11
     assert [file for file in [*bases, *IMAGE_FILES] if f']({file})' not in readme] == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,11 +13,12 @@ from hypothesis import strategies as st
 
 from keyseg_mm import derive
 from keyseg_mm.derive import KeyStream, hkdf
-from keyseg_mm.encryptor import derive_cipher, derive_map
+from keyseg_mm.encryptor import derive_image_cipher, derive_map, derive_order
 from keyseg_mm.images.plan import ImagePlan
 from keyseg_mm.key import SecretKey
-from keyseg_mm.plan import Entry
+from keyseg_mm.plan import Entry, TensorEntry
 from keyseg_mm.transforms import TRANSFORMS, normal_form
+from keyseg_mm.weights import WEIGHT_TRANSFORMS, weight_form
 
 VECTORS = Path(__file__).parent / 'vectors' / 'derive.json'
 
@@ -35,7 +37,7 @@ def derived_images(case: dict) -> dict[str, list]:
     """The tables of one test vector of an image encryption."""
     key = SecretKey(bytes.fromhex(case['key']))
     plan = ImagePlan(case['method'], case['block'], key.id, bytes.fromhex(case['salt']))
-    return {name: table.tolist() for name, table in derive_cipher(key, plan).tables(case['channels']).items()}
+    return {name: table.tolist() for name, table in derive_image_cipher(key, plan).tables(case['channels']).items()}
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,14 @@ def test_vectors(case):
 def test_key_vectors(case):
     key = SecretKey(bytes.fromhex(case['key']))
     assert (key.id, key.to_text(), key.licensee(case['licensee']).id) == (case['id'], case['text'], case['licensee id'])
+
+
+@pytest.mark.parametrize('case', json.loads(VECTORS.read_text())['orders'], ids=lambda c: f'{c["tensor"]}-{c["count"]}')
+def test_order_vectors(case):
+    entry = TensorEntry((case['tensor'],), case['count'], weight_form(case['transform']))
+    order = derive_order(SecretKey(bytes.fromhex(case['key'])), bytes.fromhex(case['salt']), entry)
+    assert order[: len(case['begins'])].tolist() == case['begins']
+    assert hashlib.sha256(order.astype('<i8').tobytes()).hexdigest() == case['sha256']
 
 
 def test_stream_is_chacha20_of_rfc_8439():
@@ -86,6 +96,45 @@ def test_permutations_are_uniform():
         counts[p] = counts.get(p, 0) + 1
     assert len(counts) == 24
     assert sum((c - 1000) ** 2 / 1000 for c in counts.values()) < 49.7
+
+
+@given(st.integers(1, 300), st.binary(min_size=32, max_size=32))
+def test_order_is_a_permutation_by_words(n, subkey):
+    order = derive.order(KeyStream(subkey), n)
+    words = [int(w) for w in KeyStream(subkey).words(n)]
+    assert order.tolist() == sorted(range(n), key=words.__getitem__)
+
+
+def test_orders_are_uniform():
+    """All 24 orders of 4 turn up equally often; chi-square with 23 degrees, 0.1 % point 49.7."""
+    stream = KeyStream(bytes(32))
+    counts = {}
+    for _ in range(24_000):
+        p = tuple(derive.order(stream, 4).tolist())
+        counts[p] = counts.get(p, 0) + 1
+    assert len(counts) == 24
+    assert sum((c - 1000) ** 2 / 1000 for c in counts.values()) < 49.7
+
+
+def test_equal_words_are_thrown_away():
+    class Stream:
+        """Words of two bits, so that most draws have two alike."""
+
+        def __init__(self):
+            self.drawn, self.stream = [], KeyStream(bytes(32))
+
+        def words(self, count):
+            self.drawn.append((self.stream.words(count) & np.uint64(3)) + np.uint64(2**63 - 2))
+            return self.drawn[-1]
+
+    stream, counts = Stream(), {}
+    for _ in range(3000):
+        p = tuple(derive.order(stream, 3).tolist())
+        counts[p] = counts.get(p, 0) + 1
+        assert len(set(stream.drawn[-1].tolist())) == 3
+    assert len(stream.drawn) > 3500, 'some were thrown away'
+    assert len(counts) == 6
+    assert sum((c - 500) ** 2 / 500 for c in counts.values()) < 20.5  # 5 degrees, 0.1 % point
 
 
 def test_rejection_gives_the_next_word():
@@ -127,3 +176,4 @@ def test_transforms_of_the_vectors_are_all():
         c['transform'] if isinstance(c['transform'], str) else c['transform']['type']
         for c in json.loads(VECTORS.read_text())['tables']
     } == set(TRANSFORMS)
+    assert {c['transform']['type'] for c in json.loads(VECTORS.read_text())['orders']} == set(WEIGHT_TRANSFORMS)

@@ -23,7 +23,7 @@ from keyseg_mm.errors import (
     PlanMismatchError,
 )
 from keyseg_mm.images.plan import plans_in_meta
-from keyseg_mm.mm.images import ImageKeyHook, encryptions
+from keyseg_mm.mm.encryption import ImageKeyHook, encryptions
 
 LAYOUTS = ['cityscapes', 'ade20k']
 ONE = pytest.mark.parametrize('data', LAYOUTS[:1], indirect=True)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from keyseg_mm import SecretKey, find_leaks, write_key_file
 from keyseg_mm.commands import main
-from keyseg_mm.encryptor import derive_cipher
+from keyseg_mm.encryptor import derive_image_cipher
 from keyseg_mm.errors import KeyFileError, KeyMismatchError, SecretExposedError, StampError, TransformError
 from keyseg_mm.images.ff1 import FF1, byte_map
 from keyseg_mm.images.plan import META, METHODS, ImagePlan, plans_in_meta
@@ -43,7 +43,7 @@ FF1_SAMPLES = [
 
 
 def cipher(method='SHF', block=8, key=KEY, salt=b''):
-    return derive_cipher(key, ImagePlan(method, block, key.id, salt))
+    return derive_image_cipher(key, ImagePlan(method, block, key.id, salt))
 
 
 def picture(high, wide, channels=3):
@@ -247,7 +247,7 @@ def test_spawned_workers_encrypt_alike(key_file):
 @pytest.mark.parametrize('method', METHODS)
 def test_their_tables_are_searched_for(method, key, tmp_path):
     plan = ImagePlan(method, 8, key.id)
-    for name, table in derive_cipher(key, plan).tables().items():
+    for name, table in derive_image_cipher(key, plan).tables().items():
         torch.save({'x': torch.from_numpy(table.copy())}, tmp_path / 'planted.pth')
         assert name in str(find_leaks(tmp_path, key, images=[plan])[0])
         assert find_leaks(tmp_path, key) == []
@@ -280,6 +280,6 @@ def test_show_and_scan(tmp_path, key_file, key, capsys):
     assert f'works on encrypted images: {plan}' in capsys.readouterr().out
     assert main(['scan', str(run), '--key', f'file:{key_file}']) == 0
     assert '1 image encryptions' in capsys.readouterr().out
-    np.save(run / 'planted.npy', derive_cipher(key, plan).tables()['byte map'])
+    np.save(run / 'planted.npy', derive_image_cipher(key, plan).tables()['byte map'])
     assert main(['scan', str(run), '--key', f'file:{key_file}']) == 3
     assert 'the byte map of the images' in capsys.readouterr().out

@@ -12,7 +12,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'keyseg_mm'
 SOURCES = sorted(PACKAGE.rglob('*.py'))
-PUBLIC_HALF = ('points.py', 'plan.py', 'layers.py', 'readers.py', 'lockplan.py')
+PUBLIC_HALF = (
+    'points.py',
+    'plan.py',
+    'patchplan.py',
+    'layers.py',
+    'readers.py',
+    'lockplan.py',
+    'weights.py',
+    'weightplan.py',
+)
 SECRET_HALF = (
     'keyseg_mm.key',
     'keyseg_mm.keyfile',

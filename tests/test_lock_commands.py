@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from conftest import tiny_model_cfg
@@ -154,3 +156,53 @@ def test_transforms_on_the_command_line():
     assert parse_transform('ChannelRotation:16') == {'type': 'ChannelRotation', 'block': 16}
     with pytest.raises(LockError, match='NAME:BLOCK'):
         parse_transform('ChannelRotation:x')
+
+
+def test_lock_warns_of_layers_that_are_close_to_public_weights(files, capsys):
+    def said(public, *more):
+        write_checkpoint('public.pth', public, {}, overwrite=True)
+        assert keyseg('lock', 'config.py', 'plain.pth', '--dry-run', '--public', 'public.pth', *more) == 0
+        return capsys.readouterr().out
+
+    plain, close = state('plain.pth'), 'are close to public weights (public.pth)'
+    torch.manual_seed(5)
+    other = MODELS.build(tiny_model_cfg()).state_dict()
+    out = said(other)
+    assert close not in out and 'none of' in out and 'the nearest, by distance' in out
+    mixed = {name: plain[name] if 'backbone.layer1' in name else value for name, value in other.items()}
+    out = said(mixed)
+    assert re.search(r'WARNING: 4 of \d\d layers are close', out) and 'backbone.layer1.0.conv1 (0.000)' in out
+    assert 'allow_plain=True' in out and 'fine-tune longer' in out and 'nothing was written' in out
+    backbone = {n.removeprefix('backbone.'): v for n, v in plain.items() if n.startswith('backbone.')}
+    assert re.search(r'WARNING: (\d+) of \1 layers', said(backbone)), 'by the names of a pretrained backbone'
+    tuned = {n: v + 0.02 * v.abs().mean() * torch.randn_like(v) if v.dim() > 1 else v for n, v in plain.items()}
+    assert close in said(tuned), 'fine-tuned a little'
+    points = ['--points', 'out:backbone:3', '--transform', 'ChannelPermutation']  # the head reads it
+    heads = {n: v for n, v in plain.items() if n.startswith('decode_head')}
+    out = said(heads, *points)
+    assert 'WARNING: 1 of 1 layers' in out and 'decode_head.convs.0.conv (0.000)' in out
+    assert 'none of the layers to be locked is in public.pth' in said(backbone, *points)
+
+
+def test_what_is_no_public_file_is_refused_before_the_lock(files, capsys):
+    lock = ['lock', 'config.py', 'plain.pth', '--key', 'file:right.key', '--out', 'locked.pth']
+    assert keyseg(*lock) == 0 and 'hint:' not in capsys.readouterr().out
+    for name, content in (('other.pth', {'x': torch.ones(2)}), ('locked.pth', state('locked.pth'))):
+        write_checkpoint(name, content, {}, overwrite=True)
+        assert keyseg(*lock[:-1], 'again.pth', '--public', name) == 1
+        error = capsys.readouterr().err
+        assert '--public' in error and name in error
+    assert keyseg(*lock[:-1], 'again.pth', '--public', 'nowhere.pth') == 1
+    assert not (files / 'again.pth').exists()
+
+
+def test_lock_hints_at_the_public_weights_that_a_config_names(files, capsys):
+    model = tiny_model_cfg().to_dict()
+    model['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint='open-mmlab://resnet18_v1c')
+    Config(dict(model=model, load_from='https://somewhere/model.pth')).dump('named.py')
+    assert keyseg('lock', 'named.py', 'plain.pth', '--dry-run') == 0
+    hint = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('hint:'))
+    assert 'open-mmlab://resnet18_v1c' in hint and 'https://somewhere/model.pth' in hint and '--public' in hint
+    assert keyseg('lock', 'named.py', 'plain.pth', '--dry-run', '--public', 'plain.pth') == 0
+    out = capsys.readouterr().out
+    assert 'hint:' not in out and 'are close to public weights' in out

@@ -186,7 +186,7 @@ def test_the_commands_make_files_that_go_round(suffix, made, model, tmp_path, ca
     assert KEY.id in printed and OTHER.id in printed and 'Traceback' not in printed
 
     wanted = dict(model.state_dict())
-    names = [n for n, t in wanted.items() if t.dim() > 1]
+    names = [n for n, t in wanted.items() if t.dim() > 1 and t.shape[1] > 4]  # of three channels chance moves none
     for path, key in ((locked, KEY), (rekeyed, OTHER)):
         assert [stamp.key_id for stamp in stamps_in(path).values()] == [key.id]
         found = weights_in(path)

@@ -16,6 +16,8 @@ from keyseg_mm.transforms.base import ChannelMap
 #: Called with the share done, 0 to 1, and a few words on where the attack stands.
 Progress = Callable[[float, str], None]
 
+#: Kind of the runs that the referee makes with the true key on, beside ``'attack'`` and ``'control'``.
+KEY_HOLDER = 'key-holder'
 ATTACKS: dict[str, type[Attack]] = {}
 _A = TypeVar('_A', bound='type[Attack]')
 _FIELDS = {f.name for f in dataclasses.fields(Case)}
@@ -52,6 +54,7 @@ class Attack:
         source: where it comes from.
         cost: what it costs, in words.
         kind: ``'recover'`` returns guesses at the key, ``'retrain'`` returns a model.
+        transfers: it makes sense where the attacker's classes are not the file's: it trains what belongs to them.
     """
 
     name: ClassVar[str] = ''
@@ -60,6 +63,7 @@ class Attack:
     source: ClassVar[str] = ''
     cost: ClassVar[str] = ''
     kind: ClassVar[Literal['recover', 'retrain']] = 'recover'
+    transfers: ClassVar[bool] = False
 
     def run(self, case: Case, progress: Progress) -> Attempt:
         """Attack.

@@ -195,6 +195,8 @@ class Case:
         seed: of all that an attack draws.
         budget: what it may spend.
         sites: by point, what a dry run of the public model shows. None where nobody looked.
+        classifier: where the attacker's classes are not those of the file, the names of the weights that belong to
+            classes: they always learn. None where the classes are the file's own.
 
     Raises:
         SecretExposedError: a field holds a key, a map, or a model with a protection attached.
@@ -215,6 +217,7 @@ class Case:
     seed: int = 0
     budget: Budget = field(default_factory=lambda: Budget(200, 300.0))
     sites: Mapping[str, Site] | None = None
+    classifier: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):

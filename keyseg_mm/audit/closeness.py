@@ -7,12 +7,12 @@ orthogonal T (Mirsky 1960). A layer that is close can be realigned to the public
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from keyseg_mm.plan import Plan
+from keyseg_mm.plan import Entry, Plan
 from keyseg_mm.points import Point
 
 #: Relative distance below which a layer counts as close.
@@ -21,27 +21,57 @@ _LARGEST = 2048  # channels; above this the decomposition takes long and one fig
 
 
 def distances(plan: Plan, weights: Mapping[str, Tensor], public: Mapping[str, Tensor]) -> dict[str, float]:
-    """Relative distance of singular values, by point, of the layers at the plan's ``in:`` points.
+    """Relative distance of singular values, by point, of the layers that carry or read it: the least of them.
 
     Args:
-        plan: the stamp.
+        plan: the stamp. An ``out:`` point of a model that was trained with the key names no layers, and is left out.
         weights: the protected state_dict.
         public: public plain weights; layers that they lack, or have in another shape, are left out.
 
     Returns:
         0 where a layer can be turned into the public one, 1 where they have nothing in common.
     """
+    by_layer = layer_distances(plan.entries, weights, public)
+    found = {entry.point: [by_layer[n] for n in _carriers(entry) if n in by_layer] for entry in plan.entries}
+    return {point: min(values) for point, values in found.items() if values}
+
+
+def layer_distances(
+    entries: Iterable[Entry], weights: Mapping[str, Tensor], public: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """The same by weight, of all weights that carry the transforms of some entries.
+
+    Args:
+        entries: of a plan, made or yet to be locked.
+        weights: protected or plain: it makes no difference to singular values.
+        public: as in :func:`distances`.
+    """
     found = {}
-    for entry in plan.entries:
-        point = Point.parse(entry.point)
-        name = 'weight' if point.name == '.' else f'{point.name}.weight'
+    for name in dict.fromkeys(name for entry in entries for name in _carriers(entry)):
         ours, theirs = weights.get(name), public.get(name)
-        if point.side != 'in' or ours is None or theirs is None or ours.shape != theirs.shape or ours.dim() < 2:
+        if ours is None or theirs is None or ours.shape != theirs.shape or ours.dim() < 2:
             continue
         if ours.shape[1] <= _LARGEST:
             a, b = _spectrum(ours), _spectrum(theirs)
-            found[entry.point] = float((a - b).norm() / b.norm().clamp_min(1e-12))
+            found[name] = float((a - b).norm() / b.norm().clamp_min(1e-12))
     return found
+
+
+def by_model_names(public: Mapping[str, Tensor], names: Container[str]) -> dict[str, Tensor]:
+    """Public weights by the names of a whole model's: files of pretrained backbones have the backbone's own names.
+
+    Returns:
+        Those that the model knows; empty if it knows none.
+    """
+    tries = ({prefix + name: value for name, value in public.items()} for prefix in ('', 'backbone.'))
+    return max(({n: v for n, v in known.items() if n in names} for known in tries), key=len)
+
+
+def _carriers(entry: Entry) -> tuple[str, ...]:
+    """Names of the weights that carry an entry's transform: as it says, or that of its own layer."""
+    point = Point.parse(entry.point)
+    own = 'weight' if point.name == '.' else f'{point.name}.weight'
+    return entry.weights or ((own,) if point.side == 'in' else ())
 
 
 def close_points(plan: Plan, weights: Mapping[str, Tensor], public: Mapping[str, Tensor]) -> list[str]:

@@ -70,6 +70,7 @@ class FromScratch(Attack):
     source = 'every paper'
     cost = 'one training within the budget'
     kind = 'retrain'
+    transfers = True
     #: Peak learning rate. From initial weights AdamW learns fast at this rate in the few steps of a budget.
     lr: ClassVar[float] = 3e-3
 
@@ -96,6 +97,7 @@ class FromPublic(Attack):
     source = 'every paper'
     cost = 'one training within the budget'
     kind = 'retrain'
+    transfers = True
     lr: ClassVar[float] = 1e-3
 
     def run(self, case: Case, progress: Progress) -> Attempt:

@@ -14,6 +14,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from keyseg_mm.audit.case import Photos
+from keyseg_mm.audit.level import Level, Say
 from keyseg_mm.errors import KeysegError
 
 _STEP = 32  # sides are multiples of it, the stride of most models
@@ -142,6 +143,52 @@ def nested_shares(total: int, shares: Sequence[float], seed: int, most: int | No
     order = np.random.default_rng(seed).permutation(total).tolist()
     counts = {share: min(max(1, round(share * total)), most or total) for share in shares}
     return {share: order[:count] for share, count in counts.items()}
+
+
+@dataclass(frozen=True)
+class Album:
+    """The photos of an audit of one config, all of one size.
+
+    Attributes:
+        train: where the attackers' photos come from.
+        test: where the held-out ones come from.
+        held_out: labelled photos that no attacker has.
+        shares: labelled photos by the attacker's share of the training set, the smaller ones part of the larger ones.
+    """
+
+    train: PhotoSource
+    test: PhotoSource
+    held_out: Photos
+    shares: dict[float, Photos]
+
+
+def read_album(
+    cfg: Config, model: nn.Module, level: Level, shares: Sequence[float], seed: int, device: torch.device, say: Say
+) -> Album:
+    """Read what an audit needs of a config's data sets.
+
+    Args:
+        cfg: the config.
+        model: a model of it.
+        level: how many photos, and how large.
+        shares: of the training set.
+        seed: of the choice.
+        device: where the photos go.
+        say: told what is going on.
+
+    Raises:
+        KeysegError: there are no photos, or they cannot be read.
+    """
+    train, test = (PhotoSource(cfg, split, model, level.longest) for split in ('train', 'test'))
+    most = min(level.held_out or len(test), len(test))
+    say(f'reading {most} held-out photos')
+    held_out = test.load(nested_shares(len(test), (1.0,), seed, most)[1.0], device)
+    train.size = test.size  # all photos of one size
+    chosen = nested_shares(len(train), sorted(shares), seed, level.photos)
+    largest = chosen[max(shares)]
+    say(f'reading {len(largest)} of {len(train)} training photos')
+    photos = train.load(largest, device)
+    return Album(train, test, held_out, {share: photos.take(slice(0, len(index))) for share, index in chosen.items()})
 
 
 def _common_size(size: Sequence[int], longest: int | None) -> tuple[int, int]:

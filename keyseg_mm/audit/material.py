@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ from keyseg_mm.errors import KeysegError, PlainCheckpointError, StampError
 from keyseg_mm.lockplan import refuse_block_wise
 from keyseg_mm.mm.config import build_plain_model
 from keyseg_mm.mm.dryrun import trace_module
-from keyseg_mm.plan import STAMP_PREFIX, Plan, stamps_of
+from keyseg_mm.plan import STAMP_PREFIX, Plan, describe, stamps_of
 from keyseg_mm.points import Point, Site
 
 # Where a config names files of pretrained weights.
@@ -55,6 +56,7 @@ def read_protected(path: Path, device: torch.device) -> Protected:
         PlainCheckpointError: it carries no stamp.
         StampError: it carries several.
         LockError: it carries a block-wise transform, which no attack here is for.
+        KeysegError: its weights are encrypted themselves, which no attack here is made for.
     """
     state = read_checkpoint(path)['state_dict']
     stamps = stamps_of(state)
@@ -66,6 +68,12 @@ def read_protected(path: Path, device: torch.device) -> Protected:
         raise StampError(f'{path} carries {len(stamps)} stamps; an audit takes models with one protection')
     prefix, stamp = next(iter(stamps.items()))
     refuse_block_wise(entry.transform for entry in stamp.entries)
+    if stamp.tensors:
+        raise KeysegError(
+            f'the weights of {path} are encrypted themselves ({describe(stamp.tensors[0].transform)}); the attacks of '
+            'this audit are on encrypted feature maps and do not apply. What the file gives without its key shows: '
+            'keyseg test with protection.key=none'
+        )
     return Protected(stamp, prefix, whole_model_plan(stamp, prefix), _tensors(state, device))
 
 
@@ -116,7 +124,8 @@ def _build(cfg: Config, device: torch.device, seed: int) -> nn.Module:
 
 
 def _without_pretrained(cfg: Config) -> Config:
-    own = Config(cfg.to_dict())
+    # the model alone: whatever else a config says has no part in what is built, nor in whether a result is still good
+    own = Config({'model': cfg.to_dict()['model'], 'default_scope': cfg.get('default_scope', 'mmseg')})
 
     def strip(part: Any) -> None:
         if isinstance(part, dict):
@@ -133,6 +142,48 @@ def _without_pretrained(cfg: Config) -> Config:
 
     strip(own.model)
     return own
+
+
+def other_classes(
+    build: Callable[[], nn.Module], found: Protected, classes: tuple[int, int], config: Path
+) -> tuple[Protected, tuple[str, ...]]:
+    """The protected weights in the same architecture with other classes.
+
+    Args:
+        build: makes the plain model with the other classes.
+        found: the protected checkpoint.
+        classes: how many the file knows, and how many there are here.
+        config: of the other model, for messages.
+
+    Returns:
+        The checkpoint with the weights that belong to classes at their initial values where they have another shape,
+        and the names of the weights that belong to classes.
+
+    Raises:
+        KeysegError: another architecture: names differ, or shapes in more than the number of classes.
+    """
+    state, theirs = build().state_dict(), found.weights
+    counters = {name for name in (*state, *theirs) if name.endswith('num_batches_tracked')}
+    apart = (set(state) ^ set(theirs)) - counters
+    odd = [n for n in state if n in theirs and not _apart_by_classes(theirs[n].shape, state[n].shape, classes)]
+    if apart or odd:
+        few = ', '.join([*sorted(apart), *odd][:4])
+        raise KeysegError(
+            f'{config} is another architecture than that of the checkpoint ({len(apart)} weights are in one of the two '
+            f'only, {len(odd)} have another shape for more than the number of classes: {few} ...); --transfer takes '
+            'a config with the same backbone, neck and heads, and data sets and a number of classes of its own'
+        )
+    own = {n: theirs[n] if n in theirs and theirs[n].shape == v.shape else v for n, v in state.items()}
+    changed = [n for n in state if n in theirs and theirs[n].shape != state[n].shape]
+    # as many classes as the file has: its classifier fits, and is where a start may be of use or not
+    heads = [n for n, v in state.items() if 'head' in n.split('.')[0] and v.dim() and v.shape[0] == classes[1]]
+    return dataclasses.replace(found, weights=own), tuple(changed or heads)
+
+
+def _apart_by_classes(theirs: torch.Size, ours: torch.Size, classes: tuple[int, int]) -> bool:
+    """Whether two shapes are the same but for dimensions that count classes, alone or with something beside them."""
+    gap = classes[1] - classes[0]
+    return len(theirs) == len(ours) and all(b - a in (0, gap) for a, b in zip(theirs, ours))
 
 
 def fitting_sites(build: Callable[[], nn.Module], found: Protected, config: Path) -> dict[str, Site]:

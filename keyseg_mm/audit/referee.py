@@ -2,12 +2,14 @@
 
 It scores attempts on held-out photos, and hands out what a situation grants of the key: leaked rows, a recorded run, an
 oracle. It checks itself: the true key's maps, handed in as guesses are, must score full marks (positive control), and a
-random guess must recover no more of the key than chance does (negative control).
+random guess must recover no more of the key than chance does (negative control). In another task than the model's own
+it scores as :class:`Elsewhere`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from keyseg_mm.audit.attack import Attempt
+from keyseg_mm.audit.attack import Attempt, Progress
+from keyseg_mm.audit.attacks._finetune import FineTuning
 from keyseg_mm.audit.case import Case, GuessHook, Photos, logits
 from keyseg_mm.audit.scoring import Recovery, Score, predict, recovery, score
 from keyseg_mm.encryptor import derive_channel_map
@@ -32,6 +35,7 @@ from keyseg_mm.transforms import ChannelMap
 #: A random guess that recovers this much above chance means that the referee's figures cannot be trusted.
 _LUCK = 0.15
 _ROUNDING = 0.1  # percent by which two ways of computing the authorised output may differ
+_SAME = 1e-3  # relative difference of two maps that are the same but for rounding
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,84 @@ class Verdict:
     labels: Tensor
 
 
-class Referee(Secret):
+class Judge(Secret):
+    """Scores attempts on held-out photos, and by how much of the key they found.
+
+    Args:
+        plan: with the points' names in the whole model.
+        maps: the true ones, by point.
+        held_out: labelled photos that no attacker has.
+        num_classes: number of classes in them.
+        authorised: label maps that the right key gives on them; None where it speaks of other classes.
+
+    Attributes:
+        held_out: the photos.
+        authorised: the label maps.
+    """
+
+    __slots__ = ('held_out', 'authorised', '_plan', '_maps', '_num_classes')
+
+    def __init__(
+        self, plan: Plan, maps: Mapping[str, ChannelMap], held_out: Photos, num_classes: int, authorised: Tensor | None
+    ) -> None:
+        self.held_out, self.authorised = held_out, authorised
+        self._plan, self._maps, self._num_classes = plan, dict(maps), num_classes
+
+    @property
+    def public_id(self) -> str:
+        return f'with key {self._plan.key_id}'
+
+    def judge(self, attempt: Attempt, case: Case) -> Verdict:
+        """Score an attempt.
+
+        Args:
+            attempt: what an attack or control handed in.
+            case: the case it worked on.
+
+        Raises:
+            KeysegError: guesses for points that the plan does not have.
+        """
+        model = attempt.model if attempt.model is not None else case.model(attempt.guesses)
+        labels = predict(model, self.held_out.images)
+        found = recovery(attempt.guesses, self._maps, self._plan.entries) if attempt.guesses else None
+        return Verdict(score(labels, self.held_out, self.authorised, self._num_classes), found, labels)
+
+    def with_key(self, attack: type[FineTuning], case: Case, progress: Progress) -> Attempt:
+        """What the key's holder gets out of a case: the same training with the true maps in their places."""
+        return attack().tune(case.model(self._maps), case, progress)
+
+
+class Elsewhere(Judge):
+    """Scores what becomes of a protected file on another data set, where the authorised model speaks of other classes.
+
+    Args:
+        referee: of the file.
+        case: of the file and the other data set.
+        held_out: labelled photos of that.
+    """
+
+    __slots__ = ('case', '_own')
+
+    def __init__(self, referee: Referee, case: Case, held_out: Photos) -> None:
+        super().__init__(case.plan, referee._maps, held_out, case.num_classes, None)
+        self.case, self._own = case, referee.case
+
+    def positive_control(self) -> dict[str, Any]:
+        """The true key in the other model must give, at every point, the maps that it gives in the authorised one.
+
+        Points that the classifier has a part in (cascades feed one head's answer to the next) are left out.
+        """
+        images = self.held_out.images[:1]
+        classifier = self.case.classifier or ()
+        flipped = {n: -v if n in classifier else v for n, v in self.case.weights.items()}
+        right, here = (_recorded(case, self._maps, images) for case in (self._own, self.case))
+        other = _recorded(dataclasses.replace(self.case, weights=flipped), self._maps, images)
+        counted = [point for point in here if point in right and _error(here[point], other[point]) < _SAME]
+        worst = max((_error(here[point], right[point]) for point in counted), default=0.0)
+        return {'points': len(counted), 'error': worst, 'passed': bool(counted) and worst < _SAME}
+
+
+class Referee(Judge):
     """Scores attempts against one protected checkpoint.
 
     Args:
@@ -69,7 +150,8 @@ class Referee(Secret):
         KeyMismatchError: the key is not the checkpoint's.
     """
 
-    __slots__ = ('case', 'held_out', 'authorised', 'full', '_key', '_stamp', '_maps', '_prefix')
+    __slots__ = ('case', 'full', '_key', '_stamp', '_prefix')
+    authorised: Tensor
 
     def __init__(self, key: SecretKey, stamp: Plan, case: Case, held_out: Photos, prefix: str = '') -> None:
         if key.id != stamp.key_id:
@@ -77,31 +159,16 @@ class Referee(Secret):
                 f'this checkpoint is protected with key {stamp.key_id}, and the key given is {key.id}: the audit '
                 'needs its own key, to know what the right answer is'
             )
-        self.case, self.held_out = case, held_out
-        self._key, self._stamp, self._prefix = key, stamp, prefix
         pairs = zip(stamp.entries, case.plan.entries)
-        self._maps = {ours.point: derive_channel_map(key, stamp.salt, theirs) for theirs, ours in pairs}
-        self.authorised = predict(self._authorised_model(), held_out.images)
-        self.full = score(self.authorised, held_out, self.authorised, case.num_classes)
-
-    @property
-    def public_id(self) -> str:
-        return f'with key {self._stamp.key_id}'
+        maps = {ours.point: derive_channel_map(key, stamp.salt, theirs) for theirs, ours in pairs}
+        self.case, self._key, self._stamp, self._prefix, self._maps = case, key, stamp, prefix, maps
+        authorised = predict(self._authorised_model(), held_out.images)
+        super().__init__(case.plan, maps, held_out, case.num_classes, authorised)
+        self.full = score(authorised, held_out, authorised, case.num_classes)
 
     def judge(self, attempt: Attempt, case: Case | None = None) -> Verdict:
-        """Score an attempt.
-
-        Args:
-            attempt: what an attack or control handed in.
-            case: the case it worked on; its weights are all the same.
-
-        Raises:
-            KeysegError: guesses for points that the plan does not have.
-        """
-        model = attempt.model if attempt.model is not None else (case or self.case).model(attempt.guesses)
-        labels = predict(model, self.held_out.images)
-        found = recovery(attempt.guesses, self._maps, self.case.plan.entries) if attempt.guesses else None
-        return Verdict(score(labels, self.held_out, self.authorised, self.case.num_classes), found, labels)
+        """Score an attempt; the case it worked on may be left out, as the weights of all of them are the same."""
+        return super().judge(attempt, case or self.case)
 
     def positive_control(self) -> dict[str, Any]:
         """The true key, on both paths that attempts take: as guesses, and as a model.
@@ -113,7 +180,7 @@ class Referee(Secret):
         assert guessed.recovery is not None
         passed = guessed.recovery.mean == 1.0
         for found in (guessed.score, ready.score):
-            passed &= abs(found.miou - self.full.miou) < _ROUNDING and found.agreement > 100.0 - _ROUNDING
+            passed &= abs(found.miou - self.full.miou) < _ROUNDING and (found.agreement or 0.0) > 100.0 - _ROUNDING
         return {**guessed.score.as_dict(), 'recovery': guessed.recovery.mean, 'passed': passed}
 
     def negative_control(self, seed: int) -> dict[str, Any]:
@@ -141,13 +208,7 @@ class Referee(Secret):
 
     def record(self, images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """What enters and leaves every encryptor when the authorised model sees some images."""
-        seen: dict[str, tuple[Tensor, Tensor]] = {}
-        model = self.case.model()
-        for point, cmap in self._maps.items():
-            _hook(model, self.case, point, _recorder(point, cmap, seen))
-        with torch.no_grad():
-            logits(model, images)
-        return seen
+        return _recorded(self.case, self._maps, images)
 
     def oracle(self) -> Callable[[Tensor], Tensor]:
         """An authorised model behind a wall: images in, scores out."""
@@ -189,6 +250,23 @@ def _renamed(entry: Entry, prefix: str) -> Entry:
 
 def _named(site: Site, entry: Entry) -> Site:
     return dataclasses.replace(site, point=Point.parse(entry.point))
+
+
+def _recorded(case: Case, maps: Mapping[str, ChannelMap], images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    model = case.model()
+    for point, cmap in maps.items():
+        _hook(model, case, point, _recorder(point, cmap, seen))
+    with torch.no_grad():
+        logits(model, images)
+    return seen
+
+
+def _error(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> float:
+    """The larger relative difference of what entered, and of what left, a point."""
+    if any(a.shape != b.shape for a, b in zip(ours, theirs)):
+        return math.inf
+    return max(float((a - b).norm() / b.norm().clamp_min(1e-12)) for a, b in zip(ours, theirs))
 
 
 def _hook(model: nn.Module, case: Case, point: str, guess: Callable[[Tensor, int], Tensor]) -> None:

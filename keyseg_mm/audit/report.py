@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from keyseg_mm.audit.attack import KEY_HOLDER
 from keyseg_mm.audit.charts import Series, line_chart
 from keyseg_mm.audit.pictures import painted
 from keyseg_mm.audit.summary import capitalise
@@ -21,6 +22,7 @@ from keyseg_mm.files import write_new
 from keyseg_mm.plan import describe
 
 _TEMPLATE = 'report.html.j2'
+_KINDS = ('control', KEY_HOLDER, 'attack')
 _WORDS = {'holds': 'Holds', 'leaks': 'Leaks', 'falls': 'Falls', 'idle': 'Says nothing', 'void': 'Void'}
 
 
@@ -59,7 +61,7 @@ def render(report: Mapping[str, Any]) -> str:
     environment.filters['figure'] = _figure
     environment.filters['percent'] = lambda value: '–' if value is None else f'{100 * value:.0f} %'
     environment.filters['capitalise'] = capitalise
-    results = report['results']
+    results = [*report['results'], *(report.get('transfer') or {'results': []})['results']]
     return environment.get_template(_TEMPLATE).render(
         report=report,
         summary=report['summary'],
@@ -77,13 +79,13 @@ def _figure(value: float | None, digits: int = 1) -> str:
 
 
 def _groups(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The results by situation; in each the controls first, then the attacks, the best ones on top."""
+    """The results by situation; in each controls first, then the key holder, then attacks, the best ones on top."""
     groups: dict[str, dict[str, Any]] = {}
     for result in results:
         empty = {'title': result['situation_title'], 'beyond': result['beyond_files'], 'rows': []}
         groups.setdefault(result['situation'], empty)['rows'].append(result)
     for group in groups.values():
-        group['rows'].sort(key=lambda r: (r['kind'] == 'attack', bool(r['error']), -(r.get('miou') or 0.0)))
+        group['rows'].sort(key=lambda r: (_KINDS.index(r['kind']), bool(r['error']), -(r.get('miou') or 0.0)))
         controls = [r['miou'] for r in group['rows'] if r['kind'] == 'control' and not r['error']]
         group['best'] = max((r.get('miou') or 0.0 for r in group['rows'] if r['kind'] == 'attack'), default=None)
         group['control'] = max(controls, default=None)

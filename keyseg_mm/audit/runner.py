@@ -13,7 +13,7 @@ import json
 import random
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from tqdm import tqdm
 from keyseg_mm.audit import attack as attack_module
 from keyseg_mm.audit import case as case_module
 from keyseg_mm.audit import scoring, training
-from keyseg_mm.audit.attack import Attack, Attempt
-from keyseg_mm.audit.case import Photos
+from keyseg_mm.audit.attack import KEY_HOLDER, Attack, Attempt, Progress
+from keyseg_mm.audit.attacks._finetune import FineTuning
+from keyseg_mm.audit.case import Case, Photos
 from keyseg_mm.audit.pictures import png
-from keyseg_mm.audit.referee import Referee
+from keyseg_mm.audit.referee import Judge
 from keyseg_mm.audit.situation import Situation
 from keyseg_mm.files import write_new
 
@@ -42,13 +43,13 @@ class Runner:
     """Runs attacks against one referee.
 
     Args:
-        referee: holds the key and scores.
+        referee: holds the key and scores: the referee itself, or what it is elsewhere.
         folder: for the results; made if it is missing.
         shown: numbers of held-out photos whose label maps are kept with each result.
         bars: show a progress bar for each run.
     """
 
-    def __init__(self, referee: Referee, folder: Path, shown: list[int], bars: bool = True) -> None:
+    def __init__(self, referee: Judge, folder: Path, shown: list[int], bars: bool = True) -> None:
         self.referee, self.folder, self.shown, self.bars = referee, folder, shown, bars
         folder.mkdir(parents=True, exist_ok=True)
         self._known: dict[int, tuple[Any, str]] = {}  # digests of large things; the things are kept, so ids stay theirs
@@ -59,7 +60,7 @@ class Runner:
         Args:
             attack: the class.
             situation: where.
-            kind: ``'attack'`` or ``'control'``.
+            kind: ``'attack'``, ``'control'``, or ``'key-holder'``: a fine-tuning with the true key's maps on.
 
         Returns:
             The result, as it stands in its JSON file.
@@ -68,7 +69,7 @@ class Runner:
         digest = self.digest(attack, situation)
         result = _finished(path, digest)
         if result is None:
-            result = {**_about(attack, situation, kind), 'digest': digest, **self._attempt(attack, situation)}
+            result = {**_about(attack, situation, kind), 'digest': digest, **self._attempt(attack, situation, kind)}
             text = json.dumps(result, indent=1)
             write_new(path, lambda file: file.write(text.encode()), overwrite=True)
         return result
@@ -78,11 +79,12 @@ class Runner:
         case = situation.case
         parts: list[Any] = [attack.name, _source_of(attack), self.shown]
         for item in dataclasses.fields(case):
-            # build and oracle are functions: the config and the weights, digested too, say what they are
+            # build and oracle are functions: the model's config and the weights, digested too, say what they are
             if item.name not in ('build', 'oracle', 'sites'):
                 parts.append([item.name, self._digest_of(getattr(case, item.name))])
         parts.append(self._digest_of(self.referee.held_out))
         parts.append(case.oracle is not None)
+        parts.append(repr(getattr(case.build, 'args', ())[:1]))  # of what the audit builds: the config of the model
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _digest_of(self, value: Any) -> str:
@@ -92,14 +94,14 @@ class Runner:
             self._known[id(value)] = (value, state.hexdigest())
         return self._known[id(value)][1]
 
-    def _attempt(self, attack: type[Attack], situation: Situation) -> dict[str, Any]:
+    def _attempt(self, attack: type[Attack], situation: Situation, kind: str) -> dict[str, Any]:
         """Run and score; an error becomes part of the result."""
         case, start = situation.case, time.monotonic()
         seed_everything(case.seed)
         total = {'total': 1.0, 'disable': not self.bars, 'leave': False, 'bar_format': _BAR}
         with tqdm(desc=f'{attack.title}, {situation.title}', **total) as bar:
             try:
-                attempt = attack().run(case, _progress(bar))
+                attempt = self._tried(attack, case, _progress(bar), kind)
                 seconds = time.monotonic() - start
                 judged = self._judge(attempt, situation)
             except Exception as error:  # whatever an attack raises, the others are still worth running
@@ -108,6 +110,11 @@ class Runner:
                 return {'error': words, 'seconds': round(time.monotonic() - start, 2)}
         late = seconds > _GRACE * case.budget.seconds
         return {'error': None, 'seconds': round(seconds, 2), 'exhausted': bool(attempt.exhausted or late), **judged}
+
+    def _tried(self, attack: type[Attack], case: Case, progress: Progress, kind: str) -> Attempt:
+        if kind == KEY_HOLDER and issubclass(attack, FineTuning):
+            return self.referee.with_key(attack, case, progress)
+        return attack().run(case, progress)
 
     def _judge(self, attempt: Attempt, situation: Situation) -> dict[str, Any]:
         verdict = self.referee.judge(attempt, situation.case)
@@ -130,7 +137,7 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
 
 
-def _progress(bar: Any) -> Callable[[float, str], None]:
+def _progress(bar: Any) -> Progress:
     shown = [0.0]
 
     def show(share: float, words: str) -> None:

@@ -30,15 +30,16 @@ class Score:
 
     Attributes:
         miou: against the true labels, percent; the mean over classes that occur in them or are predicted.
-        agreement: share of pixels on which it says what the authorised model says, percent.
-        kappa: Cohen's kappa between the two, -1 to 1; 0 is what chance gives.
+        agreement: share of pixels on which it says what the authorised model says, percent; None where that one speaks
+            of other classes.
+        kappa: Cohen's kappa between the two, -1 to 1; 0 is what chance gives. None as for the agreement.
     """
 
     miou: float
-    agreement: float
-    kappa: float
+    agreement: float | None = None
+    kappa: float | None = None
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, float | None]:
         """For JSON."""
         return asdict(self)
 
@@ -103,17 +104,19 @@ def kappa(counts: NDArray[np.int64]) -> float:
     return 1.0 if chance >= 1.0 else (agree - chance) / (1.0 - chance)
 
 
-def score(said: Tensor, photos: Photos, authorised: Tensor, num_classes: int) -> Score:
+def score(said: Tensor, photos: Photos, authorised: Tensor | None, num_classes: int) -> Score:
     """Score label maps.
 
     Args:
         said: label maps (N, H, W) of the attacked model.
         photos: the held-out photos.
-        authorised: label maps of the authorised model.
+        authorised: label maps of the authorised model; None where it speaks of other classes.
         num_classes: number of classes.
     """
     assert photos.labels is not None
     against_truth = confusion(photos.labels, said, num_classes, photos.ignore_index)
+    if authorised is None:
+        return Score(miou(against_truth))
     against_right = confusion(authorised, said, num_classes, ignore_index=-1)
     agreement = 100.0 * float(np.trace(against_right)) / float(against_right.sum())
     return Score(miou(against_truth), agreement, kappa(against_right))

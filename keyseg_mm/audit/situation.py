@@ -37,10 +37,16 @@ class Situation:
         """Whether more is granted than files: such attacks do not count for the headline."""
         return bool(self.grants & BEYOND_FILES)
 
+    @property
+    def transfer(self) -> bool:
+        """Whether the attacker's task is another than the file's."""
+        return self.case.classifier is not None
+
     def wants(self, attack: type[Attack]) -> bool:
-        """Whether the attack is to be run here: all that it needs is there, and some of it is new."""
+        """Whether the attack is to be run here: it makes sense, all that it needs is there, and some of it is new."""
         first = not self.grants
-        return attack.possible(self.case) and (first or bool(attack.needs & self.grants))
+        fits = attack.transfers or not self.transfer
+        return fits and attack.possible(self.case) and (first or bool(attack.needs & self.grants))
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

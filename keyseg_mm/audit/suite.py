@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,61 +14,24 @@ import torch
 
 from keyseg_mm import __version__
 from keyseg_mm.audit import attacks  # noqa: F401 - registers all of them
-from keyseg_mm.audit.attack import ATTACKS, Attack, Attempt
+from keyseg_mm.audit.attack import ATTACKS, Attempt
 from keyseg_mm.audit.case import Budget, Case, Photos
-from keyseg_mm.audit.closeness import distances
+from keyseg_mm.audit.closeness import by_model_names, distances
 from keyseg_mm.audit.controls import CONTROLS
-from keyseg_mm.audit.data import PhotoSource, nested_shares
-from keyseg_mm.audit.material import (
-    architecture,
-    fitting_sites,
-    num_classes_of,
-    read_protected,
-    read_public,
-)
+from keyseg_mm.audit.data import read_album
+from keyseg_mm.audit.level import SUITES, Level, Say
+from keyseg_mm.audit.material import architecture, fitting_sites, num_classes_of, read_protected, read_public
 from keyseg_mm.audit.pictures import colour_png, png
-from keyseg_mm.audit.referee import Referee
+from keyseg_mm.audit.referee import Elsewhere, Referee
 from keyseg_mm.audit.runner import Runner
 from keyseg_mm.audit.situation import Situation
 from keyseg_mm.audit.summary import summarise
+from keyseg_mm.audit.transfer import Run, Transfer
 from keyseg_mm.files import write_new
 from keyseg_mm.key import SecretKey
 from keyseg_mm.mm.config import read_config
 from keyseg_mm.mm.floor import constant_prediction_floor
 
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Level:
-    """How thorough a suite is.
-
-    Attributes:
-        steps: optimisation steps of a run.
-        seconds: of a run. Where ``total`` is given, less if there are many runs.
-        total: seconds of all runs together, aimed at; None for no aim.
-        shares: of the training photos.
-        key_shares: of the key, leaked.
-        held_out: photos that are scored on, at most.
-        photos: labelled photos in a case, at most.
-        longest: longer side of the photos, at most.
-    """
-
-    steps: int
-    seconds: float
-    total: float | None
-    shares: tuple[float, ...]
-    key_shares: tuple[float, ...]
-    held_out: int | None
-    photos: int | None
-    longest: int | None
-
-
-SUITES = {
-    'quick': Level(60, 12.0, 200.0, (0.1,), (0.5, 0.9), 16, 32, 384),
-    'standard': Level(400, 300.0, None, (0.01, 0.1), (0.25, 0.5, 0.75, 0.9), 60, 256, 768),
-    'full': Level(2000, 3600.0, None, (0.01, 0.05, 0.1), (0.1, 0.25, 0.5, 0.75, 0.9, 0.95), None, None, None),
-}
 _SHOWN = 3  # held-out photos shown in the report
 _LEAST_SECONDS = 3.0  # of a run: below that nothing is tried in earnest
 
@@ -89,6 +52,7 @@ class Order:
         seed: of everything drawn.
         device: where to compute.
         bars: show progress bars.
+        transfer: config of the same architecture over another data set, if transfer to that is to be tried.
     """
 
     config: Path
@@ -102,6 +66,7 @@ class Order:
     seed: int = 0
     device: str = 'cpu'
     bars: bool = True
+    transfer: Path | None = None
 
 
 def audit(order: Order, say: Say = lambda text: None) -> dict[str, Any]:
@@ -120,20 +85,28 @@ def audit(order: Order, say: Say = lambda text: None) -> dict[str, Any]:
     start = time.monotonic()
     stage = Stage(order, say)
     order.out.mkdir(parents=True, exist_ok=True)
-    runner = Runner(stage.referee, order.out / 'results', stage.shown, order.bars)
     say('the referee checks itself')
-    checks = {'positive': stage.referee.positive_control(), 'negative': stage.referee.negative_control(order.seed)}
-    if not checks['positive']['passed']:
+    report = {**stage.facts(), 'checks': stage.checks()}
+    runners = {False: Runner(stage.referee, order.out / 'results', stage.shown, order.bars)}
+    tasks = [report]
+    if stage.transfer is not None:
+        there = Elsewhere(stage.referee, stage.transfer.case, stage.transfer.held_out)
+        runners[True] = Runner(there, order.out / 'results', [], order.bars)
+        report['transfer'] = {**stage.transfer.facts(), 'checks': {'positive': there.positive_control()}}
+        tasks.append(report['transfer'])
+    if not all(task['checks']['positive']['passed'] for task in tasks):
         say('WARNING: the true key does not score full marks in the way guesses are scored: do not trust this audit')
-    results = [runner.run(*run) for run in told(stage.runs(), say)]
-    report = {**stage.facts(), 'checks': checks, 'results': results, 'seconds': round(time.monotonic() - start, 1)}
+    results = [(s.transfer, runners[s.transfer].run(a, s, kind)) for a, s, kind in told(stage.runs(), say)]
+    for elsewhere, task in enumerate(tasks):
+        task['results'] = [result for transfer, result in results if transfer == bool(elsewhere)]
+    report['seconds'] = round(time.monotonic() - start, 1)
     report['summary'] = summarise(report)
     text = json.dumps(report, indent=1)
     write_new(order.out / 'report.json', lambda file: file.write(text.encode()), overwrite=True)
     return report
 
 
-def told(runs: Sequence[tuple[type[Attack], Situation, str]], say: Say) -> Any:
+def told(runs: Sequence[Run], say: Say) -> Iterator[Run]:
     """The runs one after another, each announced."""
     for number, (attack, situation, kind) in enumerate(runs, 1):
         say(f'{number}/{len(runs)}  {kind}: {attack.title}, {situation.title}')
@@ -149,7 +122,9 @@ class Stage:
     """
 
     def __init__(self, order: Order, say: Say) -> None:
-        self.order, self.level = order, SUITES[order.suite]
+        self.order = order
+        self.level: Level = SUITES[order.suite]
+        shares = order.shares or self.level.shares
         self.device = torch.device(order.device)
         cfg = read_config(order.config)
         say(f'reading {order.checkpoint}')
@@ -159,11 +134,9 @@ class Stage:
         build = architecture(cfg, self.device, order.seed)
         sites = fitting_sites(build, self.protected, order.config)
         model = build()
+        if self.public:
+            self.public = by_model_names(self.public, model.state_dict()) or self.public
         self.num_classes = num_classes_of(model)
-        self.train, self.test = (PhotoSource(cfg, split, model, self.level.longest) for split in ('train', 'test'))
-        held_out = self._held_out(say)
-        self.train.size = self.test.size  # all photos of one size
-        photos = self._photos(say)
         self.file = Case(
             plan=self.protected.plan,
             weights=self.protected.weights,
@@ -174,14 +147,23 @@ class Stage:
             budget=Budget(self.level.steps, self.level.seconds),
             sites=sites,
         )
+        parts = (self.level, shares, self.device, say)
+        self.transfer = Transfer(order.transfer, self.protected, self.file, *parts) if order.transfer else None
+        self.album = read_album(cfg, model, self.level, shares, order.seed, self.device, say)
         say('scoring the authorised model')
-        self.referee = Referee(order.key, self.protected.stamp, self.file, held_out, self.protected.prefix)
-        self.situations = self._budgeted(self._situations(photos))
+        stamp, held_out = self.protected.stamp, self.album.held_out
+        self.referee = Referee(order.key, stamp, self.file, held_out, self.protected.prefix)
+        self.situations = self._budgeted(self._situations(self.album.shares))
         self.shown = _most_varied(held_out)
 
-    def runs(self) -> list[tuple[type[Attack], Situation, str]]:
-        """All runs, controls first: an interrupted audit then has something to compare with."""
-        return _runs(self.situations)
+    def runs(self) -> list[Run]:
+        """All runs, controls first: an interrupted audit then has something to compare with. Last those elsewhere."""
+        budget = self.situations[0].case.budget
+        return [*_runs(self.situations), *(self.transfer.runs(ATTACKS, budget) if self.transfer else ())]
+
+    def checks(self) -> dict[str, Any]:
+        """The referee's checks of itself."""
+        return {'positive': self.referee.positive_control(), 'negative': self.referee.negative_control(self.order.seed)}
 
     def facts(self) -> dict[str, Any]:
         """What was audited, for the report: all public."""
@@ -207,7 +189,7 @@ class Stage:
             'seed': order.seed,
             'device': str(self.device),
             'held_out': len(labels),
-            'train_photos': len(self.train),
+            'train_photos': len(self.album.train),
             'photo_size': list(labels.shape[1:]),
             'floor': constant_prediction_floor([x.cpu().numpy() for x in labels], self.num_classes),
             'authorised': self.referee.full.as_dict(),
@@ -215,19 +197,6 @@ class Stage:
             'close': distances(plan, self.protected.weights, self.public) if self.public else {},
             'pictures': self._pictures(bare.labels),
         }
-
-    def _held_out(self, say: Say) -> Photos:
-        most = min(self.level.held_out or len(self.test), len(self.test))
-        say(f'reading {most} held-out photos')
-        return self.test.load(nested_shares(len(self.test), (1.0,), self.order.seed, most)[1.0], self.device)
-
-    def _photos(self, say: Say) -> dict[float, Photos]:
-        shares = self.order.shares or self.level.shares
-        chosen = nested_shares(len(self.train), sorted(shares), self.order.seed, self.level.photos)
-        largest = chosen[max(shares)]
-        say(f'reading {len(largest)} of {len(self.train)} training photos')
-        photos = self.train.load(largest, self.device)
-        return {share: photos.take(slice(0, len(index))) for share, index in chosen.items()}
 
     def _situations(self, photos: dict[float, Photos]) -> list[Situation]:
         """The file alone, photos in each share, a second file, and then what goes beyond files."""
@@ -271,10 +240,10 @@ class Stage:
 
     def _pictures(self, bare: torch.Tensor) -> dict[str, Any]:
         """The shown photos with their label maps, as base64 PNGs."""
-        held_out, classes = self.referee.held_out, self.test.classes
+        held_out, classes = self.referee.held_out, self.album.test.classes
         assert held_out.labels is not None
         return {
-            'photos': [colour_png(self.test.picture(held_out.images[i])) for i in self.shown],
+            'photos': [colour_png(self.album.test.picture(held_out.images[i])) for i in self.shown],
             'truth': [png(held_out.labels[i]) for i in self.shown],
             'authorised': [png(self.referee.authorised[i]) for i in self.shown],
             'no_key': [png(bare[i]) for i in self.shown],
@@ -283,8 +252,8 @@ class Stage:
         }
 
 
-def _runs(situations: Sequence[Situation]) -> list[tuple[type[Attack], Situation, str]]:
-    runs: list[tuple[type[Attack], Situation, str]] = []
+def _runs(situations: Sequence[Situation]) -> list[Run]:
+    runs: list[Run] = []
     for kind, classes in (('control', CONTROLS), ('attack', ATTACKS)):
         for situation in situations:
             if kind == 'attack' or not (situation.beyond_files or 'second' in situation.grants):

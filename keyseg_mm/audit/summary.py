@@ -10,21 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from keyseg_mm.audit.advantage import FAILED, LITTLE, NOISE, Report, Result, advantage, short
 from keyseg_mm.audit.closeness import CLOSE
+from keyseg_mm.audit.transfer_summary import transferred
 
-Report = Mapping[str, Any]
-Result = Mapping[str, Any]
-
-#: mIoU points below which an advantage is no more than the noise of small trainings and few photos.
-NOISE = 1.0
 #: Share of the way from the best control to the authorised model from which a lock counts as fallen.
 FALLEN = 0.5
-#: mIoU points between authorised model and best control below which there is little to steal.
-_LITTLE = 3.0
-#: Share of runs that may fail before the others are no audit any more.
-_FAILED = 0.25
-
-NO_KEY = 'no-key'
 
 
 def summarise(report: Report) -> dict[str, Any]:
@@ -35,57 +26,24 @@ def summarise(report: Report) -> dict[str, Any]:
 
     Returns:
         ``advantages`` by share, ``headline`` (the largest of them), ``beyond`` (best attack of each situation that
-        grants more than files), ``level``, ``verdict``, ``means``, ``change`` and ``warnings``.
+        grants more than files), ``transfer`` (of :func:`~keyseg_mm.audit.transfer_summary.transferred`), ``level``,
+        ``verdict``, ``means``, ``change`` and ``warnings``.
     """
     shares = sorted({r['share'] for r in report['results'] if r['share'] is not None})
     advantages = [advantage(report, share) for share in (None, *shares)]
     headline = max(advantages, key=lambda a: a['advantage'])
-    level, beyond = _level(report, headline), _beyond(report['results'])
+    level, beyond, transfer = _level(report, headline), _beyond(report['results']), transferred(report)
     return {
         'advantages': advantages,
         'headline': headline,
         'beyond': beyond,
+        'transfer': transfer,
         'level': level,
         'verdict': _verdict(report, headline, level),
-        'means': [*_means(report, level), *_more_than_files(beyond)],
+        'means': [*_means(report, level), *_more_than_files(beyond), *_elsewhere(transfer)],
         'change': _change(report, headline, level),
         'warnings': _warnings(report),
     }
-
-
-def advantage(report: Report, share: float | None) -> dict[str, Any]:
-    """Best attack against best control for an attacker with a share of the photos, or with none."""
-    usable = [r for r in report['results'] if not r['error'] and r['share'] in (None, share) and not r['beyond_files']]
-    attacks = [_as_is(report), *(r for r in usable if r['kind'] == 'attack')]
-    controls = [_floor(report), *(r for r in usable if r['kind'] == 'control')]
-    attack, control = (max(found, key=lambda r: r['miou']) for found in (attacks, controls))
-    photos = max((r['photos'] for r in usable if r['share'] == share), default=0)
-    gain = attack['miou'] - control['miou']
-    gap = report['authorised']['miou'] - control['miou']
-    return {
-        'share': share,
-        'photos': photos,
-        'attack': _short(attack),
-        'control': _short(control),
-        'advantage': gain,
-        'of_the_gap': gain / gap if gap > _LITTLE else None,
-    }
-
-
-def _as_is(report: Report) -> dict[str, Any]:
-    """Running the file as it is counts as an attack like any other."""
-    about = {'name': NO_KEY, 'title': 'the file as it is, without a key', 'needs': [], 'family': 'recover'}
-    return {**about, **report['no_key'], 'recovery': None, 'situation': 'file'}
-
-
-def _floor(report: Report) -> dict[str, Any]:
-    about = {'name': 'constant', 'title': 'one class everywhere', 'needs': [], 'family': 'retrain'}
-    return {**about, 'miou': report['floor'], 'agreement': None, 'kappa': 0.0, 'recovery': None, 'situation': 'file'}
-
-
-def _short(result: Result) -> dict[str, Any]:
-    names = ('name', 'title', 'needs', 'family', 'situation', 'miou', 'agreement', 'kappa', 'recovery')
-    return {name: result[name] for name in names}
 
 
 def _beyond(results: Sequence[Result]) -> list[dict[str, Any]]:
@@ -94,16 +52,16 @@ def _beyond(results: Sequence[Result]) -> list[dict[str, Any]]:
         if result['beyond_files'] and not result['error'] and result['kind'] == 'attack':
             name = result['situation']
             best[name] = max(best.get(name, result), result, key=lambda r: r['miou'])
-    return [{**_short(r), 'situation_title': r['situation_title'], 'key_share': r['key_share']} for r in best.values()]
+    return [{**short(r), 'situation_title': r['situation_title'], 'key_share': r['key_share']} for r in best.values()]
 
 
 def _level(report: Report, headline: Mapping[str, Any]) -> str:
     """``void``, ``idle``, ``holds``, ``leaks`` or ``falls``."""
     counted = [r for r in report['results'] if not r['beyond_files']]
     failed = [r for r in counted if r['error']]
-    if not all(check['passed'] for check in report['checks'].values()) or len(failed) > _FAILED * len(counted):
+    if not all(check['passed'] for check in report['checks'].values()) or len(failed) > FAILED * len(counted):
         return 'void'
-    if report['authorised']['miou'] - report['floor'] < _LITTLE:
+    if report['authorised']['miou'] - report['floor'] < LITTLE:
         return 'idle'
     recovered = max((r['recovery'] or 0.0 for r in _own_attacks(report)), default=0.0)
     share = headline['of_the_gap']
@@ -177,6 +135,11 @@ def _more_than_files(beyond: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def _elsewhere(transfer: Mapping[str, Any] | None) -> list[str]:
+    """What the file is worth on another data set; empty where it is worth nothing there, or nobody tried."""
+    return [transfer['says']] if transfer is not None and transfer['level'] == 'helps' else []
+
+
 def _change(report: Report, headline: Mapping[str, Any], level: str) -> list[str]:
     if level == 'void':
         return ['Report this as a bug of keyseg_mm, with report.json.']
@@ -229,15 +192,15 @@ def _advice(needs: set[str], attack: Mapping[str, Any]) -> list[str]:
 
 
 def _warnings(report: Report) -> list[str]:
-    said = []
-    for result in report['results']:
+    said, results = [], [*report['results'], *(report.get('transfer') or {'results': []})['results']]
+    for result in results:
         if result['error']:
             where = f'{capitalise(result["title"])} ({result["situation_title"]})'
             said.append(f'{where} failed and counts for nothing: {result["error"]}')
-    cut = [r for r in report['results'] if r.get('exhausted')]
+    cut = [r for r in results if r.get('exhausted')]
     if cut:
         names = ', '.join(sorted({r['title'] for r in cut}))
-        said.append(f'The budget ended {len(cut)} of {len(report["results"])} runs before they were done: {names}.')
+        said.append(f'The budget ended {len(cut)} of {len(results)} runs before they were done: {names}.')
     if report['held_out'] < 30:
         said.append(f'Scored on {report["held_out"]} photos only: differences of a point or two may be chance.')
     return said

@@ -18,6 +18,8 @@ COMMANDS = {
     'train': "train a config with mmsegmentation's own train.py",
     'test': "test a checkpoint with mmsegmentation's own test.py",
     'lock': 'protect a trained checkpoint, without training',
+    'lock-patches': 'make a trained vision transformer take encrypted images, without training',
+    'encrypt-image': 'encrypt images for a model that `keyseg lock-patches` made, or decrypt them',
     'rekey': 'give a protected checkpoint another key, or a licensee his own copy',
     'unlock': 'turn a protected checkpoint back into the plain one',
     'trace': 'tell whose copy a checkpoint is',
@@ -57,7 +59,7 @@ def build_parser(names: list[str]) -> argparse.ArgumentParser:
         raw = argparse.RawDescriptionHelpFormatter
         command = commands.add_parser(name, help=line, formatter_class=raw, add_help=name not in _PASS_ON)
         if name in names:
-            module = importlib.import_module(f'keyseg_mm.commands.{name}')
+            module = importlib.import_module(f'keyseg_mm.commands.{name.replace("-", "_")}')
             command.description = module.__doc__
             module.add_arguments(command)
             command.set_defaults(run=module.run)

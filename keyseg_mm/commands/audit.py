@@ -10,8 +10,13 @@ examples:
   keyseg audit demo_out/protected.py demo_out/train/iter_500.pth --key file:demo_out/demo.key --suite quick --out audit
   keyseg audit CONFIG CHECKPOINT --key file:my.key --public plain.pth --data-share 0.01,0.1 --out audit
   keyseg audit CONFIG CUSTOMER_A.pth --key file:a.key --second CUSTOMER_B.pth --out audit
+  keyseg audit CONFIG CHECKPOINT --key file:my.key --transfer CONFIG_OF_ANOTHER_DATA_SET --out audit
 
-exit status: 0 no attack has an advantage, 1 an error, 4 the file helps an attacker, or the audit could not tell
+--transfer tries what the file is worth to a thief with a task of his own: is it a better start for his data set and
+classes than none? CONFIG has the same backbone, neck and heads, with data sets and a number of classes of its own.
+
+exit status: 0 no attack has an advantage, 1 an error, 4 the file helps an attacker (with --transfer also as a start
+for the other data set), or the audit could not tell
 """
 
 from __future__ import annotations
@@ -41,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--public', type=Path, metavar='FILE', help='public plain weights that an attacker may have')
     parser.add_argument('--second', type=Path, metavar='FILE', help="another customer's checkpoint or another release")
+    parser.add_argument(
+        '--transfer', type=Path, metavar='CONFIG', help='config of the same architecture over another data set'
+    )
     parser.add_argument(
         '--data-share',
         type=shares,
@@ -110,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
         args.seed,
         _device(args.device),
         bars=sys.stderr.isatty(),
+        transfer=args.transfer,
     )
     try:
         report = audit(order, lambda text: print(text, flush=True))
@@ -118,7 +127,9 @@ def run(args: argparse.Namespace) -> int:
         return INTERRUPTED
     page = write_report(args.out)
     _conclude(report, page)
-    return 0 if report['summary']['level'] == 'holds' else HELPS
+    summary = report['summary']
+    elsewhere = summary['transfer'] is not None and summary['transfer']['level'] in ('helps', 'void')
+    return 0 if summary['level'] == 'holds' and not elsewhere else HELPS
 
 
 def _conclude(report: dict, page: Path) -> None:  # type: ignore[type-arg]
@@ -132,9 +143,21 @@ def _conclude(report: dict, page: Path) -> None:  # type: ignore[type-arg]
             f'{row["photos"]:>8}  {attack["title"]:<44.44} {attack["miou"]:6.2f}   '
             f'{control["title"]:<36.36} {control["miou"]:6.2f}  {row["advantage"]:+9.2f}'
         )
+    if summary['transfer'] is not None:
+        _conclude_transfer(report)
     print(f'\nauthorised {report["authorised"]["miou"]:.2f}, constant guess {report["floor"]:.2f}; what to do:')
     for text in summary['change']:
         print(f'  {text}')
     for text in summary['warnings']:
         print(f'  note: {text}')
     print(f'\nread on in {page}')
+
+
+def _conclude_transfer(report: dict) -> None:  # type: ignore[type-arg]
+    """What came out on the other data set."""
+    print(f'\n{report["summary"]["transfer"]["says"]}')
+    for row in report['summary']['transfer']['rows']:
+        figures = {name: row[name]['miou'] for name in ('attack', 'control', 'key_holder') if row[name]}
+        figures['constant guess'] = report['transfer']['floor']
+        words = '   '.join(f'{name.replace("_", " ")} {value:.2f}' for name, value in figures.items())
+        print(f'{row["photos"]:>8}  {words}   advantage {row["advantage"]:+.2f} (noise {row["noise"]:.2f})')

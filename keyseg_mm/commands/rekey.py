@@ -53,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
     stamps, dropped = rekey_file(
         args.checkpoint, key, new_key, args.out, model_of(args.config), salt, not args.no_verify, args.overwrite
     )
-    print(f'made {args.out}: from key {key.id} to {new_key.id}, {sum(len(s.entries) for s in stamps.values())} points')
+    places = sum(stamp.places for stamp in stamps.values())
+    what = 'tensors' if any(getattr(stamp, 'tensors', ()) for stamp in stamps.values()) else 'points'
+    print(f'made {args.out}: from key {key.id} to {new_key.id}, {places} {what}')
     show_dropped(dropped)
     print(f'  whoever has a copy with key {key.id} can still open that copy; what rekeying retires is the file')
     return 0

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from keyseg_mm.errors import KeysegError
 
 if TYPE_CHECKING:
     from keyseg_mm.images.plan import ImagePlan
-    from keyseg_mm.plan import Plan
 
 FOUND = 3
 _CHECKPOINTS = ('.pth', '.pt', '.safetensors')
@@ -48,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
     leaks = [
         leak for path in tqdm(files, desc='searching', unit='file') for leak in find_leaks(path, key, plans, images)
     ]
-    tables = sum(len(plan.entries) for plan in plans)
+    places = sum(plan.places for plan in plans)
     pictures = f' and {len(images)} image encryptions' if images else ''
-    print(f'searched {len(files)} files for key {key.id} and the tables of {tables} points{pictures}')
+    print(f'searched {len(files)} files for key {key.id} and the tables of {places} points and tensors{pictures}')
     for leak in leaks:
         print(f'FOUND {leak}')
     if leaks:
@@ -60,19 +59,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plans_of(files: list[Path], key_id: str) -> tuple[list[Plan], list[ImagePlan]]:
+def _plans_of(files: list[Path], key_id: str) -> tuple[list[Any], list[ImagePlan]]:
     """The different stamps and image encryptions of this key in the checkpoints among the files."""
     from keyseg_mm.checkpoint import read_checkpoint
     from keyseg_mm.images.plan import plans_in_meta
+    from keyseg_mm.patchplan import patch_plan_of
     from keyseg_mm.plan import stamps_of
 
-    plans: dict[str, Plan] = {}
+    plans: dict[str, Any] = {}
     images: dict[ImagePlan, None] = {}
     for path in files:
         if path.suffix in _CHECKPOINTS:
             try:
                 content = read_checkpoint(path)
-                found, pictures = stamps_of(content['state_dict']).values(), plans_in_meta(content.get('meta'))
+                patches = patch_plan_of(content['state_dict'])
+                found: list[Any] = [patches] if patches is not None else list(stamps_of(content['state_dict']).values())
+                pictures = plans_in_meta(content.get('meta'))
             except KeysegError as error:
                 print(f'note: its stamp was not read: {error}')
                 continue

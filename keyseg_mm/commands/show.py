@@ -2,7 +2,7 @@
 
 examples:
   keyseg show keys/ade.key          its key id
-  keyseg show model.pth             its stamp: key id, salt, points and transforms; how its images were encrypted
+  keyseg show model.pth             its stamp: key id, salt, points or tensors; how its images were encrypted
   keyseg show my_config.py          its protection and its encryption of images, and the ids of the keys that they name
 """
 
@@ -11,10 +11,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.keyfile import is_key_file, read_key_file, readable_by_others
+
+if TYPE_CHECKING:
+    from keyseg_mm.patchplan import PatchPlan
+    from keyseg_mm.plan import Plan
 
 _PIPELINES = ('train_dataloader', 'val_dataloader', 'test_dataloader', 'tta_pipeline')
 
@@ -49,9 +53,14 @@ def _show_key(path: Path) -> None:
 def _show_checkpoint(path: Path) -> None:
     from keyseg_mm.checkpoint import read_checkpoint
     from keyseg_mm.images.plan import plans_in_meta
-    from keyseg_mm.plan import describe, stamps_of
+    from keyseg_mm.patchplan import patch_plan_of
+    from keyseg_mm.plan import stamps_of
 
     content = read_checkpoint(path)
+    patches = patch_plan_of(content['state_dict'])
+    if patches is not None:
+        _show_patches(path, patches)
+        return
     stamps, images = stamps_of(content['state_dict']), plans_in_meta(content.get('meta'))
     for plan in images:
         print(f'{path}: works on encrypted images: {plan}')
@@ -61,12 +70,43 @@ def _show_checkpoint(path: Path) -> None:
         print(f'{path}: protected{" at " + prefix if prefix else ""}')
         print(f'  key id  {stamp.key_id}')
         print(f'  salt    {stamp.salt.hex()}')
-        locked = all(entry.weights for entry in stamp.entries)
-        print(f'  made by {"locking a trained model" if locked else "training with the key"}')
-        print(f'  points  {len(stamp.entries)}')
-        width = max(len(entry.point) for entry in stamp.entries)
-        for entry in stamp.entries:
-            print(f'    {entry.point:{width}}  {entry.channels:5} channels  {describe(entry.transform)}')
+        show = _show_tensors if stamp.tensors else _show_points
+        show(stamp)
+
+
+def _show_points(plan: Plan) -> None:
+    from keyseg_mm.plan import describe
+
+    locked = all(entry.weights for entry in plan.entries)
+    print(f'  made by {"locking a trained model" if locked else "training with the key"}')
+    print(f'  points  {len(plan.entries)}')
+    width = max(len(entry.point) for entry in plan.entries)
+    for entry in plan.entries:
+        print(f'    {entry.point:{width}}  {entry.channels:5} channels  {describe(entry.transform)}')
+
+
+def _show_tensors(plan: Plan) -> None:
+    from keyseg_mm.plan import describe
+
+    print("  made by encrypting a trained model's weights; it runs with protection.unlock=True")
+    print(f'  tensors {len(plan.tensors)}')
+    width = max(len(tensor.names[0]) for tensor in plan.tensors)
+    for tensor in plan.tensors:
+        print(f'    {tensor.names[0]:{width}}  {tensor.count:8} values  {describe(tensor.transform)}')
+
+
+def _show_patches(path: Path, plan: PatchPlan) -> None:
+    from keyseg_mm.commands.lock_patches import print_uses
+
+    print(f'{path}: takes encrypted images, and runs without a key')
+    print(f'  key id  {plan.key_id}')
+    print(f'  salt    {plan.salt.hex()}')
+    print(f'  blocks  {plan.patch} x {plan.patch} pixels, {plan.steps}')
+    print(f'  ciphers 2^{plan.key_space:.0f}, of which a key of 256 bits picks one')
+    for embedding in plan.embeddings:
+        print(f'  in      {embedding.weight}{f" and {embedding.offset}" if embedding.offset else ""}')
+    print('  images are encrypted by')
+    print_uses(plan, str(path))
 
 
 def _show_config(path: Path) -> None:
@@ -102,7 +142,7 @@ def _key_id(locator: Any, without: str) -> str:
 
 def _image_steps(value: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """All encryptions of images in a part of a config, with their places."""
-    from keyseg_mm.mm.images import EncryptImage
+    from keyseg_mm.mm.encryption import EncryptImage
 
     if isinstance(value, dict):
         if value.get('type') in ('keyseg_mm.EncryptImage', EncryptImage):

@@ -40,6 +40,27 @@ def without_protection(model: Any) -> Any:
     return model
 
 
+def pretrained_files(cfg: Config) -> list[str]:
+    """The files of weights that a config starts from, as it names them: ``init_cfg``, ``pretrained``, ``load_from``."""
+    found = [cfg.get('load_from')]
+
+    def walk(part: Any) -> None:
+        if isinstance(part, dict):
+            init = part.get('init_cfg')
+            found.extend([part.get('pretrained'), *(i.get('checkpoint') for i in _dicts(init))])
+            part = list(part.values())
+        if isinstance(part, (list, tuple)):
+            for item in part:
+                walk(item)
+
+    walk(cfg.model)
+    return list(dict.fromkeys(name for name in found if isinstance(name, str) and name))
+
+
+def _dicts(value: Any) -> list[Any]:
+    return [item for item in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(item, dict)]
+
+
 def build_plain_model(cfg: Config) -> nn.Module:
     """The plain model of a config, protected or not, without its weights.
 

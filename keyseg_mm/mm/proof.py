@@ -18,13 +18,15 @@ from torch import Tensor, nn
 
 from keyseg_mm.demo.scenes import make_scene
 from keyseg_mm.encryptor import FeatureEncryptor, derive_map, hook_encryptors
-from keyseg_mm.errors import LockError
+from keyseg_mm.errors import LockError, PointError
+from keyseg_mm.integrity import digest
 from keyseg_mm.key import SecretKey
-from keyseg_mm.locking import lock_in_place
+from keyseg_mm.locking import lock_in_place, unlock
 from keyseg_mm.lockplan import LockPlan
-from keyseg_mm.mm.dryrun import Passes, watch_module
-from keyseg_mm.plan import Plan
+from keyseg_mm.mm.dryrun import Image, Passes, watch_module
+from keyseg_mm.plan import Plan, is_stamp
 from keyseg_mm.points import flat_tensors
+from keyseg_mm.weightplan import WeightPlan
 
 SIDE = 128  # large enough for a picture, small enough for seconds
 # Sums are reordered, which costs a few units in the last place; a wrong absorption is wrong by its own size.
@@ -58,6 +60,16 @@ class Agreement:
     def is_equal(self) -> bool:
         return self.error <= LIMIT and self.loss_error <= LOSS_LIMIT
 
+    @property
+    def is_the_same(self) -> bool:
+        """Whether nothing would be protected by a change of this size."""
+        return self.error <= NOTHING
+
+    @property
+    def is_close(self) -> bool:
+        """Whether the output barely differs."""
+        return self.error < WEAK_ERROR if math.isnan(self.kappa) else self.kappa > WEAK
+
 
 @dataclass(frozen=True)
 class Proof:
@@ -76,13 +88,12 @@ class Proof:
     @property
     def protects(self) -> bool:
         """Whether the output changes at all without the key."""
-        return self.without_key.error > NOTHING
+        return not self.without_key.is_the_same
 
     @property
     def is_weak(self) -> bool:
         """Whether the output barely changes without the key."""
-        none = self.without_key
-        return none.error < WEAK_ERROR if math.isnan(none.kappa) else none.kappa > WEAK
+        return self.without_key.is_close
 
 
 def prove(model: nn.Module, state_dict: Mapping[str, Any], plan: LockPlan, key: SecretKey, salt: bytes) -> Proof:
@@ -110,8 +121,45 @@ def prove(model: nn.Module, state_dict: Mapping[str, Any], plan: LockPlan, key: 
     return Proof(with_key, without_key, tuple(plan.entries[i].point for i in blame))
 
 
-def run(model: nn.Module, encryptors: Sequence[FeatureEncryptor] = ()) -> _Outputs:
-    """All floating-point outputs of a test and a training pass, by name, from fixed random states."""
+def prove_weights(
+    model: nn.Module, state_dict: Mapping[str, Any], plan: WeightPlan, key: SecretKey, salt: bytes
+) -> Agreement:
+    """Lock a model's weights, unlock them, and run the model as it is without the key.
+
+    Args:
+        model, state_dict, key, salt: see :func:`prove`.
+        plan: which values are moved.
+
+    Returns:
+        How far the locked model agrees with the plain one. With the key it is the plain one, bit for bit.
+
+    Raises:
+        LockError: the weights did not come back bit for bit.
+    """
+    model = copy.deepcopy(model)
+    model.load_state_dict(state_dict, strict=False)
+    plain = run(model)
+    locked = dict(state_dict)
+    lock_in_place(locked, plan.to_plan(key.id, salt), key)
+    back = unlock(locked, key)
+    changed = [n for n, value in state_dict.items() if not _same_bits(value, back.get(n))]
+    if changed or back.keys() != state_dict.keys():
+        raise LockError(f'these weights did not come back as they were: {", ".join(changed[:5])}. Nothing was written')
+    model.load_state_dict({n: value for n, value in locked.items() if not is_stamp(n)}, strict=False)
+    try:
+        return agreement(plain, run(model))
+    except PointError:  # it does not even run
+        return Agreement(math.inf, math.inf, math.nan, math.nan)
+
+
+def run(model: nn.Module, encryptors: Sequence[FeatureEncryptor] = (), image: Image | None = None) -> _Outputs:
+    """All floating-point outputs of a test and a training pass, by name, from fixed random states.
+
+    Args:
+        model: of the host.
+        encryptors: to hook to it.
+        image: see :func:`keyseg_mm.mm.dryrun.watch_module`; by default normalised pictures.
+    """
 
     def watch(double: nn.Module, passes: Passes) -> _Outputs:
         hook_encryptors(double, encryptors)
@@ -120,10 +168,10 @@ def run(model: nn.Module, encryptors: Sequence[FeatureEncryptor] = ()) -> _Outpu
             random.seed(0)
             np.random.seed(0)
             torch.manual_seed(0)
-            outputs.update((f'{name} {n}', t) for n, t in _tensors(run_pass()))
+            outputs.update((f'{name} {n}', t.detach()) for n, t in tensors_of(run_pass()))
         return outputs
 
-    return watch_module(model, watch, image=_pictures, smallest=SIDE)
+    return watch_module(model, watch, image=image or pictures, smallest=SIDE)
 
 
 def agreement(plain: _Outputs, other: _Outputs) -> Agreement:
@@ -146,7 +194,7 @@ def _locked(
     """The weights locked at some of the plan's entries, without a stamp, and the encryptors that belong to them."""
     entries = tuple(plan.entries[i] for i in indices)
     tensors = dict(state_dict)
-    stamp: Plan = lock_in_place(tensors, entries, key, salt)
+    stamp = lock_in_place(tensors, Plan(key.id, salt, entries), key)
     del tensors[stamp.stamp_name]
     derive = lambda entry: derive_map(key, salt, entry)  # noqa: E731
     return tensors, [FeatureEncryptor(plan.sites[i], plan.entries[i], derive) for i in indices]
@@ -162,7 +210,7 @@ def _culprits(indices: Sequence[int], is_right: Callable[[Sequence[int]], bool])
     return _culprits(indices[:middle], is_right) + _culprits(indices[middle:], is_right)
 
 
-def _pictures(module: nn.Module, batch: int, side: int) -> Tensor:
+def pictures(module: nn.Module, batch: int, side: int) -> Tensor:
     """Painted street scenes, normalised as the model wants them; noise for models that do not take pictures."""
     first = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
     channels = first.weight.shape[1] * first.groups if first is not None else 3
@@ -180,17 +228,23 @@ def _pictures(module: nn.Module, batch: int, side: int) -> Tensor:
     return normalised
 
 
-def _tensors(result: Any, name: str = '') -> list[tuple[str, Tensor]]:
+def tensors_of(result: Any, name: str = '') -> list[tuple[str, Tensor]]:
     """Floating-point tensors of what the host returns: losses, data samples, feature maps."""
     if isinstance(result, Mapping):
-        found = [_tensors(value, f'{name}.{key}') for key, value in result.items() if not str(key).startswith('gt_')]
+        found = [tensors_of(value, f'{name}.{key}') for key, value in result.items() if not str(key).startswith('gt_')]
     elif hasattr(result, 'all_items'):  # the host's data elements: samples, and the maps in them
-        found = [_tensors(dict(result.all_items()), name)]
+        found = [tensors_of(dict(result.all_items()), name)]
     else:
         found = [[(f'{name}[{i}]', t)] for i, t in enumerate(flat_tensors(result)) if t.is_floating_point()]
         if isinstance(result, (list, tuple)) and not found:
-            found = [_tensors(value, f'{name}[{index}]') for index, value in enumerate(result)]
-    return [(n, t.detach().float()) for part in found for n, t in part]
+            found = [tensors_of(value, f'{name}[{index}]') for index, value in enumerate(result)]
+    return [(n, t.float()) for part in found for n, t in part]
+
+
+def _same_bits(a: Any, b: Any) -> bool:
+    if not isinstance(a, Tensor):
+        return a is b
+    return isinstance(b, Tensor) and (a.dtype, a.shape) == (b.dtype, b.shape) and digest(a) == digest(b)
 
 
 def _relative_error(a: Tensor, b: Tensor) -> float:
@@ -198,6 +252,8 @@ def _relative_error(a: Tensor, b: Tensor) -> float:
         return math.inf
     size = float(a.double().norm())
     gap = float((a.double() - b.double()).norm())
+    if math.isfinite(size) and not math.isfinite(gap):  # with its weights in a wrong order a model may overflow
+        return math.inf
     return gap / size if size else (0.0 if not gap else math.inf)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from keyseg_mm.errors import TransformError
@@ -34,15 +35,19 @@ __all__ = [
 ]
 
 
-def normal_form(transform: str | dict[str, Any]) -> dict[str, Any]:
+def normal_form(transform: str | dict[str, Any], table: Mapping[str, Any] = TRANSFORMS) -> dict[str, Any]:
     """A transform as configs write it, checked: ``'NAME'`` or ``dict(type='NAME', ...)`` to the latter.
+
+    Args:
+        transform: the transform.
+        table: what there is.
 
     Raises:
         TransformError: unknown name, unknown parameter, or a bad value.
     """
     spec = {'type': transform} if isinstance(transform, str) else dict(transform or {})
-    name = spec.pop('type', None)
-    if name not in TRANSFORMS:
-        raise TransformError(f'no transform {name!r}; there are {", ".join(TRANSFORMS)}')
-    TRANSFORMS[name].check(**spec)
+    name: Any = spec.pop('type', None)
+    if name not in table:
+        raise TransformError(f'no transform {name!r}; there are {", ".join(table)}')
+    table[name].check(**spec)
     return {'type': name, **spec}

@@ -15,6 +15,8 @@ from keyseg_mm.derive import KeyStream
 from keyseg_mm.errors import TransformError
 from keyseg_mm.transforms.feature import FeatureTransform
 
+_BLOCK = 2**18  # values of a weight carried at once
+
 
 class ChannelMap(FeatureTransform):
     """An orthogonal linear map T of the channel dimension, ``y = T(x)`` at every position of a feature map."""
@@ -34,6 +36,26 @@ class ChannelMap(FeatureTransform):
         if first.channels != self.channels:
             raise TransformError(f'cannot compose maps of {first.channels} and {self.channels} channels')
         return self._compose(first)
+
+    def carry(self, weight: Tensor, out: Tensor | None = None) -> Tensor:
+        """``W T^-1`` for a weight W: T along its input channels, dimension 1. Rotations are rounded once.
+
+        Args:
+            weight: W.
+            out: takes the result, of the shape and dtype of W; may be W itself. By default a new tensor does.
+        """
+        weight = weight.detach()
+        if out is None:
+            return self(weight, 1) if self.exact else self(weight.double(), 1).to(weight.dtype)
+        rows = max(1, _BLOCK * len(weight) // max(1, weight.numel()))  # in blocks that stay in the processor's cache
+        for source, target in zip(torch.split(weight, rows), torch.split(out.detach(), rows)):
+            target.copy_(self.carry(source))
+        return out
+
+    def misfit(self, weight: Any) -> str:
+        """What a weight would have to be for :meth:`carry`, in words; empty where it is that."""
+        fits = isinstance(weight, Tensor) and weight.dim() > 1 and weight.shape[1] == self.channels
+        return '' if fits else f'weight of {self.channels} input channels'
 
     def matrix(self) -> Tensor:
         """The map as a (channels, channels) float64 matrix M, ``T(x) = M @ x``."""

@@ -16,6 +16,7 @@ class FineTuning(Attack):
 
     needs = frozenset({'labelled'})
     kind = 'retrain'
+    transfers = True
     cost = 'a training of the given steps'
     LR: ClassVar[float] = 1e-3
 
@@ -24,14 +25,18 @@ class FineTuning(Attack):
         raise NotImplementedError
 
     def run(self, case: Case, progress: Progress) -> Attempt:
+        return self.tune(case.model(), case, progress)
+
+    def tune(self, model: nn.Module, case: Case, progress: Progress) -> Attempt:
+        """Train a model made from the case's weights: the attacker's, or the key holder's with his encryptors on."""
         assert case.labelled is not None
-        clock, model = case.budget.clock(), case.model()
+        clock, always = case.budget.clock(), set(case.classifier or ())
         course = train(
             model,
             case.labelled,
             case.budget.steps,
             self.LR,
-            lambda name, _: self.learns(model, name),
+            lambda name, _: name in always or self.learns(model, name),
             progress,
             case.seed,
             case.budget,

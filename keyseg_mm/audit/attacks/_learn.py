@@ -83,12 +83,15 @@ class Fitness:
         return float(np.mean([float(cross_entropy(self.case, self.model, part)) for part in parts]))
 
     def slopes(self, guesses: Mapping[str, ChannelMap], spot: Spot) -> tuple[NDArray[np.float64], Any]:
-        """The gradient of the cross entropy by the (c, c) matrix of one guess, and that matrix."""
+        """The gradient of the cross entropy by the (c, c) matrix of one guess, and that matrix.
+
+        Zero where only auxiliary heads read the point's map.
+        """
         matrix = guesses[spot.text].matrix().to(self.photos.images).requires_grad_(True)
         self.guesses = {**guesses, spot.text: MatrixMap(matrix)}
         with torch.enable_grad():
             loss = cross_entropy(self.case, self.model, self.photos.take(slice(0, BATCH)))
-            (slope,) = torch.autograd.grad(loss, [matrix])
+            (slope,) = torch.autograd.grad(loss, [matrix], materialize_grads=True)
         return slope.cpu().double().numpy(), matrix.detach().cpu().double().numpy()
 
     def miou(self, guesses: Mapping[str, ChannelMap]) -> float:

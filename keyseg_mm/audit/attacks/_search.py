@@ -51,8 +51,12 @@ def climb(
     while idle < len(spots):
         for spot in spots:
             improved, matrix = False, array_of(best[spot.text])
+            slope = fitness.slopes(best, spot)[0]
+            if not slope.any():  # no output depends on it
+                idle += 1
+                continue
             movable = np.flatnonzero((free or {}).get(spot.text, np.ones(spot.channels, dtype=bool)))
-            for trial in moves(spot, matrix, movable, fitness.slopes(best, spot)[0], rng):
+            for trial in moves(spot, matrix, movable, slope, rng):
                 if not clock.tick():
                     return best, trail, True
                 guesses = {**best, spot.text: spot.round(trial)}

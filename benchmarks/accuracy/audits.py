@@ -1,0 +1,155 @@
+#!/usr/bin/env python
+"""Audit every way of protecting a model, on real photos: what an attacker gets with and without public weights.
+
+    python benchmarks/accuracy/audits.py --data DATA --out OUT [--model segformer fast-scnn] [--part 1/2]
+
+DATA holds cityscapes/, as for run.py, whose trainings in OUT are taken over. For each model: a plain training, which
+plays the public weights; a plain one fine-tuned from it, which is locked at `linear` and at `stages` with each
+transform; one trained with the key from the start, and one fine-tuned with the key from the public weights (`stages`,
+`ChannelPermutation`: the paper's way). Each of the protected files is audited with the attacks of `keyseg audit`, small
+budgets, and 1, 5 and 10 % of the photos. Prints one row for each, the advantages beside the best attack and the best
+control. Attacks and controls that need public weights are left out for the columns without them.
+
+Finished steps are kept in OUT. `--part 1/2` and `--part 2/2` share the work between two processes; without `--part`
+all results are printed. Each audit has its report: `python -c "from keyseg_mm.audit.report import write_report;
+write_report('OUT/MODEL-cityscapes-seed0/audit-NAME')"`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from locking import keyseg
+from run import HERE, train
+
+from keyseg_mm import SecretKey, read_key_file, write_key_file
+from keyseg_mm.audit import suite
+from keyseg_mm.audit.summary import advantage
+from keyseg_mm.errors import LockError
+
+# Steps that a small training learns in, and for all of it to run in a few hours on two cores.
+LEVEL = suite.Level(60, 15.0, None, (0.01, 0.05, 0.1), (), 24, None, 256)
+FINE_TUNING = (300, 5e-4)  # iterations, peak learning rate
+TRANSFORMS = ('SignedChannelPermutation', 'ChannelPermutation', 'ChannelRotation')
+MODELS = ('fast-scnn', 'segformer')
+
+
+class Files:
+    """The checkpoints of one model, trained or locked when they are first asked for."""
+
+    def __init__(self, model: str, data: Path, out: Path) -> None:
+        self.folder = out / f'{model}-cityscapes-seed0'
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.plain_config, self.keyed_config = (HERE / f'{kind}{model}_cityscapes.py' for kind in ('', 'keyed_'))
+        self.root = str(data / 'cityscapes')
+        self.options = [f'{part}_dataloader.dataset.data_root={self.root}' for part in ('train', 'val', 'test')]
+        self.key_file = out / 'accuracy.key'
+        if not self.key_file.exists():
+            write_key_file(self.key_file, SecretKey.generate())
+        self.keyed = f'model.protection.key=file:{self.key_file}'
+
+    def public(self) -> Path:
+        return train(self.plain_config, [*self.options, 'randomness.seed=0'], self.folder / 'plain')
+
+    def trained(self) -> Path:
+        return train(self.keyed_config, [*self.options, 'randomness.seed=0', self.keyed], self.folder / 'keyed')
+
+    def tuned(self) -> Path:
+        return train(self.plain_config, self._fine_tuning(), self.folder / 'tuned')
+
+    def tuned_with_key(self) -> Path:
+        options = [*self._fine_tuning(), self.keyed, 'model.protection.allow_plain=True']
+        return train(self.keyed_config, options, self.folder / 'keyed-tuned')
+
+    def locked(self, points: str, transform: str) -> Path:
+        path = self.folder / f'locked-{points}-{transform}.pth'
+        if not path.exists():
+            how = ['--points', points, '--transform', transform, '--key', f'file:{self.key_file}']
+            keyseg('lock', self.plain_config, self.tuned(), '--out', path, *how)
+        return path
+
+    def _fine_tuning(self) -> list[str]:
+        steps, rate = FINE_TUNING
+        schedule = [f'train_cfg.{name}={steps}' for name in ('max_iters', 'val_interval')]
+        schedule += [f'default_hooks.checkpoint.interval={steps}', f'param_scheduler.1.end={steps}']
+        return [*self.options, *schedule, f'optim_wrapper.optimizer.lr={rate}', f'load_from={self.public()}']
+
+    def all(self) -> dict[str, Any]:
+        """What gives each protected file, by name."""
+        found = {}
+        for points in ('linear', 'stages'):
+            for transform in TRANSFORMS:
+                found[f'locked {points} {transform}'] = lambda p=points, t=transform: self.locked(p, t)
+        return {**found, 'trained': self.trained, 'tuned with key': self.tuned_with_key}
+
+
+def audit(files: Files, name: str, checkpoint: Path) -> dict[str, Any]:
+    """The report of one file's audit."""
+    out = files.folder / f'audit-{name.replace(" ", "-")}'
+    if (out / 'report.json').exists():
+        return json.loads((out / 'report.json').read_text())
+    config = out / 'config.py'  # the audit takes its photos from a config
+    out.mkdir(exist_ok=True)
+    roots = '\n'.join(f'{part}_dataloader = dict(dataset=dict(data_root={files.root!r}))' for part in ('train', 'test'))
+    config.write_text(f"_base_ = '{files.plain_config}'\n{roots}\n")
+    order = suite.Order(config, checkpoint, read_key_file(files.key_file), out, 'table', files.public(), bars=False)
+    return suite.audit(order)
+
+
+def row(report: dict[str, Any]) -> dict[str, Any]:
+    """Advantages by share, without and with public weights."""
+    found: dict[str, Any] = {'key': report['authorised']['miou'], 'no key': report['no_key']['miou']}
+    without = [result for result in report['results'] if 'public' not in result['needs']]
+    for what, results in (('', without), (' + public', report['results'])):
+        for share in (None, *LEVEL.shares):
+            gain = advantage({**report, 'results': results}, share)
+            name = f'{gain["photos"] or "no"} photos{what}'
+            found[name] = {part: [gain[part]['name'], gain[part]['miou']] for part in ('attack', 'control')}
+            found[name]['advantage'] = gain['advantage']
+    return {**found, 'floor': report['floor']}
+
+
+def show(name: str, found: dict[str, Any]) -> None:
+    """A row, printed."""
+    print(f'{name}: key {found["key"]:.1f}, no key {found["no key"]:.1f}, floor {found["floor"]:.1f}')
+    for what, gain in found.items():
+        if isinstance(gain, dict):
+            (attack, got), (control, had) = gain['attack'], gain['control']
+            print(f'  {what:20} {gain["advantage"]:+6.1f}   {attack} {got:.1f}, {control} {had:.1f}', flush=True)
+
+
+def main() -> None:
+    """Audit and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data', type=Path, required=True)
+    parser.add_argument('--out', type=Path, required=True)
+    parser.add_argument('--model', nargs='+', choices=MODELS, default=list(MODELS))
+    parser.add_argument('--part', default='1/1', metavar='K/N', help='only every Nth file, from the Kth on')
+    parser.add_argument('--only', nargs='+', metavar='WORD', help='only files whose names contain one of these')
+    args = parser.parse_args()
+    suite.SUITES['table'] = LEVEL
+    out = args.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    part, parts = map(int, args.part.split('/'))
+    results = {}
+    for model in args.model:
+        files = Files(model, args.data.resolve(), out)
+        for name, make in list(files.all().items())[part - 1 :: parts]:
+            if args.only and not any(word in name for word in args.only):
+                continue
+            try:
+                checkpoint = make()
+            except (LockError, SystemExit) as error:  # points that nothing can absorb
+                print(f'{model}, {name}: {error}', flush=True)
+                continue
+            results[f'{model}, {name}'] = row(audit(files, name, checkpoint))
+            show(f'{model}, {name}', results[f'{model}, {name}'])
+    if parts == 1:
+        (out / 'audits.json').write_text(json.dumps(results, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,268 @@
+#!/usr/bin/env python
+"""What lock, rekey and unlock cost on a checkpoint's file, and what a protected load costs, against doing without.
+
+    python benchmarks/locking.py [--config CONFIG] [--rounds 12] [--size 128 256] [--json FILE] [--smoke]
+
+The host's stock model of CONFIG (FCN with a ResNet-101 by default) gets random weights and a checkpoint file. Then by
+turns, in one process:
+
+  file      lock, rekey and unlock of the file, each against loading and saving the plain file (to the disk, as they do)
+  load      the protected file into a model that checks its MAC and unlocks it in memory, against the plain file into a
+            plain model; the same without the check; and what people do today: the file decrypted as a whole with
+            AES-256-GCM, then loaded
+  inference the unlocked model against the plain one, one model object and the same input
+
+Ratios are medians over pairs, with quartiles; `noise` is the same of the base against itself. Peak memory is the
+high-water mark of a fresh child process for each way. The exit status is 1 if a limit was missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import build_stock, peak_memory, quartiles, quiet
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from mmengine.runner import load_checkpoint
+from tqdm import tqdm
+
+from keyseg_mm import SecretKey, lock_file, plan_lock, read_key_file, rekey_file, unlock, unlock_file, write_key_file
+from keyseg_mm.follow import FollowingProtection, follow
+from keyseg_mm.locator import LocatedKey
+from keyseg_mm.mm.keyed import protect
+from keyseg_mm.protection import detach
+
+FILE_LIMIT, MEMORY_LIMIT, LOAD_LIMIT = 1.3, 1.2, 1.2
+RESNET_101 = 'fcn/fcn_r101-d8_4xb2-40k_cityscapes-512x1024.py'
+SMALL = 'fastscnn/fast_scnn_8xb4-160k_cityscapes-512x1024.py'
+FILE_WAYS, LOAD_WAYS = ('lock', 'rekey', 'unlock'), ('protected', 'protected, no check', 'AES-256-GCM')
+
+
+@dataclass
+class Bench:
+    """A model with its files in a folder, and the ways to be measured."""
+
+    folder: Path
+    model: Any
+    key: SecretKey
+    new_key: SecretKey
+    plan: Any = None
+
+    @classmethod
+    def of(cls, config: str, folder: Path) -> Bench:
+        """Build the model, and write its files unless they are there."""
+        torch.manual_seed(0)
+        model, _ = build_stock(config)
+        key, new_key = (_key(folder / f'{name}.key') for name in ('old', 'new'))
+        bench = cls(folder, model.eval(), key, new_key)
+        bench.plan = plan_lock(model)
+        if not bench.path('plain').exists():
+            torch.save({'meta': {}, 'state_dict': model.state_dict()}, bench.path('plain'))
+            lock_file(bench.path('plain'), model, bench.plan, key, bench.path('locked'))
+            nonce = os.urandom(12)
+            sealed = AESGCM(_aes_key()).encrypt(nonce, bench.path('plain').read_bytes(), None)
+            bench.path('sealed').write_bytes(nonce + sealed)
+        return bench
+
+    def path(self, name: str) -> Path:
+        return self.folder / f'{name}.pth'
+
+    def file_ways(self) -> dict[str, Callable[[], object]]:
+        """What changes a file, and the base that it is compared with."""
+        out, plain, locked = self.path('out'), self.path('plain'), self.path('locked')
+        return {
+            'base': lambda: _load_and_save(plain, out),
+            'lock': lambda: lock_file(plain, self.model, self.plan, self.key, out, overwrite=True),
+            'rekey': lambda: rekey_file(locked, self.key, self.new_key, out, overwrite=True),
+            'unlock': lambda: unlock_file(locked, self.key, out, overwrite=True),
+        }
+
+    def load_ways(self) -> dict[str, Callable[[], object]]:
+        """What gets a file's weights into the model."""
+        return {
+            'base': lambda: self._load('plain'),
+            'protected': lambda: self._load_protected(verify=True),
+            'protected, no check': lambda: self._load_protected(verify=False),
+            'AES-256-GCM': self._load_sealed,
+        }
+
+    def _load(self, name: str) -> None:
+        load_checkpoint(self.model, str(self.path(name)), 'cpu', logger='silent')
+
+    def _load_protected(self, verify: bool) -> None:
+        protect(self.model, LocatedKey(self.key), {'unlock': True, 'verify': verify})
+        self._load('locked')
+        detach(self.model)
+
+    def _load_sealed(self) -> None:
+        data = self.path('sealed').read_bytes()
+        opened = AESGCM(_aes_key()).decrypt(data[:12], data[12:], None)
+        found = torch.load(io.BytesIO(opened), 'cpu', weights_only=True)
+        self.model.load_state_dict(found['state_dict'])
+
+
+def _key(path: Path) -> SecretKey:
+    if not path.exists():
+        write_key_file(path, SecretKey.generate())
+    return read_key_file(path)
+
+
+def _aes_key() -> bytes:
+    return bytes(range(32))  # any will do: only the time counts
+
+
+def _load_and_save(path: Path, out: Path) -> None:
+    content = torch.load(path, 'cpu', weights_only=True)
+    with out.open('wb') as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def time_ways(ways: dict[str, Callable[[], object]], rounds: int, what: str) -> dict[str, Any]:
+    """Ratios to the base of every way. The base runs before and after each of them, and their mean counts."""
+    ratios: dict[str, list[float]] = {name: [] for name in ways if name != 'base'}
+    noise, base_seconds = [], []
+    for run in ways.values():
+        run()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in tqdm(range(rounds), desc=what, unit='round', leave=False):
+            before = _seconds(ways['base'])
+            for name in ratios:
+                taken = _seconds(ways[name])
+                after = _seconds(ways['base'])
+                ratios[name].append(2 * taken / (before + after))
+                noise.append(after / before)
+                base_seconds.append(after)
+                before = after
+    finally:
+        gc.enable()
+    return {
+        'base s': quartiles(base_seconds)['median'],
+        'noise': quartiles(noise),
+        'ratios': {name: quartiles(values) for name, values in ratios.items()},
+    }
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def time_inference(bench: Bench, rounds: int, size: tuple[int, int]) -> dict[str, Any]:
+    """The unlocked model against the plain one."""
+    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    plain = {name: value.clone() for name, value in bench.model.state_dict().items()}
+    follow(bench.model, FollowingProtection(bench.key, lambda module, plan: [], unlock=True))
+    bench._load('locked')
+    unlock(bench.model)
+    assert all(torch.equal(plain[name], value) for name, value in bench.model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in bench.model.modules())
+
+    def infer() -> None:
+        with torch.no_grad():
+            bench.model(images, mode='tensor')
+
+    # The same object with the same weights and without hooks: what is left to differ is noise, and shown as such.
+    return time_ways({'base': infer, 'unlocked': infer}, rounds, 'inference')
+
+
+def peaks_of(config: str, folder: Path, most: int | None) -> dict[str, float]:
+    """Peak memory in MiB of each way, or of the first few, in a fresh process."""
+    peaks = {}
+    for kind, ways in (('file', ('base', *FILE_WAYS)), ('load', ('base', *LOAD_WAYS))):
+        for way in tqdm(ways[:most], desc=f'memory, {kind}', leave=False):
+            command = [sys.executable, '-W', 'ignore', __file__, '--config', config, '--child', str(folder), kind, way]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            peaks[f'{kind} {way}'] = float(done.stdout.splitlines()[-1])
+    return peaks
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """All figures."""
+    with tempfile.TemporaryDirectory() as name, quiet():
+        folder = Path(name)
+        bench = Bench.of(args.config, folder)
+        return {
+            'torch': torch.__version__,
+            'threads': torch.get_num_threads(),
+            'config': args.config,
+            'MiB': bench.path('plain').stat().st_size / 2**20,
+            'file': time_ways(bench.file_ways(), args.rounds, 'files'),
+            'load': time_ways(bench.load_ways(), args.rounds, 'loading'),
+            'inference': time_inference(bench, args.rounds, args.size),
+            'peak MiB': peaks_of(args.config, folder, 2 if args.smoke else None),
+        }
+
+
+def misses(found: dict[str, Any]) -> list[str]:
+    """What is over its limit."""
+    file, load, peak = found['file']['ratios'], found['load']['ratios'], found['peak MiB']
+    checks = [(f'{way}, time', file[way]['median'], FILE_LIMIT) for way in FILE_WAYS]
+    checks += [(f'{way}, memory', peak[f'file {way}'] / peak['file base'], MEMORY_LIMIT) for way in FILE_WAYS]
+    checks.append(('protected load, time', load['protected']['median'], LOAD_LIMIT))
+    checks.append(('protected load against AES-256-GCM', load['protected']['median'], load['AES-256-GCM']['median']))
+    return [f'{what}: {value:.3f}, at most {limit:.3f}' for what, value, limit in checks if value > limit]
+
+
+def report(found: dict[str, Any]) -> None:
+    """Print the figures."""
+    print(f'{found["config"]}, {found["MiB"]:.0f} MiB, {found["threads"]} thread(s), torch {found["torch"]}')
+    for kind in ('file', 'load', 'inference'):
+        took = found[kind]
+        noise = took['noise']
+        print(
+            f'{kind}: base {took["base s"]:.3f} s, noise {noise["median"]:.3f} [{noise["q1"]:.3f}, {noise["q3"]:.3f}]'
+        )
+        for way, r in took['ratios'].items():
+            peak = found['peak MiB'].get(f'{kind} {way}')
+            base = found['peak MiB'].get(f'{kind} base')
+            memory = f'   peak memory {peak:.0f} MiB, ratio {peak / base:.3f}' if peak and base else ''
+            print(f'  {way:20} {r["median"]:.3f} [{r["q1"]:.3f}, {r["q3"]:.3f}]{memory}')
+
+
+def main() -> int:
+    """Measure, print, and tell by the exit status whether every limit was kept."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--config', default=RESNET_101, help="below the host's configs/")
+    parser.add_argument('--rounds', type=int, default=12)
+    parser.add_argument('--size', type=int, nargs=2, default=(128, 256), metavar=('HEIGHT', 'WIDTH'))
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write all figures there')
+    parser.add_argument('--smoke', action='store_true', help='a small model, short: only see that it runs')
+    parser.add_argument('--child', nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        folder, kind, way = args.child
+        bench = Bench.of(args.config, Path(folder))
+        (bench.file_ways() if kind == 'file' else bench.load_ways())[way]()
+        print(peak_memory())
+        return 0
+    if args.smoke:
+        args.config, args.rounds, args.size = SMALL, 2, (64, 64)
+    found = measure(args)
+    report(found)
+    missed = found['missed'] = [] if args.smoke else misses(found)
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + '\n')
+    for line in missed:
+        print(f'MISSED {line}')
+    return int(bool(missed))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
