@@ -34,7 +34,7 @@ def check(model, plan, found) -> None:
     assert found.protects and not found.is_weak and found.without_key.error > 0.1
     state = model.state_dict()
     locked = dict(state)
-    lock_in_place(locked, plan.entries, KEY, SALT)
+    lock_in_place(locked, plan.to_plan(KEY.id, SALT), KEY)
     carried = {name for entry in plan.entries for name in entry.weights}
     assert len(carried) > 15
     assert {name for name in state if not torch.equal(locked[name], state[name])} == carried

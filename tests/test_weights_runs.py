@@ -172,7 +172,7 @@ def test_a_licensees_copy(here, mode, capsys):
 def test_scan_and_audit(here, capsys):
     source = locked(here, 'tensors')
     assert keyseg('scan', source, '--key', f'file:{here}/right.key') == 0
-    assert f'the orders of {len(stamps_in(source)[""].tensors)} tensors' in capsys.readouterr().out
+    assert f'the tables of {len(stamps_in(source)[""].tensors)} points and tensors' in capsys.readouterr().out
     audit = ['audit', here / 'plain.py', source, '--key', f'file:{here}/right.key', '--out', 'audit']
     assert keyseg(*audit, '--device', 'cpu') == 1
     said = capsys.readouterr().err

@@ -9,6 +9,8 @@
 3. mmengine's torchrun launcher picks a GPU for each process even where torch has none. :func:`start_without_gpu` makes
    that a no-op on such a machine; only this package's tools call it. (Config for such runs: dist_cfg backend gloo and
    ``model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None)``.)
+4. The host's tools end without leaving their process group, and a process that is still at work in it when another one
+   is gone may be aborted. :func:`leave_group` lets all of them leave together.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from importlib import metadata
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint
@@ -72,3 +75,10 @@ def start_without_gpu() -> None:
     """Mend 3; does nothing where there is a GPU."""
     if not torch.cuda.is_available():
         torch.cuda.set_device = lambda device: None  # type: ignore[assignment,misc]
+
+
+def leave_group() -> None:
+    """Mend 4; does nothing in a run of one process."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
