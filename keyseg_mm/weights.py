@@ -53,7 +53,7 @@ class WeightTransform:
 
 
 class TensorPermutation(WeightTransform):
-    """All values of all tensors, biases, norms and their statistics too: nothing is left to start from or to align."""
+    """All values of all tensors, biases, norms and their statistics too: nothing is left that could be aligned."""
 
     mode = 'tensors'
 

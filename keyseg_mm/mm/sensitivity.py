@@ -2,8 +2,7 @@
 
 The first-order effect of taking a weight out, ``|w dL/dw|`` (Molchanov et al. 2017, arXiv 1611.06440, equation 8, used
 there to prune). L is the cross-entropy of what the model says of painted street scenes against its own decisions, so
-that neither photos nor labels are needed; on a model trained on photos it picked out weights as sensitive as photos
-with labels did, see docs/results.md.
+that neither photos nor labels are needed; docs/results.md compares it with photos and labels.
 """
 
 from __future__ import annotations
