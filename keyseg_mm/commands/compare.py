@@ -2,8 +2,8 @@
 
 For each plain config, every method is trained or made from the plain checkpoint with the same data, schedule and seed,
 by the host's own train and test tools; tested with the right key, without one and with wrong ones; timed; and attacked
-by the audit. Where a method cannot be applied to a model, or fails, its row says why. Writes compare.json, compare.md and
-compare.html into DIR, and below it a folder for each method, whose config.py trains and tests it by itself.
+by the audit. Where a method cannot be applied to a model, or fails, its row says why. Writes compare.json, compare.md
+and compare.html into DIR, and below it a folder for each method, whose config.py trains and tests it by itself.
 
 Every finished step is kept: the same command goes on where it stopped. Methods may be added then, other options may not
 change. The plain model is always there, since all are measured by it.
@@ -42,7 +42,7 @@ _CELL = 60  # columns of a table's cell
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``keyseg compare``."""
     parser.add_argument(
-        'configs', nargs='*', type=Path, metavar='CONFIG', help='plain mmseg configs, with their data sets'
+        'configs', nargs='*', type=Path, metavar='CONFIG', help='plain mmseg configs, data sets included'
     )
     parser.add_argument('--out', type=Path, metavar='DIR', help='folder for all that is made')
     parser.add_argument(

@@ -1,7 +1,5 @@
 """Overhead in time: a protected inference over a plain one, by pairs in turn in one process.
 
-    main(['--config', CONFIG, '--checkpoint', FILE, '--plain-config', CONFIG, '--plain', FILE, '--timed', WHAT, '--out', JSON])
-
 One model plain and protected by turns where it can be: two models would differ in where their weights lie in memory,
 which alone can make a difference of a percent.
 """
@@ -68,8 +66,8 @@ def measure(config: Path, checkpoint: str, plain_config: Path, plain: str, timed
         model = _model(cfg, checkpoint)
         ratios = ratios_of(_inference(model, sample), _inference(model, sample), switch=Switch(model))
     else:
-        pair = [_inference(_model(c, f), sample) for c, f in ((plain_cfg, plain), (cfg, checkpoint))]
-        ratios = ratios_of(*pair)
+        base, other = (_inference(_model(c, f), sample) for c, f in ((plain_cfg, plain), (cfg, checkpoint)))
+        ratios = ratios_of(base, other)
     low, middle, high = statistics.quantiles(ratios, n=4, method='inclusive')
     size = list(sample['inputs'].shape[-2:])
     return {'median': middle, 'q1': low, 'q3': high, 'rounds': len(ratios), 'size': size}

@@ -108,8 +108,8 @@ _ENCRYPTED_IMAGES = (
 )
 _IN_TRAINING = 'Needs a training of its own for each key, and cannot be given another one without training again.'
 _LOCKED = (
-    'Biases, norms and grouped convolutions stay as they were, and locked weights keep their values in another order, so '
-    'that whoever has the weights that the model was fine-tuned from can line it up with them.'
+    'Biases, norms and grouped convolutions stay as they were, and locked weights keep their values in another order, '
+    'so that whoever has the weights that the model was fine-tuned from can line it up with them.'
 )
 _MAPS = 'arXiv 2206.05422 (Ito et al., 2022)'
 
@@ -177,8 +177,8 @@ METHODS: dict[str, Method] = {
         _of_maps(
             'feature-np',
             'feature NP',
-            f'Trained with the key: half of the values in each block of {FEATURE_BLOCK} by {FEATURE_BLOCK} positions of '
-            'the maps that the backbone hands on are negated.',
+            f'Trained with the key: half of the values in each block of {FEATURE_BLOCK} by {FEATURE_BLOCK} positions '
+            'of the maps that the backbone hands on are negated.',
             f'{_IN_TRAINING} Cannot be locked afterwards or unlocked.',
             'arXiv 2109.00224 (MaungMaung and Kiya, 2021)',
             type='NegativePositive',
@@ -216,10 +216,10 @@ METHODS: dict[str, Method] = {
         Method(
             'patches',
             'encrypted patches',
-            'Locked after training: the patch embedding of a vision transformer takes images that the client encrypts; '
-            'the server needs no key.',
-            'For models whose patches do not overlap. Scrambled pictures still show even areas, and all weights but the '
-            'embedding are plain.',
+            'Locked after training: the patch embedding of a vision transformer takes images that the client '
+            'encrypts; the server needs no key.',
+            'For models whose patches do not overlap. Scrambled pictures still show even areas, and all weights but '
+            'the embedding are plain.',
             'arXiv 2208.13135 (Nagamori, Iijima and Kiya, 2022), 2308.07612 (Kiya et al., 2023)',
             _patches,
             ('lock-patches',),

@@ -24,7 +24,7 @@ _MANY = 40  # pixels of a class for it to count as one that is in a photo
 
 
 def look_at(cfg: Config) -> dict[str, Any]:
-    """Floor, classes, and the shown photos with their truth: those with most classes in them, chosen by the truth alone.
+    """Floor, classes, and the shown photos with their truth: those with most classes, chosen by the truth alone.
 
     Args:
         cfg: a plain config.

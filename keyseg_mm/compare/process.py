@@ -1,4 +1,4 @@
-"""Running commands in processes of their own: what they print goes to a file, and one that breaks down breaks nothing."""
+"""Running commands in processes of their own: their output goes to a file, and one that breaks down breaks no other."""
 
 from __future__ import annotations
 

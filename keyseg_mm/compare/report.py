@@ -32,13 +32,7 @@ def assemble(
         choices: what they depend on.
     """
     found = [
-        {
-            'name': s.folder.name,
-            'config': s.config.name,
-            'floor': s.facts['floor'],
-            'photos': s.facts['photos'],
-            'rows': r,
-        }
+        {'name': s.folder.name, 'config': s.config.name, 'rows': r, **{n: s.facts[n] for n in ('floor', 'photos')}}
         for s, r in zip(subjects, map(list, rows))
     ]
     return {

@@ -174,7 +174,7 @@ class Subject:
             done = {'checkpoint': str(path.relative_to(folder.resolve()) if inside else path)}
             marks.set('make', done)
         self._step()
-        found = folder.resolve() / done['checkpoint']
+        found: Path = folder.resolve() / done['checkpoint']
         if not found.is_file():
             raise StepError(f'{found} is gone; remove {marks.folder} to make it again')
         return found
@@ -202,7 +202,8 @@ class Subject:
         done = Marks(self.folder / PLAIN).get('make')
         if done is None:
             raise StepError('there is no plain checkpoint to lock: the plain training failed')
-        return self.folder.resolve() / PLAIN / done['checkpoint']
+        found: Path = self.folder.resolve() / PLAIN / done['checkpoint']
+        return found
 
     def _test(self, method: Method, who: str, checkpoint: Path, marks: Marks) -> dict[str, Any]:
         """Test by the host's test tool; the label maps of the shown photos are kept."""

@@ -93,14 +93,14 @@ def columns(report: Mapping[str, Any]) -> list[str]:
         'brackets the attack and what it reached.'
     )
     return [
-        'mIoU in percent, by the test tool of the host. The floor is what the best constant guess scores. Drop: plain less '
-        f'right key. Of {report["wrong_keys"]} wrong keys, the one that leaves most. {audit}',
+        'mIoU in percent, by the test tool of the host. The floor is what the best constant guess scores. Drop: plain '
+        f'less right key. Of {report["wrong_keys"]} wrong keys, the one that leaves most. {audit}',
         'Time: a protected inference over a plain one, median and quartiles of pairs in turn, at the size of the first '
         'test photo; where images are encrypted, with their encryption; where weights are, after they were unlocked in '
         'memory. Locked models run at 1.0 too where they are unlocked in memory.',
-        f'Key space: log2 of the number of tables that the method has for this model. A key has {KEY_BITS} bits and picks one of '
-        'them, so more cannot be used up; rotations cannot be counted. It says when guessing is hopeless, and nothing of '
-        'other attacks.',
+        f'Key space: log2 of the number of tables that the method has for this model. A key has {KEY_BITS} bits and '
+        'picks one of them, so more cannot be used up; rotations cannot be counted. It says when guessing is hopeless, '
+        'and nothing of other attacks.',
     ]
 
 
@@ -129,8 +129,8 @@ def _verdict(subject: Subject, suite: str) -> str:
     kept = [row for row in done if plain - row['miou'][RIGHT] <= NOISE]
     shut = [row for row in done if max(row['miou'][NONE], worst(row) or 0.0) <= PROMISE * floor]
     said = (
-        f'{base} Of {len(done)} methods, {len(kept)} keep that accuracy to within {NOISE:g} point with the right key, and '
-        f'{len(shut)} leave at most {PROMISE:g} times the constant guess without it.'
+        f'{base} Of {len(done)} methods, {len(kept)} keep that accuracy to within {NOISE:g} point with the right key, '
+        f'and {len(shut)} leave at most {PROMISE:g} times the constant guess without it.'
     )
     missing = [f'{n} {what}' for what in (NOT_APPLICABLE, FAILED) if (n := sum(r['status'] == what for r in rows))]
     return ' '.join([said, _audited(done, suite), f'({", ".join(missing)}.)' if missing else '']).strip()
