@@ -31,7 +31,7 @@ SECRET_HALF = (
     'keyseg_mm.leaks',
 )
 HOST = ('mmengine', 'mmcv', 'mmseg')
-HOST_ALLOWED = ('mm', 'commands', 'audit', 'demo')
+HOST_ALLOWED = ('mm', 'commands', 'audit', 'demo', 'compare')
 # mmengine imports <scope>.registry: a module of that name must lie there
 HOST_SHIM = 'registry.py'
 

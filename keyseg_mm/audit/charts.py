@@ -1,4 +1,4 @@
-"""Line charts as inline SVG, coloured by the page's own CSS, so that they follow dark mode and print."""
+"""Line and bar charts as inline SVG, coloured by the page's own CSS, so that they follow dark mode and print."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from html import escape
 _WIDTH, _HEIGHT = 640, 350
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 14, 62
 _TICKS = 5
+_NAME, _BAR = 30, 14  # heights of a group's name and of a bar
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,45 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, x_ticks: Se
     parts += [_line(s, [place(x, y) for x, y in s.points]) for s in series if s.points]
     parts.append('</svg>')
     return ''.join(parts)
+
+
+def bar_chart(groups: Sequence[tuple[str, Sequence[tuple[str, float]]]], reference: float, label: str) -> str:
+    """Horizontal bars in groups, with a line down all of them, as SVG text.
+
+    Args:
+        groups: name of each, and its bars as CSS class and value.
+        reference: where the line is.
+        label: of the axis.
+    """
+    top = _nice(max([reference, *(value for _, bars in groups for _, value in bars)]))
+    wide = _WIDTH - 2 * _RIGHT
+
+    def across(value: float) -> float:
+        return round(_RIGHT + max(value, 0.0) / top * wide, 1)
+
+    parts: list[str] = []
+    y = _TOP
+    for name, bars in groups:
+        y += _NAME
+        parts.append(f'<text class="axis" x="{_RIGHT}" y="{y - 6}">{escape(name)}</text>')
+        for style, value in bars:
+            title = f'<title>{escape(name)}: {value:.1f}</title>'
+            size = f'width="{max(across(value) - _RIGHT, 1.0):.1f}" height="{_BAR - 2}"'
+            parts.append(f'<rect class="{escape(style)}" x="{_RIGHT}" y="{y}" {size}>{title}</rect>')
+            y += _BAR
+    height = y + _BOTTOM
+    grid = []
+    for i in range(_TICKS):
+        value = top * i / (_TICKS - 1)
+        x = across(value)
+        anchor = 'start' if i == 0 else 'end' if i == _TICKS - 1 else 'middle'
+        grid.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{_TOP}" y2="{y + 4}"/>')
+        grid.append(f'<text class="tick" x="{x}" y="{y + 26}" text-anchor="{anchor}">{value:g}</text>')
+    x = across(reference)
+    line = f'<g class="reference"><line x1="{x}" x2="{x}" y1="{_TOP}" y2="{y + 4}"/></g>'
+    axis = f'<text class="axis" x="{_WIDTH / 2}" y="{height - 6}" text-anchor="middle">{escape(label)}</text>'
+    head = f'<svg class="chart bars" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(label)}">'
+    return ''.join([head, *grid, *parts, line, axis, '</svg>'])
 
 
 def _line(series: Series, points: Sequence[tuple[float, float]]) -> str:

@@ -51,16 +51,7 @@ def write_report(folder: Path) -> Path:
 
 def render(report: Mapping[str, Any]) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=select_autoescape(['j2', 'html']),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters['figure'] = _figure
-    environment.filters['percent'] = lambda value: '–' if value is None else f'{100 * value:.0f} %'
-    environment.filters['capitalise'] = capitalise
+    environment = page_environment()
     results = [*report['results'], *(report.get('transfer') or {'results': []})['results']]
     return environment.get_template(_TEMPLATE).render(
         report=report,
@@ -72,6 +63,25 @@ def render(report: Mapping[str, Any]) -> str:
         panels=_panels(report),
         points=[{**p, 'transform': describe(p['transform'])} for p in report['points']],
     )
+
+
+def page_environment(*folders: Path) -> Environment:
+    """For pages in the look of the audit's: its style and filters.
+
+    Args:
+        folders: with further templates.
+    """
+    environment = Environment(
+        loader=FileSystemLoader([Path(__file__).parent, *folders]),
+        autoescape=select_autoescape(['j2', 'html']),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters['figure'] = _figure
+    environment.filters['percent'] = lambda value: '–' if value is None else f'{100 * value:.0f} %'
+    environment.filters['capitalise'] = capitalise
+    return environment
 
 
 def _figure(value: float | None, digits: int = 1) -> str:

@@ -94,7 +94,8 @@ def segmented(folder: Path, facts: dict[str, Any]) -> list[str]:
     """
     found = []
     for picture in facts['shown']:
-        label = cv2.imread(str(folder / f'{picture["name"]}.png'), cv2.IMREAD_UNCHANGED)
+        path = folder / f'{picture["name"]}.png'
+        label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.is_file() else None
         if label is None:
             return []
         # where data sets leave out label 0, the host writes classes from 1 on

@@ -249,16 +249,8 @@ class Subject:
         if done is None:
             folder = self.folder / method.name
             self.progress.begin(f'audit, suite {self.choices.suite}')
-            arguments = [
-                'audit',
-                folder / 'config.py',
-                checkpoint,
-                '--key',
-                self.choices.key,
-                '--out',
-                folder / 'audit',
-            ]
-            arguments += ['--suite', self.choices.suite, '--seed', self.choices.seed]
+            given = ['--key', self.choices.key, '--suite', self.choices.suite, '--seed', self.choices.seed]
+            arguments = ['audit', folder / 'config.py', checkpoint, '--out', folder / 'audit', *given]
             try:
                 self._run(COMMANDS, arguments, folder / 'audit.log', _AUDITED)
             except StepError as error:
