@@ -49,7 +49,7 @@ def look_at(cfg: Config) -> dict[str, Any]:
                 yield label
 
         floor = constant_prediction_floor(labels(), classes)
-        shown = sorted(np.argsort(variety, kind='stable')[::-1][:SHOWN].tolist())
+        shown = most_varied(variety)
         pictures = [_pictures(dataset.get_data_info(index), load) for index in shown]
     except KeysegError:
         raise
@@ -64,6 +64,12 @@ def look_at(cfg: Config) -> dict[str, Any]:
         'shifted': shifted,
         'shown': pictures,
     }
+
+
+def most_varied(variety: list[int]) -> list[int]:
+    """Numbers of the shown photos: of each part of the data the one with most classes, as neighbours are alike."""
+    parts = [part for part in np.array_split(np.arange(len(variety)), SHOWN) if len(part)]
+    return [int(max(part, key=lambda index: variety[index])) for part in parts]
 
 
 def _pictures(sample: dict[str, Any], load: Any) -> dict[str, str]:
