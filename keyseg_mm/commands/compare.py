@@ -62,7 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--plain', type=Path, metavar='FILE', help='trained plain checkpoint of the first config, to train none'
     )
     parser.add_argument(
-        '--cfg-options', nargs='+', metavar='NAME=VALUE', help="put into every config, as mmseg's tools take them"
+        '--cfg-options',
+        nargs='+',
+        action='extend',
+        metavar='NAME=VALUE',
+        help="put into every config, as mmseg's tools take them",
     )
 
 
