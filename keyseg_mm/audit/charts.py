@@ -80,10 +80,11 @@ def bar_chart(groups: Sequence[tuple[str, Sequence[tuple[str, float]]]], referen
         return round(_RIGHT + max(value, 0.0) / top * wide, 1)
 
     parts: list[str] = []
+    names: list[str] = []  # drawn last, over the line
     y = _TOP
     for name, bars in groups:
         y += _NAME
-        parts.append(f'<text class="axis" x="{_RIGHT}" y="{y - 6}">{escape(name)}</text>')
+        names.append(f'<text class="axis" x="{_RIGHT}" y="{y - 6}">{escape(name)}</text>')
         for style, value in bars:
             title = f'<title>{escape(name)}: {value:.1f}</title>'
             size = f'width="{max(across(value) - _RIGHT, 1.0):.1f}" height="{_BAR - 2}"'
@@ -101,7 +102,7 @@ def bar_chart(groups: Sequence[tuple[str, Sequence[tuple[str, float]]]], referen
     line = f'<g class="reference"><line x1="{x}" x2="{x}" y1="{_TOP}" y2="{y + 4}"/></g>'
     axis = f'<text class="axis" x="{_WIDTH / 2}" y="{height - 6}" text-anchor="middle">{escape(label)}</text>'
     head = f'<svg class="chart bars" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(label)}">'
-    return ''.join([head, *grid, *parts, line, axis, '</svg>'])
+    return ''.join([head, *grid, *parts, line, *names, axis, '</svg>'])
 
 
 def _line(series: Series, points: Sequence[tuple[float, float]]) -> str:

@@ -113,7 +113,6 @@ def _compare(args: argparse.Namespace, methods: list[Any]) -> int:
     steps = len(folders) * sum(choices.steps(method) for method in methods)
     rows: list[list[dict[str, Any]]] = []
     with _progress(steps) as progress:
-        progress.where = 'data'
         given = [args.plain, *[None] * len(folders)]
         subjects = [Subject(c, folder, choices, progress, p) for (folder, c), p in zip(folders.items(), given)]
         for subject in subjects:

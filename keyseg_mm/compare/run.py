@@ -108,6 +108,7 @@ class Subject:
         marks = Marks(self.folder)
         facts = marks.get('data')
         if facts is None:
+            self.progress.say(f'{self.folder.name}: reading the labels of the test photos')
             facts = look_at(read(self.base))
             marks.set('data', facts)
         return facts

@@ -94,7 +94,7 @@ def columns(report: Mapping[str, Any]) -> list[str]:
     )
     return [
         'mIoU in percent, by the test tool of the host. The floor is what the best constant guess scores. Drop: plain '
-        f'less right key. Of {report["wrong_keys"]} wrong keys, the one that leaves most. {audit}',
+        f'less right key. Wrong keys tried: {report["wrong_keys"]}; the table has the one that leaves most. {audit}',
         'Time: a protected inference over a plain one, median and quartiles of pairs in turn, at the size of the first '
         'test photo; where images are encrypted, with their encryption; where weights are, after they were unlocked in '
         'memory. Locked models run at 1.0 too where they are unlocked in memory.',
@@ -129,7 +129,7 @@ def _verdict(subject: Subject, suite: str) -> str:
     kept = [row for row in done if plain - row['miou'][RIGHT] <= NOISE]
     shut = [row for row in done if max(row['miou'][NONE], worst(row) or 0.0) <= PROMISE * floor]
     said = (
-        f'{base} Of {len(done)} methods, {len(kept)} keep that accuracy to within {NOISE:g} point with the right key, '
+        f'{base} Of {len(done)} methods {len(kept)} keep that accuracy to within {NOISE:g} point with the right key, '
         f'and {len(shut)} leave at most {PROMISE:g} times the constant guess without it.'
     )
     missing = [f'{n} {what}' for what in (NOT_APPLICABLE, FAILED) if (n := sum(r['status'] == what for r in rows))]
