@@ -122,6 +122,19 @@ def test_a_lost_mark_is_run_again(compared, small, capsys):
     assert json.loads((compared['out'] / 'compare.json').read_text())['subjects'] == compared['second'][2]['subjects']
 
 
+def test_what_belongs_to_another_checkpoint_is_run_again(compared, small):
+    folder = compared['out'] / 'tiny'
+    (folder / 'weights-selective' / 'marks' / 'make.json').unlink()
+    before = json.loads((folder / 'weights-selective' / 'marks' / 'test-none.json').read_text())['miou']
+    small.ran = []
+    assert keyseg(*compared['command']) == 0
+    ran = [step for tool, method, step in small.ran if method == 'weights-selective' and tool != 'audit']
+    assert ran == ['lock', 'test-right', 'test-none', 'test-wrong-1', 'test-wrong-2', 'overhead']
+    after = json.loads((compared['out'] / 'compare.json').read_text())
+    assert row(after, 'weights-selective')['miou']['none'] != before  # a new salt, another order
+    assert row(after, 'weights-selective')['miou']['right'] == row(after, 'plain')['miou']['right']
+
+
 def test_the_figures(compared):
     _, _, report = compared['second']
     subject = report['subjects'][0]

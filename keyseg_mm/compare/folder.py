@@ -79,6 +79,11 @@ class Marks:
             return None
         return found if isinstance(found, dict) else None
 
+    def clear(self) -> None:
+        """Forget all steps."""
+        for path in self.folder.glob('*.json'):
+            path.unlink()
+
     def set(self, step: str, result: Mapping[str, Any]) -> None:
         """Note a step's result, atomically."""
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -166,6 +166,7 @@ class Subject:
         folder = self.folder / method.name
         done = marks.get('make')
         if done is None:
+            self._forget(method)
             if method.name == PLAIN and self.given is not None:
                 path = self.given.resolve()
             else:
@@ -179,6 +180,13 @@ class Subject:
         if not found.is_file():
             raise StepError(f'{found} is gone; remove {marks.folder} to make it again')
         return found
+
+    def _forget(self, method: Method) -> None:
+        """Figures of another checkpoint must not stand beside a new one's: they go, and so do those of its copies."""
+        copies = [path.parent for path in self.folder.glob('*/locked.pth')] if method.name == PLAIN else []
+        for folder in [self.folder / method.name, *copies]:
+            Marks(folder).clear()
+            shutil.rmtree(folder / 'audit', ignore_errors=True)
 
     def _train(self, folder: Path) -> Path:
         work = folder / 'train'
