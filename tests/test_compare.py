@@ -213,6 +213,9 @@ def test_a_changed_config_and_a_strange_folder_are_refused(compared, tmp_path, c
     (tmp_path / 'mine.txt').write_text('mine')
     assert keyseg('compare', compared['config'], '--out', tmp_path) == 1
     assert 'holds mine.txt' in capsys.readouterr().err and [p.name for p in tmp_path.iterdir()] == ['mine.txt']
+    protected = compared['out'] / 'tiny' / 'lock-signed' / 'config.py'
+    assert keyseg('compare', protected, '--out', tmp_path / 'x', '--suite', 'none') == 1
+    assert 'is protected already' in capsys.readouterr().err and not (tmp_path / 'x').exists()
     assert keyseg('compare', '--out', tmp_path) == 1 and keyseg('compare', compared['config']) == 1
 
 

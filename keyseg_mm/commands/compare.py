@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from keyseg_mm.errors import KeyFileError, KeysegError
 
 if TYPE_CHECKING:
-    from keyseg_mm.compare.run import Choices, Progress
+    from keyseg_mm.compare.choices import Choices, Progress
 
 INTERRUPTED = 130  # the exit status that shells give a command stopped with Ctrl-C
 _SUITES = ('none', 'quick', 'standard', 'full')
@@ -132,9 +132,9 @@ def _compare(args: argparse.Namespace, methods: list[Any]) -> int:
 
 def _begin(args: argparse.Namespace) -> tuple[Choices, dict[Path, Path]]:
     """Check all that was asked for; returns the choices, and the configs by the folders that are made for them."""
-    from keyseg_mm.compare.configs import parse_options, read
+    from keyseg_mm.compare.choices import Choices
+    from keyseg_mm.compare.configs import parse_options, read, refuse_protected
     from keyseg_mm.compare.folder import KEY, begin, fingerprint
-    from keyseg_mm.compare.run import Choices
     from keyseg_mm.locator import locate
 
     locator = _absolute(args.key) if args.key else f'file:{(args.out / KEY).resolve()}'
@@ -145,7 +145,10 @@ def _begin(args: argparse.Namespace) -> tuple[Choices, dict[Path, Path]]:
     if args.plain is not None and not args.plain.is_file():
         raise KeysegError(f'--plain {args.plain}: no such file')
     options = parse_options(args.cfg_options or [])
-    texts = {config: read(config, options).pretty_text for config in args.configs}
+    cfgs = {config: read(config, options) for config in args.configs}
+    for config, cfg in cfgs.items():
+        refuse_protected(config, cfg)
+    texts = {config: cfg.pretty_text for config, cfg in cfgs.items()}
     asked = {
         'configs': [str(config.resolve()) for config in args.configs],
         'contents of the configs': [fingerprint(text) for text in texts.values()],
@@ -195,7 +198,7 @@ def _progress(steps: int) -> Iterator[Progress]:
     """Lines on the screen, and under them a bar where somebody watches."""
     from tqdm import tqdm
 
-    from keyseg_mm.compare.run import Progress
+    from keyseg_mm.compare.choices import Progress
 
     with tqdm(total=steps, unit='step', disable=not sys.stderr.isatty(), leave=False, dynamic_ncols=True) as bar:
 

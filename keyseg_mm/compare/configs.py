@@ -14,7 +14,7 @@ from mmengine.config import Config, DictAction
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.files import write_new
 from keyseg_mm.locator import refuse_secret
-from keyseg_mm.mm.config import read_config
+from keyseg_mm.mm.config import read_config, without_protection
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _DELETE = '_delete_'
@@ -170,7 +170,19 @@ def key_options(cfg: Config) -> list[str]:
     """The options of ``--cfg-options`` by which a test of this config is given a key."""
     if isinstance(cfg.model.get('protection'), dict):
         return ['model.protection.key']
-    return [f'test_dataloader.{path}.key' for path in _encryptions(cfg.test_dataloader)]
+    return [f'test_dataloader.{path}.key' for path in _encryptions(cfg.get('test_dataloader'))]
+
+
+def refuse_protected(path: Path, cfg: Config) -> None:
+    """Refuse a config that is no plain one.
+
+    Raises:
+        KeysegError: it protects its model or encrypts its images, or has no model.
+    """
+    if not isinstance(cfg.get('model'), dict):
+        raise KeysegError(f'{path} has no model')
+    if without_protection(cfg.model) != cfg.model or key_options(cfg):
+        raise KeysegError(f'{path} is protected already; keyseg compare takes the plain config, and protects by itself')
 
 
 def _encryptions(value: Any, path: str = '') -> Iterator[str]:

@@ -282,37 +282,3 @@ def pick(wanted: Sequence[str] | None, blocks: Sequence[int] = BLOCKS) -> list[M
             raise KeysegError(f'no method {text!r}; there are {", ".join(table)}')
         chosen.update(found)
     return [method for name, method in table.items() if name in chosen]
-
-
-def check_applicable(method: Method, plain: Config, cfg: Config) -> None:
-    """Find out whether a method can be applied to a model, before anything long begins.
-
-    Args:
-        method: the method.
-        plain: the plain config.
-        cfg: the method's.
-
-    Raises:
-        KeysegError: it can not, with the reason.
-    """
-    from keyseg_mm.lockplan import plan_lock
-    from keyseg_mm.mm.config import build_plain_model
-    from keyseg_mm.mm.keyed import check_options
-    from keyseg_mm.points import resolve
-
-    if not method.points:
-        return
-    model = build_plain_model(plain)
-    assert method.transform is not None
-    if method.lock:
-        plan_lock(model, [method.points], method.transform)
-        return
-    from keyseg_mm.key import wrong_key
-    from keyseg_mm.mm.dryrun import trace_module
-    from keyseg_mm.protection import attach
-
-    check_options(cfg.model.protection)
-    # any key will do: what is asked is whether the transform fits the maps
-    attach(
-        model, wrong_key('compare'), resolve(method.points, model, trace_module(model, heads=False)), method.transform
-    )

@@ -13,9 +13,10 @@ from keyseg_mm import __version__
 from keyseg_mm.audit.charts import bar_chart
 from keyseg_mm.audit.pictures import painted
 from keyseg_mm.audit.report import page_environment
+from keyseg_mm.compare.choices import NONE, RIGHT, Choices
 from keyseg_mm.compare.folder import write_json
 from keyseg_mm.compare.methods import PLAIN, Method
-from keyseg_mm.compare.run import NONE, RIGHT, Choices, Subject
+from keyseg_mm.compare.run import Subject
 from keyseg_mm.compare.table import HEAD, cells, columns, markdown, verdict, worst
 from keyseg_mm.files import write_new
 

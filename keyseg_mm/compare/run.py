@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,71 +13,19 @@ import torch
 
 from keyseg_mm.checkpoint import read_checkpoint
 from keyseg_mm.compare import process
+from keyseg_mm.compare.applicable import check_applicable
+from keyseg_mm.compare.choices import NONE, RIGHT, Choices, Progress
 from keyseg_mm.compare.configs import key_options, read, write_heir
 from keyseg_mm.compare.folder import Marks
 from keyseg_mm.compare.keyspace import key_space
-from keyseg_mm.compare.methods import PLAIN, Method, check_applicable
+from keyseg_mm.compare.methods import PLAIN, Method
 from keyseg_mm.compare.photos import look_at, segmented
 from keyseg_mm.compare.process import COMMANDS, MEASURE, StepError
 from keyseg_mm.errors import KeysegError
 
-RIGHT, NONE = 'right', 'none'
 DONE, NOT_APPLICABLE, FAILED = 'done', 'not applicable', 'failed'
 UNCOUNTABLE = 'uncountable'
 _AUDITED = (0, 4)  # exit statuses of `keyseg audit` with a result
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What all results of a comparison depend on.
-
-    Attributes:
-        key: locator.
-        suite: of the audit, or ``none``.
-        seed: of training and audit.
-        wrong_keys: how many.
-        options: mmseg's ``--cfg-options``.
-    """
-
-    key: str
-    suite: str
-    seed: int
-    wrong_keys: int
-    options: Mapping[str, Any]
-
-    @property
-    def testers(self) -> dict[str, str]:
-        """Who tests, and with which key, by its locator."""
-        wrong = {f'wrong-{i}': f'random:{i}' for i in range(1, self.wrong_keys + 1)}
-        return {RIGHT: self.key, NONE: 'none', **wrong}
-
-    def steps(self, method: Method) -> int:
-        """How many steps a method takes."""
-        return 2 if method.name == PLAIN else 2 + len(self.testers) + (self.suite != 'none')
-
-
-class Progress:
-    """Told what is going on; a command draws it.
-
-    Args:
-        say: takes a line.
-        step: called for each step that is finished.
-        detail: takes how far a step is, in words.
-    """
-
-    def __init__(
-        self,
-        say: Callable[[str], object] = lambda text: None,
-        step: Callable[[int], object] = lambda count: None,
-        detail: Callable[[str], object] = lambda text: None,
-    ) -> None:
-        self.say, self.step, self.detail = say, step, detail
-        self.where = ''
-
-    def begin(self, doing: str) -> None:
-        """A step begins."""
-        self.detail('')
-        self.say(f'{self.where}: {doing}')
 
 
 class Subject:
@@ -118,14 +65,14 @@ class Subject:
         row: dict[str, Any] = {'name': method.name, 'title': method.title, 'status': DONE, 'why': '', 'miou': {}}
         self._left = self.choices.steps(method)
         try:
-            self._write_config(method)
-        except KeysegError as error:
-            row.update(status=NOT_APPLICABLE, why=str(error))
-        else:
-            try:
+            if why := self._why_not(method):
+                row.update(status=NOT_APPLICABLE, why=why)
+            else:
                 self._fill(row, method, Marks(self.folder / method.name))
-            except (StepError, KeysegError) as error:
-                row.update(status=FAILED, why=str(error))
+        except (StepError, KeysegError) as error:
+            row.update(status=FAILED, why=str(error))
+        except Exception as error:  # whatever it is, the other methods go on
+            row.update(status=FAILED, why=f'{type(error).__name__}: {error}')
         if row['why']:
             self.progress.say(f'{self.progress.where}: {row["status"]}: {row["why"]}')
         self.progress.step(self._left)
@@ -151,15 +98,17 @@ class Subject:
         found = {who: (marks.get(f'test-{who}') or {}).get('pictures', []) for who in (RIGHT, NONE)}
         return {who: images for who, images in found.items() if images}
 
-    def _write_config(self, method: Method) -> None:
-        """The method's config, written anew each time: it says no more than the options do."""
-        plain = read(self.base)
+    def _why_not(self, method: Method) -> str:
+        """Why a method cannot be applied; where it can, nothing, and its config is written."""
         cfg = read(self.base)
-        method.alter(cfg, self.choices.key)
-        marks = Marks(self.folder / method.name)
-        if marks.get('make') is None:
-            check_applicable(method, plain, cfg)
-        write_heir(self.folder / method.name / 'config.py', self.base, cfg)
+        try:
+            method.alter(cfg, self.choices.key)
+            if Marks(self.folder / method.name).get('make') is None:
+                check_applicable(method, read(self.base), cfg)
+        except KeysegError as error:
+            return str(error)
+        write_heir(self.folder / method.name / 'config.py', self.base, cfg)  # no more than the options say
+        return ''
 
     def _make(self, method: Method, marks: Marks) -> Path:
         """Train the method's model, or lock the plain one; returns the checkpoint."""
