@@ -34,6 +34,7 @@ from keyseg_mm.plan import Plan, is_stamp, stamps_of
 
 KEY = SecretKey(bytes(range(32)))
 CPU = torch.device('cpu')
+SALT = bytes(16)  # so that nothing of it is chance
 # Blocks of which a few colours depend on everything: with others the model makes do with what is left plain of them.
 BLOCK = {'SHF': 1, 'NP': 2, 'FFX': 1}
 SHOWN = scenes(6, seed=2)
@@ -65,7 +66,7 @@ def by_blocks():
     for name in ('BlockShuffle', 'NegativePositive'):
         model = build()
         site = next(s for p, s in trace_module(model).sites.items() if str(p) == 'out:backbone:0')
-        attach(model, KEY, [site], {'type': name, 'block': 2})
+        attach(model, KEY, [site], {'type': name, 'block': 2}, salt=SALT)
         train(model, scenes(16), 80, 5e-3, crop=1.0)
         found[name] = {n: v.clone() for n, v in model.state_dict().items()}
         detach(model)
@@ -94,9 +95,9 @@ def by_images():
 def test_a_case_knows_what_is_encrypted(plain, by_blocks, by_images):  # noqa: F811
     model = build()
     kinds = {
-        MAPS: to_case(lock(plain, model, KEY)).kind,
+        MAPS: to_case(lock(plain, model, KEY, salt=SALT)).kind,
         BLOCKS: to_case(by_blocks['BlockShuffle']).kind,
-        WEIGHTS: to_case(lock(plain, model, KEY, transform='TensorPermutation')).kind,
+        WEIGHTS: to_case(lock(plain, model, KEY, salt=SALT, transform='TensorPermutation')).kind,
         IMAGES: to_case(by_images['SHF'], images=code_of('SHF', 1)).kind,
     }
     assert kinds == {kind: kind for kind in ALL}
@@ -117,7 +118,7 @@ def test_the_true_key_scores_full_marks_and_a_random_one_does_not(what, plain, b
         case = to_case(by_images[what], images=code_of(what, BLOCK[what]))
     else:
         spec = {'type': what, **({'share': 0.2} if what == 'SelectiveEncryption' else {})}
-        case = to_case(lock(plain, build(), KEY, transform=spec))
+        case = to_case(lock(plain, build(), KEY, salt=SALT, transform=spec))
     referee = referee_for(KEY, case.plan, case, SHOWN)
     assert referee.full.miou > 60 and referee.full.agreement == 100
     good, bad = referee.positive_control(), referee.negative_control(0)
@@ -127,7 +128,7 @@ def test_the_true_key_scores_full_marks_and_a_random_one_does_not(what, plain, b
 
 
 def test_weights_come_back_bit_for_bit_for_the_referee(plain):  # noqa: F811
-    case = to_case(lock(plain, build(), KEY, transform='TensorPermutation'))
+    case = to_case(lock(plain, build(), KEY, salt=SALT, transform='TensorPermutation'))
     found = referee_for(KEY, case.plan, case, SHOWN)._authorised_model().state_dict()
     assert all(torch.equal(found[name], plain[name]) for name in plain)
     assert any(not torch.equal(case.weights[name], plain[name]) for name in plain)
@@ -165,14 +166,14 @@ def test_ranks_of_public_weights_undo_any_order(what, plain):  # noqa: F811
     near = {
         n: v + 1e-7 * torch.randn(v.shape, generator=draw) if v.is_floating_point() else v for n, v in plain.items()
     }
-    case = to_case(lock(plain, build(), KEY, transform=spec), public=near)
+    case = to_case(lock(plain, build(), KEY, salt=SALT, transform=spec), public=near)
     _, verdict, referee = judged(case, 'rank-matching')
     assert predict(case.model(), SHOWN.images).ne(referee.authorised).float().mean() > 0.1  # or nothing was undone
     assert verdict.score.agreement > 99
 
 
 def test_moved_values_are_learnt_and_all_others_stay(plain):  # noqa: F811
-    case = to_case(lock(plain, build(), KEY, transform={'type': 'SelectiveEncryption', 'share': 0.005}))
+    case = to_case(lock(plain, build(), KEY, salt=SALT, transform={'type': 'SelectiveEncryption', 'share': 0.005}))
     attempt, verdict, referee = judged(case, 'moved-values')
     bare = referee.judge(type(attempt)())
     assert bare.score.miou < 30 < 60 < verdict.score.miou
@@ -180,7 +181,7 @@ def test_moved_values_are_learnt_and_all_others_stay(plain):  # noqa: F811
     changed = {name: int((found[name] != case.weights[name]).sum()) for name in found}
     assert 0 < sum(changed.values()) <= sum(t.count for t in case.plan.tensors)
     assert {n for n, c in changed.items() if c} <= {t.names[0] for t in case.plan.tensors}
-    everything = to_case(lock(plain, build(), KEY, transform='TensorPermutation'))
+    everything = to_case(lock(plain, build(), KEY, salt=SALT, transform='TensorPermutation'))
     assert not ATTACKS['moved-values'].possible(everything)  # that is fine-tuning
 
 
@@ -210,7 +211,7 @@ def test_a_locked_patch_embedding_falls_to_public_weights():
         return build_family(cfg).eval()
 
     model = make()
-    state = lock_patches(model.state_dict(), plan_patches(model), KEY)
+    state = lock_patches(model.state_dict(), plan_patches(model), KEY, SALT)
     weights = {name: value for name, value in state.items() if not is_stamp(name)}
     draw = torch.Generator().manual_seed(0)
     public = {
@@ -235,8 +236,10 @@ def test_attacks_keep_to_a_budget_of_no_time(plain, by_blocks, by_images):  # no
     none = {'budget': Budget(3, 0.0)}
     few = {'type': 'SelectiveEncryption', 'share': 0.005}
     cases = {
-        'moved-values': to_case(lock(plain, build(), KEY, transform=few), **none),
-        'rank-matching': to_case(lock(plain, build(), KEY, transform='TensorPermutation'), public=plain, **none),
+        'moved-values': to_case(lock(plain, build(), KEY, salt=SALT, transform=few), **none),
+        'rank-matching': to_case(
+            lock(plain, build(), KEY, salt=SALT, transform='TensorPermutation'), public=plain, **none
+        ),
         'substitute-blocks': to_case(by_blocks['BlockShuffle'], **none),
         'substitute-cipher': to_case(by_images['SHF'], images=code_of('SHF', 1), **none),
     }
@@ -263,7 +266,7 @@ def short(monkeypatch):
 
 def test_a_file_with_encrypted_weights_is_audited(trained_on_files, tmp_path, key, key_file, short, capsys):  # noqa: F811
     config, weights = trained_on_files
-    write_checkpoint(tmp_path / 'locked.pth', lock(weights, build(), key, transform='TensorPermutation'), {})
+    write_checkpoint(tmp_path / 'locked.pth', lock(weights, build(), key, salt=SALT, transform='TensorPermutation'), {})
     torch.save({'state_dict': weights}, tmp_path / 'public.pth')
     public = '--public', tmp_path / 'public.pth'
     _, report = audit_files(tmp_path, tmp_path / 'locked.pth', config, key_file, *public)

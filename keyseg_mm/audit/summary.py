@@ -19,10 +19,10 @@ from keyseg_mm.audit.transfer_summary import transferred
 _OTHERS = {
     BLOCKS: 'A few maps behind which all weights are plain are learnt from photos, or trained away: encrypt more of the '
     'model, by a lock at points=linear with signs, or by --mode tensors.',
-    WEIGHTS: 'Encrypt more of the weights: a larger --share of --mode selective, or all of them by --mode tensors, and not '
-    'those of a model that is close to public weights: ranks put them in order again.',
-    IMAGES: 'The weights are plain, and plain images may be near enough to encrypted ones to go on from there: encrypt '
-    'feature maps or weights where the model itself is to be protected. Larger blocks leave more to learn.',
+    WEIGHTS: 'Encrypt more of the weights (a larger --share of --mode selective, or all of them by --mode tensors), '
+    'and not those of a model that is close to public weights: ranks put them in order again.',
+    IMAGES: 'The weights are plain, and plain images may be near enough to encrypted ones to go on from there. '
+    'Encrypt feature maps or weights where the model itself is to be protected; larger blocks leave more to learn.',
 }
 #: Share of the way from the best control to the authorised model from which a lock counts as fallen.
 FALLEN = 0.5
