@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train a small model plain and protected, test it with the right key, without one and with wrong ones.
 
-    python benchmarks/accuracy/run.py --data DATA --out OUT [--model fast-scnn segformer bisenetv2] [--layout cityscapes ade20k]
+    python benchmarks/accuracy/run.py --data DATA --out OUT [--model fast-scnn segformer ...] [--layout cityscapes]
 
 DATA holds cityscapes/ and ade/ADEChallengeData2016/, laid out as mmseg's data set configs expect. Finished steps are
 kept in OUT and not run again. Prints a table and writes OUT/results.json. The paper's way: stages, permutation, the
