@@ -13,16 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from keyseg_mm.errors import StampError, TransformError
-from keyseg_mm.plan import PATCH_FORMAT, SALT_BYTES, STAMP_PREFIX
+from keyseg_mm.plan import DAMAGED, PATCH_FORMAT, SALT_BYTES, STAMP_PREFIX, Stamped, text_of
 from keyseg_mm.transforms.patches import CHANNELS, check_steps, key_space
 
 VERSION = 1
 _PREFIX = STAMP_PREFIX + '_model_takes_images_encrypted_with_key_'
-_DAMAGED = 'the stamp in this checkpoint is damaged; restore the file from a copy'
 ORDERS = ('rgb', 'bgr')
 
 
@@ -42,7 +38,7 @@ class Embedding:
 
 
 @dataclass(frozen=True)
-class PatchPlan:
+class PatchPlan(Stamped):
     """What was done to a model's patch embedding, and how its images are encrypted; all public.
 
     Attributes:
@@ -88,7 +84,6 @@ class PatchPlan:
         return ', '.join([*([moves[self.permute]] if self.permute in moves else []), *['some negated'] * self.negate])
 
     def to_json(self) -> str:
-        """The stamp as text; the same plan always gives the same text."""
         document: dict[str, Any] = {'format': PATCH_FORMAT, 'version': VERSION, 'key_id': self.key_id}
         document.update(salt=self.salt.hex(), patch=self.patch, permute=self.permute, negate=self.negate)
         document.update(order=self.order, mean=list(self.mean), std=list(self.std))
@@ -96,10 +91,6 @@ class PatchPlan:
         if self.mac:
             document['mac'] = self.mac
         return json.dumps(document, separators=(',', ':'))
-
-    def to_tensor(self) -> Tensor:
-        """The stamp as a one-dimensional uint8 tensor."""
-        return torch.tensor(list(self.to_json().encode('utf-8')), dtype=torch.uint8)
 
     @classmethod
     def from_tensor(cls, tensor: Any) -> PatchPlan:
@@ -109,9 +100,7 @@ class PatchPlan:
             StampError: damaged, or of another version.
         """
         try:
-            if tensor.dtype != torch.uint8 or tensor.dim() != 1:
-                raise ValueError
-            document = json.loads(bytes(tensor.cpu().tolist()).decode('utf-8'))
+            document = json.loads(text_of(tensor))
             if document['format'] != PATCH_FORMAT:
                 raise ValueError
             if document['version'] != VERSION:
@@ -121,7 +110,7 @@ class PatchPlan:
                 )
             return _plan(document)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, TransformError):
-            raise StampError(_DAMAGED) from None
+            raise StampError(DAMAGED) from None
 
 
 def patch_plan_of(state_dict: Mapping[str, Any]) -> PatchPlan | None:
@@ -135,7 +124,7 @@ def patch_plan_of(state_dict: Mapping[str, Any]) -> PatchPlan | None:
         return None
     plan = PatchPlan.from_tensor(state_dict[names[0]])
     if len(names) > 1 or plan.stamp_name != names[0]:
-        raise StampError(_DAMAGED)
+        raise StampError(DAMAGED)
     return plan
 
 

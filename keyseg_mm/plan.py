@@ -28,12 +28,39 @@ POINTS_VERSION, TENSORS_VERSION = 1, 2
 STAMP_PREFIX = 'keyseg_stamp'
 _NAME = STAMP_PREFIX + '_protected_model_needs_key_{}'
 SALT_BYTES = 16
+DAMAGED = 'the stamp in this checkpoint is damaged; restore the file from a copy'
 PATCH_FORMAT = 'keyseg_mm patch stamp'  # of keyseg_mm.patchplan: a model that takes encrypted images
 _TAKES_ENCRYPTED_IMAGES = (
     'this checkpoint takes encrypted images (its patch embedding is locked, see `keyseg show`): it runs with its plain '
     'config, without a key, on images encrypted with `keyseg encrypt-image` or by keyseg_mm.EncryptPatches in the '
     'pipeline; `keyseg unlock` makes the plain model of it'
 )
+
+
+class Stamped:
+    """What travels in a state_dict as one uint8 tensor of JSON."""
+
+    def to_json(self) -> str:
+        """The stamp as text; the same plan always gives the same text."""
+        raise NotImplementedError
+
+    def to_tensor(self) -> Tensor:
+        """The stamp as a one-dimensional uint8 tensor."""
+        return torch.tensor(list(self.to_json().encode('utf-8')), dtype=torch.uint8)
+
+
+def text_of(tensor: Any) -> str:
+    """The text of a stamp's tensor; it may be anything, whoever reads it checks.
+
+    Raises:
+        StampError: no tensor of text.
+    """
+    try:
+        if not isinstance(tensor, Tensor) or tensor.dtype != torch.uint8 or tensor.dim() != 1:
+            raise ValueError
+        return bytes(tensor.cpu().tolist()).decode('utf-8')
+    except ValueError:
+        raise StampError(DAMAGED) from None
 
 
 @dataclass(frozen=True)
@@ -76,7 +103,7 @@ class TensorEntry:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Stamped):
     """What is encrypted, where and with whose key; all public.
 
     Attributes:
@@ -104,7 +131,6 @@ class Plan:
         return len(self.entries) + len(self.tensors)
 
     def to_json(self) -> str:
-        """The stamp as text; the same plan always gives the same text."""
         points: list[dict[str, Any]] = []
         for e in self.entries:
             points.append({'point': e.point, 'channels': e.channels, 'transform': e.transform})
@@ -120,10 +146,6 @@ class Plan:
         if self.mac:
             document['mac'] = self.mac
         return json.dumps(document, separators=(',', ':'))
-
-    def to_tensor(self) -> Tensor:
-        """The stamp as a one-dimensional uint8 tensor."""
-        return torch.tensor(list(self.to_json().encode('utf-8')), dtype=torch.uint8)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -154,19 +176,13 @@ class Plan:
         except StampError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, KeysegError):
-            raise StampError('the stamp in this checkpoint is damaged; restore the file from a copy') from None
+            raise StampError(DAMAGED) from None
         return cls(key_id, salt, entries, tensors, mac)
 
     @classmethod
     def from_tensor(cls, tensor: Tensor) -> Plan:
         """Read a stamp from its tensor."""
-        if not isinstance(tensor, Tensor) or tensor.dtype != torch.uint8 or tensor.dim() != 1:
-            raise StampError('the stamp in this checkpoint is damaged; restore the file from a copy')
-        try:
-            text = bytes(tensor.cpu().tolist()).decode('utf-8')
-        except UnicodeDecodeError:
-            text = ''
-        return cls.from_json(text)
+        return cls.from_json(text_of(tensor))
 
     def differences(self, other: Plan) -> list[str]:
         """What other's points and transforms have more, less or otherwise than this plan's, in words."""
@@ -223,6 +239,6 @@ def stamps_of(state_dict: Mapping[str, Any]) -> dict[str, Plan]:
             prefix, _, last = name.rpartition('.')
             plan = Plan.from_tensor(value)
             if plan.stamp_name != last or prefix in found:
-                raise StampError('the stamp in this checkpoint is damaged; restore the file from a copy')
+                raise StampError(DAMAGED)
             found[prefix] = plan
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 from pathlib import Path
 
@@ -199,3 +200,14 @@ def runner_cfg(
 def image():
     torch.manual_seed(0)
     return torch.rand(2, 3, 64, 64)
+
+
+def imports(path: Path) -> set[str]:
+    """All modules that a file imports, at the top or inside functions; those under TYPE_CHECKING too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module or '', *(f'{node.module}.{alias.name}' for alias in node.names)}
+    return found

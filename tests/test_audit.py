@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import json
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import runner_cfg, tiny_model_cfg
+from conftest import imports, runner_cfg, tiny_model_cfg
 from torch import nn
 
 from keyseg_mm import attach, find_leaks
@@ -40,6 +39,7 @@ from keyseg_mm.plan import Entry, Plan
 from keyseg_mm.transforms import CHANNEL_MAPS, ChannelPermutation, ChannelRotation, SignedChannelPermutation
 
 AUDIT = Path(__file__).parents[1] / 'keyseg_mm' / 'audit'
+REFEREES = ('referee.py', 'referees.py')
 CLASSES, SALT = 5, bytes(range(16))
 IN_POINTS = {'in:backbone.layer1.0.conv1': 8, 'in:decode_head.convs.0.conv': 8, 'in:decode_head.conv_seg': 16}
 
@@ -648,16 +648,6 @@ def test_shares_are_nested():
 # --- who may know what
 
 
-def _imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found |= {node.module or '', *(f'{node.module}.{alias.name}' for alias in node.names)}
-    return found
-
-
 def test_the_referee_alone_can_derive_the_key():
     secret = (
         'keyseg_mm.encryptor',
@@ -667,19 +657,19 @@ def test_the_referee_alone_can_derive_the_key():
         'keyseg_mm.leaks',
     )
     for path in sorted(AUDIT.rglob('*.py')):
-        names = _imports(path)
-        if path.name not in ('referee.py', 'suite.py'):  # the suite hands the key on to the referee
+        names = imports(path)
+        if path.name not in (*REFEREES, 'suite.py'):  # the suite hands the key on to the referee
             assert not any(name.startswith('keyseg_mm.key') for name in names), path
-        if path.name != 'referee.py':
+        if path.name not in REFEREES:
             assert not names & {*secret, 'keyseg_mm.attach'}, path
-    assert _imports(AUDIT / 'referee.py') >= {'keyseg_mm.encryptor.derive_channel_map', 'keyseg_mm.key'}
+    assert all(imports(AUDIT / name) >= {'keyseg_mm.encryptor', 'keyseg_mm.key'} for name in REFEREES)
 
 
 def test_attacks_do_not_know_the_referee():
     files = sorted((AUDIT / 'attacks').glob('*.py'))
     assert len(files) > 10
     for path in files:
-        assert not any(n.startswith(('keyseg_mm.audit.referee', 'keyseg_mm.audit.suite')) for n in _imports(path)), path
+        assert not any(n.startswith(('keyseg_mm.audit.referee', 'keyseg_mm.audit.suite')) for n in imports(path)), path
 
 
 def test_rotations_recover_by_cosine(key):

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import imports
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'keyseg_mm'
@@ -34,17 +35,6 @@ HOST = ('mmengine', 'mmcv', 'mmseg')
 HOST_ALLOWED = ('mm', 'commands', 'audit', 'demo', 'compare')
 # mmengine imports <scope>.registry: a module of that name must lie there
 HOST_SHIM = 'registry.py'
-
-
-def imports(path: Path) -> set[str]:
-    """All modules that a file imports, at the top or inside functions; those under TYPE_CHECKING too."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found |= {node.module or '', *(f'{node.module}.{alias.name}' for alias in node.names)}
-    return found
 
 
 def test_public_half_never_imports_the_secret_half():

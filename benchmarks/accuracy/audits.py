@@ -40,8 +40,8 @@ MODELS = ('fast-scnn', 'segformer')
 class Files:
     """The checkpoints of one model, trained or locked when they are first asked for."""
 
-    def __init__(self, model: str, data: Path, out: Path) -> None:
-        self.folder = out / f'{model}-cityscapes-seed0'
+    def __init__(self, model: str, data: Path, out: Path, seed: int) -> None:
+        self.folder, self.seed = out / f'{model}-cityscapes-seed{seed}', f'randomness.seed={seed}'
         self.folder.mkdir(parents=True, exist_ok=True)
         self.plain_config, self.keyed_config = (HERE / f'{kind}{model}_cityscapes.py' for kind in ('', 'keyed_'))
         self.root = str(data / 'cityscapes')
@@ -52,10 +52,10 @@ class Files:
         self.keyed = f'model.protection.key=file:{self.key_file}'
 
     def public(self) -> Path:
-        return train(self.plain_config, [*self.options, 'randomness.seed=0'], self.folder / 'plain')
+        return train(self.plain_config, [*self.options, self.seed], self.folder / 'plain')
 
     def trained(self) -> Path:
-        return train(self.keyed_config, [*self.options, 'randomness.seed=0', self.keyed], self.folder / 'keyed')
+        return train(self.keyed_config, [*self.options, self.seed, self.keyed], self.folder / 'keyed')
 
     def tuned(self) -> Path:
         return train(self.plain_config, self._fine_tuning(), self.folder / 'tuned')
@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument('--data', type=Path, required=True)
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--model', nargs='+', choices=MODELS, default=list(MODELS))
+    parser.add_argument('--seed', type=int, default=0, help="of run.py's trainings (0)")
     parser.add_argument('--part', default='1/1', metavar='K/N', help='only every Nth file, from the Kth on')
     parser.add_argument('--only', nargs='+', metavar='WORD', help='only files whose names contain one of these')
     args = parser.parse_args()
@@ -136,7 +137,7 @@ def main() -> None:
     part, parts = map(int, args.part.split('/'))
     results = {}
     for model in args.model:
-        files = Files(model, args.data.resolve(), out)
+        files = Files(model, args.data.resolve(), out, args.seed)
         for name, make in list(files.all().items())[part - 1 :: parts]:
             if args.only and not any(word in name for word in args.only):
                 continue

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train a small model plain and protected, test it with the right key, without one and with wrong ones.
 
-    python benchmarks/accuracy/run.py --data DATA --out OUT [--model fast-scnn segformer] [--layout cityscapes ade20k]
+    python benchmarks/accuracy/run.py --data DATA --out OUT [--model fast-scnn segformer ...] [--layout cityscapes]
 
 DATA holds cityscapes/ and ade/ADEChallengeData2016/, laid out as mmseg's data set configs expect. Finished steps are
 kept in OUT and not run again. Prints a table and writes OUT/results.json. The paper's way: stages, permutation, the
@@ -21,7 +21,7 @@ from keyseg_mm import SecretKey, write_key_file
 
 HERE = Path(__file__).resolve().parent
 WRONG = ('random:1', 'random:2', 'random:3')
-MODELS = ('fast-scnn', 'segformer')
+MODELS = ('fast-scnn', 'segformer', 'bisenetv2')
 LAYOUTS = {'cityscapes': 'cityscapes', 'ade20k': 'ade/ADEChallengeData2016'}
 
 
@@ -98,6 +98,9 @@ def main() -> None:
         write_key_file(key_file, SecretKey.generate())
     results = {}
     for model, layout, seed in itertools.product(args.model, args.layout, args.seeds):
+        if not (HERE / f'{model}_{layout}.py').exists():
+            print(f'{model}: no config for {layout}')
+            continue
         row = measure(model, layout, seed, args.data.resolve(), out, f'file:{key_file}')
         name = f'{model}, {layout}, seed {seed}'
         results[name] = row

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import nn
 
 from keyseg_mm.audit.case import Case
+from keyseg_mm.audit.kinds import MAPS
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.transforms.base import ChannelMap
+from keyseg_mm.transforms.feature import FeatureTransform
 
 #: Called with the share done, 0 to 1, and a few words on where the attack stands.
 Progress = Callable[[float, str], None]
@@ -36,7 +37,7 @@ class Attempt:
         trail: figures for curves, one dict for each point of the curve.
     """
 
-    guesses: dict[str, ChannelMap] = field(default_factory=dict)
+    guesses: Mapping[str, FeatureTransform] = field(default_factory=dict)
     model: nn.Module | None = None
     images_used: int = 0
     exhausted: bool = False
@@ -53,6 +54,8 @@ class Attack:
         needs: names of the fields of :class:`Case` that must not be None.
         source: where it comes from.
         cost: what it costs, in words.
+        against: what of the model is encrypted where it makes sense, see :mod:`keyseg_mm.audit.kinds`. Most attacks
+            look for channel maps.
         kind: ``'recover'`` returns guesses at the key, ``'retrain'`` returns a model.
         transfers: it makes sense where the attacker's classes are not the file's: it trains what belongs to them.
     """
@@ -62,6 +65,7 @@ class Attack:
     needs: ClassVar[frozenset[str]] = frozenset()
     source: ClassVar[str] = ''
     cost: ClassVar[str] = ''
+    against: ClassVar[frozenset[str]] = frozenset({MAPS})
     kind: ClassVar[Literal['recover', 'retrain']] = 'recover'
     transfers: ClassVar[bool] = False
 
@@ -76,8 +80,8 @@ class Attack:
 
     @classmethod
     def possible(cls, case: Case) -> bool:
-        """Whether the case grants what the attack needs."""
-        return all(getattr(case, name) is not None for name in cls.needs)
+        """Whether the attack is made for what is encrypted here, and the case grants what it needs."""
+        return case.kind in cls.against and all(getattr(case, name) is not None for name in cls.needs)
 
 
 def register(cls: _A) -> _A:

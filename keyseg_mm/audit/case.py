@@ -22,12 +22,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from keyseg_mm.audit.front import Code
+from keyseg_mm.audit.kinds import BLOCKS, IMAGES, MAPS, WEIGHTS
 from keyseg_mm.audit.secrecy import refuse_secrets
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.forward import replace_tensor
 from keyseg_mm.plan import Plan
 from keyseg_mm.points import Point, Site, module_of
+from keyseg_mm.transforms import CHANNEL_MAPS
 from keyseg_mm.transforms.base import ChannelMap
+from keyseg_mm.transforms.feature import FeatureTransform
 
 
 @dataclass(frozen=True)
@@ -195,6 +199,7 @@ class Case:
         seed: of all that an attack draws.
         budget: what it may spend.
         sites: by point, what a dry run of the public model shows. None where nobody looked.
+        images: where the model takes encrypted images, what is public of these.
         classifier: where the attacker's classes are not those of the file, the names of the weights that belong to
             classes: they always learn. None where the classes are the file's own.
 
@@ -217,6 +222,7 @@ class Case:
     seed: int = 0
     budget: Budget = field(default_factory=lambda: Budget(200, 300.0))
     sites: Mapping[str, Site] | None = None
+    images: Code | None = None
     classifier: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -224,7 +230,17 @@ class Case:
             # an oracle answers for an authorised model: what is behind it is out of the attacker's reach by definition
             refuse_secrets(getattr(self, item.name), item.name, inside_calls=item.name != 'oracle')
 
-    def model(self, guesses: Mapping[str, ChannelMap] | None = None) -> nn.Module:
+    @property
+    def kind(self) -> str:
+        """What is encrypted, see :mod:`keyseg_mm.audit.kinds`."""
+        if self.images is not None:
+            return IMAGES
+        if self.plan.tensors:
+            return WEIGHTS
+        mapped = all(entry.transform['type'] in CHANNEL_MAPS for entry in self.plan.entries)
+        return MAPS if mapped else BLOCKS
+
+    def model(self, guesses: Mapping[str, FeatureTransform] | None = None) -> nn.Module:
         """The protected weights in the plain architecture, with guesses applied at their points, in eval mode.
 
         Args:

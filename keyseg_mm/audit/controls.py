@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from keyseg_mm.audit.attack import Attack, Attempt, Progress
 from keyseg_mm.audit.case import Case, logits
+from keyseg_mm.audit.kinds import ALL
 from keyseg_mm.audit.training import train
 from keyseg_mm.errors import KeysegError
 
@@ -50,6 +51,7 @@ class PublicAsIs(Attack):
     name = 'public-as-is'
     title = 'public weights as they are'
     needs = frozenset({'public'})
+    against = ALL
     source = 'the public model'
     cost = 'nothing'
     kind = 'retrain'
@@ -67,6 +69,7 @@ class FromScratch(Attack):
     name = 'from-scratch'
     title = 'training from scratch'
     needs = frozenset({'labelled'})
+    against = ALL
     source = 'every paper'
     cost = 'one training within the budget'
     kind = 'retrain'
@@ -94,6 +97,7 @@ class FromPublic(Attack):
     name = 'from-public'
     title = 'training from public weights'
     needs = frozenset({'labelled', 'public'})
+    against = ALL
     source = 'every paper'
     cost = 'one training within the budget'
     kind = 'retrain'

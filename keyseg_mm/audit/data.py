@@ -17,6 +17,7 @@ from keyseg_mm.audit.case import Photos
 from keyseg_mm.audit.level import Level, Say
 from keyseg_mm.errors import KeysegError
 
+_ENCRYPTING = ('EncryptImage', 'EncryptPatches')
 _STEP = 32  # sides are multiples of it, the stride of most models
 
 
@@ -127,8 +128,11 @@ class PhotoSource:
         elif self._preprocess is None:
             shown = 255 * (shown - shown.min()) / (shown.max() - shown.min()).clamp_min(1e-6)
         array = shown.clamp(0, 255).permute(1, 2, 0).numpy().astype(np.uint8)
-        # the host reads BGR; a preprocessor that does not turn it leaves the blue channel first
-        return array if getattr(self._preprocess, 'channel_conversion', True) else array[..., ::-1]
+        # the host reads BGR; a preprocessor that does not turn it leaves the blue channel first. The two stacks name it
+        # differently
+        names = ('channel_conversion', '_channel_conversion')
+        turned = next((t for name in names if (t := getattr(self._preprocess, name, None)) is not None), True)
+        return array if turned else array[..., ::-1]
 
 
 def nested_shares(total: int, shares: Sequence[float], seed: int, most: int | None) -> dict[float, list[int]]:
@@ -205,8 +209,11 @@ def _innermost(settings: Any) -> Any:
 
 
 def _with_labels(pipeline: Any) -> Any:
-    """A test pipeline that loads the labels too; some, for test sets without any, do not."""
-    steps = copy.deepcopy(list(pipeline))
+    """A test pipeline that loads the labels too (some, for test sets without any, do not) and leaves images plain.
+
+    Attackers have plain images; the referee encrypts those of the key's holder himself.
+    """
+    steps = [copy.deepcopy(s) for s in pipeline if not str(s.get('type')).endswith(_ENCRYPTING)]
     if not any('LoadAnnotations' in str(step.get('type')) for step in steps):
         packs = [i for i, step in enumerate(steps) if 'PackSegInputs' in str(step.get('type'))]
         steps.insert(packs[0] if packs else len(steps), {'type': 'LoadAnnotations'})

@@ -22,10 +22,11 @@ from keyseg_mm.audit.referee import whole_model_plan
 from keyseg_mm.audit.runner import seed_everything
 from keyseg_mm.checkpoint import read_checkpoint
 from keyseg_mm.errors import KeysegError, PlainCheckpointError, StampError
-from keyseg_mm.lockplan import refuse_block_wise
+from keyseg_mm.images.plan import ImagePlan, plans_in_meta
 from keyseg_mm.mm.config import build_plain_model
 from keyseg_mm.mm.dryrun import trace_module
-from keyseg_mm.plan import STAMP_PREFIX, Plan, describe, stamps_of
+from keyseg_mm.patchplan import PatchPlan, patch_plan_of
+from keyseg_mm.plan import STAMP_PREFIX, Plan, stamps_of
 from keyseg_mm.points import Point, Site
 
 # Where a config names files of pretrained weights.
@@ -41,12 +42,14 @@ class Protected:
         prefix: of the module that the stamp belongs to.
         plan: the same with the names of the whole model.
         weights: the state_dict without the stamp.
+        images: how the images are encrypted that the model takes; None where they are plain.
     """
 
     stamp: Plan
     prefix: str
     plan: Plan
     weights: dict[str, Tensor]
+    images: ImagePlan | PatchPlan | None = None
 
 
 def read_protected(path: Path, device: torch.device) -> Protected:
@@ -55,26 +58,32 @@ def read_protected(path: Path, device: torch.device) -> Protected:
     Raises:
         PlainCheckpointError: it carries no stamp.
         StampError: it carries several.
-        LockError: it carries a block-wise transform, which no attack here is for.
-        KeysegError: its weights are encrypted themselves, which no attack here is made for.
     """
-    state = read_checkpoint(path)['state_dict']
+    content = read_checkpoint(path)
+    state = content['state_dict']
+    images = _images_of(content)
+    if images is not None:
+        unpointed = Plan(images.key_id, images.salt, ())
+        return Protected(unpointed, '', unpointed, _tensors(state, device), images)
     stamps = stamps_of(state)
     if not stamps:
         raise PlainCheckpointError(
-            f'{path} is plain (it carries no stamp), so there is nothing to audit: train with a key, or lock it first'
+            f'{path} is plain (it carries no stamp, and its meta tells of no encrypted images), so there is nothing to '
+            'audit: train with a key, or lock it first'
         )
     if len(stamps) > 1:
         raise StampError(f'{path} carries {len(stamps)} stamps; an audit takes models with one protection')
     prefix, stamp = next(iter(stamps.items()))
-    refuse_block_wise(entry.transform for entry in stamp.entries)
-    if stamp.tensors:
-        raise KeysegError(
-            f'the weights of {path} are encrypted themselves ({describe(stamp.tensors[0].transform)}); the attacks of '
-            'this audit are on encrypted feature maps and do not apply. What the file gives without its key shows: '
-            'keyseg test with protection.key=none'
-        )
     return Protected(stamp, prefix, whole_model_plan(stamp, prefix), _tensors(state, device))
+
+
+def _images_of(content: Mapping[str, Any]) -> ImagePlan | PatchPlan | None:
+    """How the images of a checkpoint are encrypted, by its stamp, or by what ``ImageKeyHook`` wrote into its meta."""
+    patches = patch_plan_of(content['state_dict'])
+    plans = set(plans_in_meta(content.get('meta')))
+    if len(plans) > 1:
+        raise StampError(f'this checkpoint was trained on images of {len(plans)} encryptions; an audit takes one')
+    return patches or next(iter(plans), None)
 
 
 def read_public(path: Path, device: torch.device) -> dict[str, Tensor]:

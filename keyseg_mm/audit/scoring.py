@@ -122,13 +122,11 @@ def score(said: Tensor, photos: Photos, authorised: Tensor | None, num_classes: 
     return Score(miou(against_truth), agreement, kappa(against_right))
 
 
-def recovery(
-    guesses: Mapping[str, ChannelMap], truth: Mapping[str, ChannelMap], entries: tuple[Entry, ...]
-) -> Recovery:
+def recovery(guesses: Mapping[str, Any], truth: Mapping[str, Any], entries: tuple[Entry, ...]) -> Recovery:
     """Share of right entries of the key, by point and over all of them.
 
     Args:
-        guesses: by point; may lack some.
+        guesses: channel maps by point; may lack some.
         truth: by point, all of them.
         entries: of the plan.
     """

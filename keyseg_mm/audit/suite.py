@@ -19,14 +19,18 @@ from keyseg_mm.audit.case import Budget, Case, Photos
 from keyseg_mm.audit.closeness import by_model_names, distances
 from keyseg_mm.audit.controls import CONTROLS
 from keyseg_mm.audit.data import read_album
+from keyseg_mm.audit.front import Code, Pixels
+from keyseg_mm.audit.kinds import BLOCKS, IMAGES, MAPS, WEIGHTS
 from keyseg_mm.audit.level import SUITES, Level, Say
 from keyseg_mm.audit.material import architecture, fitting_sites, num_classes_of, read_protected, read_public
 from keyseg_mm.audit.pictures import colour_png, png
-from keyseg_mm.audit.referee import Elsewhere, Referee
+from keyseg_mm.audit.referee import Elsewhere
+from keyseg_mm.audit.referees import referee_for
 from keyseg_mm.audit.runner import Runner
 from keyseg_mm.audit.situation import Situation
 from keyseg_mm.audit.summary import summarise
 from keyseg_mm.audit.transfer import Run, Transfer
+from keyseg_mm.errors import KeysegError
 from keyseg_mm.files import write_new
 from keyseg_mm.key import SecretKey
 from keyseg_mm.mm.config import read_config
@@ -146,13 +150,15 @@ class Stage:
             seed=order.seed,
             budget=Budget(self.level.steps, self.level.seconds),
             sites=sites,
+            images=Code(self.protected.images, Pixels.of(model)) if self.protected.images else None,
         )
+        _refuse_unfit(order, self.file.kind)
         parts = (self.level, shares, self.device, say)
         self.transfer = Transfer(order.transfer, self.protected, self.file, *parts) if order.transfer else None
         self.album = read_album(cfg, model, self.level, shares, order.seed, self.device, say)
         say('scoring the authorised model')
         stamp, held_out = self.protected.stamp, self.album.held_out
-        self.referee = Referee(order.key, stamp, self.file, held_out, self.protected.prefix)
+        self.referee = referee_for(order.key, stamp, self.file, held_out, self.protected.prefix)
         self.situations = self._budgeted(self._situations(self.album.shares))
         self.shown = _most_varied(held_out)
 
@@ -182,7 +188,8 @@ class Stage:
             'public': order.public.name if order.public else None,
             'second': order.second.name if order.second else None,
             'key_id': plan.key_id,
-            'points': [{'point': e.point, 'channels': e.channels, 'transform': e.transform} for e in plan.entries],
+            'kind': self.file.kind,
+            'points': _places(self.file),
             'suite': order.suite,
             'level': dataclasses.asdict(level),
             'budget': dataclasses.asdict(self.situations[0].case.budget),
@@ -213,7 +220,8 @@ class Stage:
 
     def _beyond(self, best: Situation) -> list[Situation]:
         found = []
-        for share in self.level.key_shares:
+        mapped = self.file.kind == MAPS  # tables of other kinds have no attack that completes them
+        for share in self.level.key_shares if mapped else ():
             known, tables = self.referee.leak(share, self.order.seed)
             case = dataclasses.replace(best.case, known=known, known_tables=tables)
             grants = frozenset({'known', 'known_tables'})
@@ -221,8 +229,10 @@ class Stage:
             found.append(Situation(f'leak-{share:g}', title, case, grants, best.share, share))
         some = best.case.labelled
         assert some is not None
-        case = dataclasses.replace(best.case, recorded=self.referee.record(some.images[:2]))
-        found.append(Situation('recorded', 'one recorded authorised run', case, frozenset({'recorded'}), best.share))
+        if mapped:
+            case = dataclasses.replace(best.case, recorded=self.referee.record(some.images[:2]))
+            grants = frozenset({'recorded'})
+            found.append(Situation('recorded', 'one recorded authorised run', case, grants, best.share))
         case = dataclasses.replace(best.case, oracle=self.referee.oracle())
         found.append(Situation('oracle', 'an authorised oracle', case, frozenset({'oracle'}), best.share))
         return found
@@ -250,6 +260,26 @@ class Stage:
             'classes': classes.names,
             'palette': classes.palette,
         }
+
+
+def _refuse_unfit(order: Order, kind: str) -> None:
+    """Refuse grants that no attack on this kind of protection makes use of."""
+    for option, given, kinds in (('--second', order.second, (MAPS,)), ('--transfer', order.transfer, (MAPS, BLOCKS))):
+        if given and kind not in kinds:
+            raise KeysegError(f'{option} is for models with encrypted feature maps; here the {kind} are encrypted')
+
+
+def _places(file: Case) -> list[dict[str, Any]]:
+    """Where what is encrypted, for the report."""
+    if file.kind == IMAGES:
+        assert file.images is not None
+        how = {'type': file.images.method, 'block': file.images.block}
+        return [{'point': 'the image', 'channels': 3, 'transform': how}]
+    if file.kind == WEIGHTS:
+        tensors = file.plan.tensors
+        values = sum(t.count for t in tensors)
+        return [{'point': f'{len(tensors)} tensors', 'values': values, 'transform': tensors[0].transform}]
+    return [{'point': e.point, 'channels': e.channels, 'transform': e.transform} for e in file.plan.entries]
 
 
 def _runs(situations: Sequence[Situation]) -> list[Run]:

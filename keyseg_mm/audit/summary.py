@@ -12,8 +12,18 @@ from typing import Any
 
 from keyseg_mm.audit.advantage import FAILED, LITTLE, NOISE, Report, Result, advantage, short
 from keyseg_mm.audit.closeness import CLOSE
+from keyseg_mm.audit.kinds import BLOCKS, IMAGES, MAPS, WEIGHTS
 from keyseg_mm.audit.transfer_summary import transferred
 
+#: What may help where something else than channel maps at points is encrypted.
+_OTHERS = {
+    BLOCKS: 'A few maps behind which all weights are plain are learnt from photos, or trained away: encrypt more of '
+    'the model, by a lock at points=linear with signs, or by --mode tensors.',
+    WEIGHTS: 'Encrypt more of the weights (a larger --share of --mode selective, or all by --mode tensors), '
+    'and not those of a model that is close to public weights: ranks put them in order again.',
+    IMAGES: 'The weights are plain, and plain images may be near enough to encrypted ones to go on from there. '
+    'Encrypt feature maps or weights where the model itself is to be protected; larger blocks leave more to learn.',
+}
 #: Share of the way from the best control to the authorised model from which a lock counts as fallen.
 FALLEN = 0.5
 
@@ -153,7 +163,9 @@ def _change(report: Report, headline: Mapping[str, Any], level: str) -> list[str
             else ['Nothing for now. Audit again when the model, the points or the public weights change.']
         )
     needs = set(headline['attack']['needs'])
-    return [*_advice(needs, headline['attack']), 'Audit again after every change: the figures, not the advice, decide.']
+    kind = report.get('kind', MAPS)  # reports of older releases do not say
+    advice = _advice(needs, headline['attack']) if kind == MAPS else [_OTHERS[kind]]
+    return [*advice, 'Audit again after every change: the figures, not the advice, decide.']
 
 
 def capitalise(text: str) -> str:

@@ -12,6 +12,10 @@ examples:
   keyseg audit CONFIG CUSTOMER_A.pth --key file:a.key --second CUSTOMER_B.pth --out audit
   keyseg audit CONFIG CHECKPOINT --key file:my.key --transfer CONFIG_OF_ANOTHER_DATA_SET --out audit
 
+The checkpoint may be of any method: feature maps encrypted by channel maps or block-wise, encrypted weights
+(`keyseg lock --mode`), encrypted images (EncryptImage, `keyseg lock-patches`). Attacks that make no sense for it are
+left out.
+
 --transfer tries what the file is worth to a thief with a task of his own: is it a better start for his data set and
 classes than none? CONFIG has the same backbone, neck and heads, with data sets and a number of classes of its own.
 

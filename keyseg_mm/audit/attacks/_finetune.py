@@ -8,6 +8,7 @@ from torch import nn
 
 from keyseg_mm.audit.attack import Attack, Attempt, Progress
 from keyseg_mm.audit.case import Case
+from keyseg_mm.audit.kinds import ALL
 from keyseg_mm.audit.training import train
 
 
@@ -15,6 +16,7 @@ class FineTuning(Attack):
     """Load the protected weights, leave the encryptors out, and train on the labelled images."""
 
     needs = frozenset({'labelled'})
+    against = ALL
     kind = 'retrain'
     transfers = True
     cost = 'a training of the given steps'

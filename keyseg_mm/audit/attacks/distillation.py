@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from keyseg_mm.audit.attack import Attack, Attempt, Progress, register
 from keyseg_mm.audit.case import Case, logits
+from keyseg_mm.audit.kinds import ALL
 from keyseg_mm.audit.training import train
 
 
@@ -28,6 +29,7 @@ class Distillation(Attack):
     name = 'distillation'
     title = 'distillation from an authorised oracle'
     needs = frozenset({'oracle', 'unlabelled'})
+    against = ALL
     source = 'Hinton et al., arXiv 1503.02531; literature on TEE-shielded partition'
     cost = 'a training, and a query for each crop'
     kind = 'retrain'
