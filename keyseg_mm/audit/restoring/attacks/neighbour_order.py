@@ -1,0 +1,51 @@
+"""The order of a block's values, by comparison with photos."""
+
+from __future__ import annotations
+
+from keyseg_mm.audit.attack import Progress
+from keyseg_mm.audit.restoring.attack import Restored, Restoring, register
+from keyseg_mm.audit.restoring.attacks._order import find_order
+from keyseg_mm.audit.restoring.attacks._signs import split_by_sign, which_way
+from keyseg_mm.audit.restoring.case import ImageCase
+from keyseg_mm.audit.restoring.scheme import BlockMap, Images, Scheme, cut
+
+
+def restored(case: ImageCase, photos: Images, progress: Progress, notes: str = '') -> Restored:
+    """Decrypt with the order under which encrypted values go together as those of photos do."""
+    block, clock = case.scheme.block, case.budget.clock()
+    group = None
+    images = case.encrypted
+    if case.scheme.changes != 'none':
+        group = split_by_sign(cut(images, block))
+        images = BlockMap(block, changed=group).decrypt(images)  # photos, or negatives of photos: both vary alike
+    order, late = find_order(cut(images, block), cut(photos, block), case.scheme.moves, clock, progress)
+    if group is None:
+        guess = BlockMap(block, order)
+    else:
+        maps = [BlockMap(block, order, changed) for changed in (group, ~group)]
+        guess = which_way(case.encrypted, maps, case.public)
+    return Restored(guess.decrypt(case.encrypted), guess, late, notes)
+
+
+@register
+class NeighbourOrder(Restoring):
+    """Values of photos vary together in a known way, the nearer the more, and all blocks are permuted alike.
+
+    So the permutation can be read off the encrypted images: see :mod:`keyseg_mm.audit.restoring.attacks._order`. Where
+    values are negated too, the signs are found first, as by :mod:`.correlation_signs`.
+    """
+
+    name, title = 'neighbour-order', "the order of values, by comparison with photos'"
+    needs = frozenset({'public'})
+    source = "of this package's authors; a jigsaw solver in the space of correlations, solved by FAQ (Vogelstein et al. 2015)"
+    cost = 'some twenty assignments of 3 M M values: seconds at M = 16, an hour at M = 64'
+
+    @classmethod
+    def fits(cls, scheme: Scheme) -> bool:
+        """Where values change places."""
+        return scheme.moves != 'none'
+
+    def run(self, case: ImageCase, progress: Progress) -> Restored:
+        """Compare with the attacker's photos."""
+        assert case.public is not None
+        return restored(case, case.public, progress)
