@@ -53,7 +53,7 @@ class ImageReferee(Secret):
         return plain, self._encrypt(plain)
 
     def judge(self, restored: Restored) -> tuple[Likeness, float | None]:
-        """How near the restored images are, and which share of the cipher a guess has right, None without one."""
+        """How near the restored images are, and which share of random values a guess decrypts, None without one."""
         return likeness(restored.images, self._plain), self._found(restored.guess)
 
     def positive_control(self) -> dict[str, Any]:
@@ -73,13 +73,13 @@ class ImageReferee(Secret):
         return {**middle.as_dict(), 'passed': worst.psnr < _DECRYPTED and worst.exact == 0.0}
 
     def _found(self, guess: BlockMap | None) -> float | None:
-        """Share of a block's places that a guess gets right, each in all of some random blocks."""
+        """Share of the values of random blocks that a guess decrypts right."""
         if guess is None:
             return None
         block = self.scheme.block
         probe = np.random.default_rng(0).integers(0, 256, (1, block, _PROBES * block, 3), dtype=np.uint8)
         right = cut(guess.decrypt(self._encrypt(probe)), block) == cut(probe, block)
-        return float(right.all((0, 1, 2)).mean())
+        return float(right.mean())
 
 
 def _cipher(key: SecretKey, plan: ImagePlan | PatchPlan) -> tuple[Convert, Convert]:

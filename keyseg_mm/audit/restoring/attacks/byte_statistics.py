@@ -16,7 +16,8 @@ from keyseg_mm.audit.restoring.scheme import BYTES, BlockMap, Images, Scheme, cu
 
 _ROUNDS = 4
 _ACROSS = 0.05  # weight of another colour's value against one of the same colour
-_SPREAD = 2.0  # grey levels by which an interpolated value counts for its neighbours in the table too
+_SPREAD = 1.5  # grey levels by which the mean of what was interpolated for a byte is off
+_RARITY = 0.02  # weight of how often bytes occur, against that
 
 
 @register
@@ -26,9 +27,10 @@ class ByteStatistics(Restoring):
     1. The half of the places with the largest entries in the first eigenvector of the correlations is taken for
        untouched.
     2. The values of the other places are interpolated from those, which alone gives most of the image.
-    3. How often a byte e stands where p was interpolated is counted over all images; the table is the assignment of
-       bytes to bytes that agrees with most counts (Hungarian). With it the places are decrypted, interpolation gets
-       better, and the table is made anew.
+    3. For each encrypted byte the mean of what was interpolated where it stands, even areas first, says about which
+       value it was; how often it occurs says the rest, as that value occurs about as often at untouched places. The
+       table is the best assignment (Hungarian). With it the places are decrypted, interpolation gets better, and the
+       table is made anew.
     """
 
     name, title = 'byte-statistics', 'untouched places from correlations, bytes by interpolation'
@@ -47,10 +49,10 @@ class ByteStatistics(Restoring):
         changed = ~half_of(_togetherness(blocks), n - n // 2)
         where = _tiled(changed, case.encrypted, scheme.block)
         between = interpolated(case.encrypted.astype(np.float32), ~where)
-        table = np.arange(BYTES)
+        usual = np.bincount(case.encrypted[~where], minlength=BYTES).astype(np.float32)
         for number in range(_ROUNDS):
             progress(number / _ROUNDS, f'round {number + 1}')
-            table = _table(case.encrypted[where], between[where])
+            table = _table(case.encrypted[where], between[where], _evenness(between)[where], usual)
             guess = BlockMap(scheme.block, changed=changed, table=table)
             if number < _ROUNDS - 1:
                 between = _around(guess.decrypt(case.encrypted).astype(np.float32), where)
@@ -87,6 +89,14 @@ def interpolated(values: Floats, known: NDArray[np.bool_]) -> Floats:
     return total / np.maximum(mass, 1e-12)
 
 
+def _evenness(values: Floats) -> Floats:
+    """Weights of values (N, H, W, 3), by how little those around differ."""
+    reach = (0, 1.0, 1.0, 0)
+    mean = gaussian_filter(values, reach, mode='nearest')
+    spread = np.maximum(gaussian_filter(values**2, reach, mode='nearest') - mean**2, 0)
+    return np.asarray(1 / (4.0 + spread), dtype=np.float32)
+
+
 def _around(values: Floats, where: NDArray[np.bool_]) -> Floats:
     """Each value as the mean of its neighbours, without itself; untouched neighbours count three times."""
     weights = np.where(where, 1.0, 3.0).astype(np.float32)
@@ -97,14 +107,24 @@ def _around(values: Floats, where: NDArray[np.bool_]) -> Floats:
     return above / np.maximum(below, 1e-6)
 
 
-def _table(encrypted: NDArray[np.uint8], plain: Floats) -> NDArray[np.int64]:
-    """The permutation of bytes that goes best with pairs of an encrypted byte and about what it was."""
-    near = np.clip(np.rint(plain), 0, BYTES - 1).astype(np.int64)
-    counts = np.bincount(near * BYTES + encrypted.astype(np.int64), minlength=BYTES**2).reshape(BYTES, BYTES)
-    # bytes that hardly occur are no less sure of their place than others: shares, not counts
-    shares = gaussian_filter(counts.astype(np.float64), (_SPREAD, 0), mode='constant')
-    shares = shares / (shares.sum(0, keepdims=True) + 1.0)
-    rows, columns = linear_sum_assignment(-shares)
+def _table(encrypted: NDArray[np.uint8], plain: Floats, sure: Floats, usual: Floats) -> NDArray[np.int64]:
+    """The permutation of bytes that goes best with encrypted bytes and about what they were.
+
+    Args:
+        encrypted: bytes at the changed places.
+        plain: what was interpolated there.
+        sure: weights of that, larger where the image is even.
+        usual: how often each value occurs at the untouched places, shape (256,).
+    """
+    mass = np.bincount(encrypted, sure, BYTES)
+    means = np.bincount(encrypted, sure * plain, BYTES) / np.maximum(mass, 1e-9)
+    counts = np.bincount(encrypted, minlength=BYTES).astype(np.float64)
+    # the same photo's values at other places: nearly as many of each
+    usual = usual * counts.sum() / max(usual.sum(), 1.0)
+    rarity = (np.sqrt(usual)[:, None] - np.sqrt(counts)[None]) ** 2
+    distance = (np.arange(BYTES)[:, None] - means[None]) ** 2
+    costs = np.where(counts[None] > 0, distance / _SPREAD**2, 0.0) + _RARITY * rarity
+    rows, columns = linear_sum_assignment(costs)
     found = np.empty(BYTES, dtype=np.int64)
     found[rows] = columns
     return found

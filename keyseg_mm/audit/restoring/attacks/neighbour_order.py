@@ -12,18 +12,16 @@ from keyseg_mm.audit.restoring.scheme import BlockMap, Images, Scheme, cut
 
 def restored(case: ImageCase, photos: Images, progress: Progress, notes: str = '') -> Restored:
     """Decrypt with the order under which encrypted values go together as those of photos do."""
-    block, clock = case.scheme.block, case.budget.clock()
-    group = None
+    block, changed = case.scheme.block, None
     images = case.encrypted
     if case.scheme.changes != 'none':
         group = split_by_sign(cut(images, block))
-        images = BlockMap(block, changed=group).decrypt(images)  # photos, or negatives of photos: both vary alike
+        # a permutation within blocks leaves photos as unlike their negatives as they were
+        signs = which_way(images, [BlockMap(block, changed=found) for found in (group, ~group)], case.public)
+        changed, images = signs.changed, signs.decrypt(images)
+    clock = case.budget.clock()
     order, late = find_order(cut(images, block), cut(photos, block), case.scheme.moves, clock, progress)
-    if group is None:
-        guess = BlockMap(block, order)
-    else:
-        maps = [BlockMap(block, order, changed) for changed in (group, ~group)]
-        guess = which_way(case.encrypted, maps, case.public)
+    guess = BlockMap(block, order, changed)
     return Restored(guess.decrypt(case.encrypted), guess, late, notes)
 
 
