@@ -42,6 +42,7 @@ class Restoring:
         name: for file names.
         title: for people.
         needs: names of the fields of :class:`ImageCase` that must not be None.
+        helped_by: names of those that it makes use of if they are there.
         source: where it comes from.
         cost: what it costs, in words.
     """
@@ -49,6 +50,7 @@ class Restoring:
     name: ClassVar[str] = ''
     title: ClassVar[str] = ''
     needs: ClassVar[frozenset[str]] = frozenset()
+    helped_by: ClassVar[frozenset[str]] = frozenset()
     source: ClassVar[str] = ''
     cost: ClassVar[str] = ''
 
@@ -62,6 +64,11 @@ class Restoring:
         raise NotImplementedError
 
     @classmethod
+    def possible(cls, case: ImageCase) -> bool:
+        """Whether it makes sense against the case's encryption, and the case grants what it needs."""
+        return cls.fits(case.scheme) and all(getattr(case, name) is not None for name in cls.needs)
+
+    @classmethod
     def fits(cls, scheme: Scheme) -> bool:
         """Whether the attack makes sense against such an encryption."""
         return True
@@ -73,7 +80,7 @@ def register(cls: _R) -> _R:
     Raises:
         KeysegError: its name is taken, or it lacks something that the report shows.
     """
-    unknown = set(cls.needs) - _FIELDS
+    unknown = {*cls.needs, *cls.helped_by} - _FIELDS
     if unknown:
         raise KeysegError(f'{cls.__name__}: a case of images has no {", ".join(sorted(unknown))}')
     if not all((cls.name, cls.title, cls.source, cls.cost)):

@@ -28,6 +28,7 @@ class Flat(Restoring):
     """One colour everywhere: the mean of the attacker's photos, or mid-grey where he has none."""
 
     name, title, source, cost = 'flat', 'one colour everywhere', _HERE, 'none'
+    helped_by = frozenset({'public'})
 
     def run(self, case: ImageCase, progress: Progress) -> Restored:
         """Fill images with it."""

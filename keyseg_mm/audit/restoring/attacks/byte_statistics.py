@@ -34,7 +34,7 @@ class ByteStatistics(Restoring):
     """
 
     name, title = 'byte-statistics', 'untouched places from correlations, bytes by interpolation'
-    source = "of this package's authors, after frequency analysis of substitution ciphers"
+    source = 'worked out for this audit, after frequency analysis of substitution ciphers'
     cost = 'one eigenvector of 3 M M values, and a few assignments of 256 bytes'
 
     @classmethod

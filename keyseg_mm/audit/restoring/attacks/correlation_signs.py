@@ -19,7 +19,8 @@ class CorrelationSigns(Restoring):
     """
 
     name, title = 'correlation-signs', 'negated places from the signs of correlations'
-    source = "of this package's authors, after the ciphertext-only attacks of Kurihara et al. on EtC images"
+    helped_by = frozenset({'public'})
+    source = 'worked out for this audit'
     cost = 'one eigenvector of 3 M M values'
 
     @classmethod

@@ -24,9 +24,7 @@ class KnownPairs(Restoring):
 
     name, title = 'known-pairs', 'the cipher solved from known pairs'
     needs = frozenset({'pairs'})
-    source = (
-        'known-plaintext attack, as in any textbook; for EtC images arXiv 2010.06198 rules it out by one key an image'
-    )
+    source = 'known-plaintext attack, as in any textbook on ciphers'
     cost = 'a comparison of columns'
 
     def run(self, case: ImageCase, progress: Progress) -> Restored:

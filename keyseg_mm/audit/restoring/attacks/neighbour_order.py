@@ -35,7 +35,7 @@ class NeighbourOrder(Restoring):
 
     name, title = 'neighbour-order', "the order of values, by comparison with photos'"
     needs = frozenset({'public'})
-    source = "of this package's authors; a jigsaw solver in the space of correlations, solved by FAQ (Vogelstein et al. 2015)"
+    source = 'worked out for this audit: a jigsaw of correlations, solved by FAQ (Vogelstein et al. 2015)'
     cost = 'some twenty assignments of 3 M M values: seconds at M = 16, an hour at M = 64'
 
     @classmethod

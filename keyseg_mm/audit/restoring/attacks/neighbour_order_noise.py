@@ -21,12 +21,12 @@ _LEVEL, _CONTRAST = 110, 55
 class NeighbourOrderNoise(Restoring):
     """The comparison of :mod:`.neighbour_order` with coloured noise in the place of photos.
 
-    The spectrum of photos falls about as 1 / frequency, and their colours have most in common: that is enough. Noise has
-    no up and down and no favourite colour, so images may come out mirrored within blocks or with colours exchanged.
+    The spectrum of photos falls about as 1 / frequency, and their colours have most in common: that is enough. Noise
+    has no favourite colour, so images may come out with colours exchanged.
     """
 
     name, title = 'neighbour-order-noise', "the order of values, by comparison with noise's"
-    source = "of this package's authors, with the spectrum of natural images (Field 1987)"
+    source = 'worked out for this audit, with the spectrum of natural images (Field 1987)'
     cost = 'as with photos'
 
     @classmethod
