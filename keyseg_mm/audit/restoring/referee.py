@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,12 @@ import numpy as np
 from keyseg_mm.audit.restoring.attack import Restored
 from keyseg_mm.audit.restoring.scheme import BlockMap, Images, Scheme, cut
 from keyseg_mm.audit.restoring.scoring import Likeness, likeness
-from keyseg_mm.encryptor import derive_cipher, derive_image_cipher
+from keyseg_mm.encryptor import derive_cipher, derive_image_cipher, verify
 from keyseg_mm.errors import KeyMismatchError
 from keyseg_mm.images.plan import ImagePlan
 from keyseg_mm.key import SecretKey, wrong_key
-from keyseg_mm.patchplan import PatchPlan
+from keyseg_mm.patches import cipher_of
+from keyseg_mm.patchplan import PatchPlan, patch_plan_of
 from keyseg_mm.secret import Secret
 
 _PROBES = 24  # random blocks by which a guess is compared with the cipher
@@ -80,6 +81,20 @@ class ImageReferee(Secret):
         probe = np.random.default_rng(0).integers(0, 256, (1, block, _PROBES * block, 3), dtype=np.uint8)
         right = cut(guess.decrypt(self._encrypt(probe)), block) == cut(probe, block)
         return float(right.mean())
+
+
+def trusted_patch_plan(key: SecretKey, state_dict: Mapping[str, Any]) -> PatchPlan | None:
+    """The stamp of a model that takes encrypted images, checked; None where there is none.
+
+    Raises:
+        KeyMismatchError: another key's.
+        IntegrityError: its MAC does not fit.
+    """
+    plan = patch_plan_of(state_dict)
+    if plan is not None:
+        cipher_of(key, plan)  # refuses another key, before its MAC could only be called wrong
+        verify(key, plan, state_dict)
+    return plan
 
 
 def _cipher(key: SecretKey, plan: ImagePlan | PatchPlan) -> tuple[Convert, Convert]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, sobel
+from scipy.ndimage import gaussian_filter, sobel  # type: ignore[import-untyped]
 
 from keyseg_mm.audit.restoring.scheme import Images
 from keyseg_mm.errors import KeysegError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
-from scipy.optimize import linear_sum_assignment
+from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped]
+from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
 from keyseg_mm.audit.attack import Progress
 from keyseg_mm.audit.restoring.attack import Restored, Restoring, register
