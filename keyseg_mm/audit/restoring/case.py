@@ -47,7 +47,8 @@ class ImageCase:
     def _check(self, name: str, images: Any) -> None:
         if images is None:
             return
-        shape, block = getattr(images, 'shape', ()), self.scheme.block
+        shape: Any = getattr(images, 'shape', ())
+        block = self.scheme.block
         good = isinstance(images, np.ndarray) and images.dtype == np.uint8 and len(shape) == 4 and shape[0]
         if not good or shape[3] != COLOURS or shape[1] % block or shape[2] % block:
             raise KeysegError(

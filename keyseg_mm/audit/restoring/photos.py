@@ -147,7 +147,9 @@ def _test_pipeline(cfg: Config) -> list[Any]:
     try:
         return list(innermost(cfg.test_dataloader.dataset)['pipeline'])
     except (KeyError, AttributeError, TypeError):
-        raise KeysegError('this config has no test_dataloader.dataset with a pipeline: nothing says how it encrypts')
+        raise KeysegError(
+            'this config has no test_dataloader.dataset with a pipeline: nothing says how it encrypts'
+        ) from None
 
 
 def _until_encrypted(pipeline: Sequence[Any]) -> list[Any]:

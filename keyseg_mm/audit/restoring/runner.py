@@ -86,9 +86,8 @@ class ImageRunner:
             for item in dataclasses.fields(stand.case):
                 feed(state, [item.name, getattr(stand.case, item.name)])
             self._digests[stand.name] = state.hexdigest()
-        return hashlib.sha256(
-            json.dumps([_code(), attack.name, self.shown, self._digests[stand.name]]).encode()
-        ).hexdigest()
+        parts = [_code(), attack.name, self.shown, self._digests[stand.name]]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _attempt(self, attack: type[Restoring], stand: Stand) -> dict[str, Any]:
         """Run and score; an error becomes part of the result."""

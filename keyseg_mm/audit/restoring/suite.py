@@ -182,10 +182,5 @@ def _stands(referee: ImageReferee, public: Any, depth: Depth, seed: int) -> list
 def _runs(stands: list[Stand]) -> list[Run]:
     """All runs, controls first: an interrupted audit then has something to compare with."""
     kinds = (('control', CONTROLS), ('attack', RESTORINGS))
-    return [
-        (cls, stand, kind)
-        for kind, classes in kinds
-        for stand in stands
-        for cls in classes.values()
-        if stand.wants(cls)
-    ]
+    every = [(cls, stand, kind) for kind, classes in kinds for stand in stands for cls in classes.values()]
+    return [(cls, stand, kind) for cls, stand, kind in every if stand.wants(cls)]

@@ -56,7 +56,7 @@ def _advantage(results: Sequence[Result], group: str) -> dict[str, Any] | None:
     kinds = [[r for r in usable if r['kind'] == kind] for kind in ('attack', 'control')]
     if not all(kinds):
         return None
-    attack, control = (max(found, key=rank) for found in kinds)
+    attack, control = (max(found, key=lambda r: (*rank(r), order.index(r['group']))) for found in kinds)
     gain, gap = attack['ssim'] - control['ssim'], 1 - control['ssim']
     decibels = [r['psnr'] for r in (attack, control)]
     return {
@@ -137,8 +137,8 @@ def _means(report: Report, rows: Sequence[Mapping[str, Any]], level: str) -> lis
         )
     own = report['key_spaces'][0]
     said.append(
-        f'There are 2^{own["ciphers"]:.0f} such ciphers, and a key of 256 bits: guessing is hopeless, and nobody has to. '
-        f'Every block of every image is encrypted alike, so statistics and pairs find {own["unknowns"]} one by one.'
+        f'There are 2^{own["ciphers"]:.0f} such ciphers, and the key has 256 bits. Nobody has to guess, though: '
+        f'every block of every image is encrypted alike, so statistics and pairs find {own["unknowns"]} one by one.'
     )
     if level in ('holds', 'leaks'):
         said.append(
@@ -161,8 +161,8 @@ def _change(report: Report, rows: Sequence[Mapping[str, Any]], level: str) -> li
         )
     if any(row['group'] == 'pairs' and row['advantage'] > NOISE for row in rows):
         said.append(
-            'Never let one image be had both plain and encrypted, nor encrypt images that somebody else may choose: one '
-            'pair opens all images of that key and salt. Change the key if it happened.'
+            'Never let an image be had both plain and encrypted, nor encrypt images that somebody else chooses: one pair '
+            'opens all images of that key and salt. Change the key if it happened.'
         )
     if level == 'holds':
         said.append('Run the standard or full suite, with more images, before you rely on it.')

@@ -15,7 +15,7 @@ def covariance(blocks: Blocks) -> NDArray[np.float64]:
     """Of the values at each two places of a block, (3 M M, 3 M M)."""
     flat = blocks.reshape(-1, blocks.shape[-1]).astype(np.float32)
     flat = flat - flat.mean(0)
-    return (flat.T @ flat / len(flat)).astype(np.float64)
+    return np.asarray(flat.T @ flat / len(flat), dtype=np.float64)
 
 
 def split_by_sign(blocks: Blocks) -> Bools:

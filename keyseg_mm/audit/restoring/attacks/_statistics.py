@@ -38,7 +38,7 @@ def enlarged(small: NDArray[Any], size: tuple[int, int]) -> Images:
 
 def as_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
     """Rounded, and cut off at 0 and 255."""
-    return np.clip(np.rint(values), 0, TOP).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(values), 0, TOP), dtype=np.uint8)
 
 
 def upright(images: Images, public: Images | None) -> bool:
@@ -55,4 +55,4 @@ def upright(images: Images, public: Images | None) -> bool:
     mean, theirs = values.mean(0), public.astype(np.float32).mean(0)
     alike = float((mean - mean.mean()).ravel() @ (theirs - theirs.mean()).ravel())
     level = float(abs(TOP - mean.mean() - theirs.mean()) - abs(mean.mean() - theirs.mean()))
-    return alike / (mean.std() * theirs.std() * mean.size + 1e-6) + level / TOP >= 0
+    return bool(alike / (mean.std() * theirs.std() * mean.size + 1e-6) + level / TOP >= 0)

@@ -63,7 +63,7 @@ def _togetherness(blocks: NDArray[np.uint8]) -> NDArray[np.float64]:
     cov = covariance(blocks)
     scale = np.sqrt(np.diag(cov)) + 1e-6
     _, vectors = np.linalg.eigh(cov / np.outer(scale, scale))
-    return np.abs(vectors[:, -1])
+    return np.asarray(np.abs(vectors[:, -1]))
 
 
 def _tiled(places: NDArray[np.bool_], images: Images, block: int) -> NDArray[np.bool_]:
@@ -86,7 +86,7 @@ def interpolated(values: Floats, known: NDArray[np.bool_]) -> Floats:
         below = gaussian_filter(weights, reach, mode='nearest')
         total += share * (above + _ACROSS * above.sum(-1, keepdims=True))
         mass += share * (below + _ACROSS * below.sum(-1, keepdims=True))
-    return total / np.maximum(mass, 1e-12)
+    return np.asarray(total / np.maximum(mass, 1e-12), dtype=np.float32)
 
 
 def _evenness(values: Floats) -> Floats:
@@ -104,7 +104,7 @@ def _around(values: Floats, where: NDArray[np.bool_]) -> Floats:
     reach = (0, 0.7, 0.7, 0)
     above = gaussian_filter(values * weights, reach, mode='nearest') - own * values * weights
     below = gaussian_filter(weights, reach, mode='nearest') - own * weights
-    return above / np.maximum(below, 1e-6)
+    return np.asarray(above / np.maximum(below, 1e-6), dtype=np.float32)
 
 
 def _table(encrypted: NDArray[np.uint8], plain: Floats, sure: Floats, usual: Floats) -> NDArray[np.int64]:
