@@ -27,7 +27,7 @@ class Depth:
 
 
 DEPTHS = {
-    'quick': Depth(150, 20.0, 16, 32, 192, (1, 16)),
+    'quick': Depth(150, 30.0, 16, 32, 192, (1, 16)),
     'standard': Depth(2000, 400.0, 40, 200, 512, (1, 64)),
     'full': Depth(10000, 3600.0, None, None, None, (1, 64)),
 }

@@ -161,8 +161,8 @@ def _change(report: Report, rows: Sequence[Mapping[str, Any]], level: str) -> li
         )
     if any(row['group'] == 'pairs' and row['advantage'] > NOISE for row in rows):
         said.append(
-            'Never let an image be had both plain and encrypted, nor encrypt images that somebody else chooses: one pair '
-            'opens all images of that key and salt. Change the key if it happened.'
+            'Never let an image be had both plain and encrypted, nor encrypt images that somebody else chooses: one '
+            'pair opens all images of that key and salt. Change the key if it happened.'
         )
     if level == 'holds':
         said.append('Run the standard or full suite, with more images, before you rely on it.')

@@ -116,7 +116,7 @@ def trained(scheme: Scheme, keyed: bool, draw: Draw, clock: Clock, seed: int, pr
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        progress(clock.share, f'step {clock.steps}, loss {float(loss):.3f}')
+        progress(clock.share, f'step {clock.steps}, loss {loss.item():.3f}')
     return net.eval()
 
 

@@ -33,7 +33,7 @@ class NeighbourOrder(Restoring):
     values are negated too, the signs are found first, as by :mod:`.correlation_signs`.
     """
 
-    name, title = 'neighbour-order', "the order of values, by comparison with photos'"
+    name, title = 'neighbour-order', 'values ordered by neighbourhood, after photos'
     needs = frozenset({'public'})
     source = 'worked out for this audit: a jigsaw of correlations, solved by FAQ (Vogelstein et al. 2015)'
     cost = 'some twenty assignments of 3 M M values: seconds at M = 16, an hour at M = 64'

@@ -25,7 +25,7 @@ class NeighbourOrderNoise(Restoring):
     has no favourite colour, so images may come out with colours exchanged.
     """
 
-    name, title = 'neighbour-order-noise', "the order of values, by comparison with noise's"
+    name, title = 'neighbour-order-noise', 'values ordered by neighbourhood, after noise'
     source = 'worked out for this audit, with the spectrum of natural images (Field 1987)'
     cost = 'as with photos'
 
