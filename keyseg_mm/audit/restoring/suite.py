@@ -24,6 +24,7 @@ from keyseg_mm.audit.restoring.photos import read_photos
 from keyseg_mm.audit.restoring.plans import plan_of
 from keyseg_mm.audit.restoring.referee import ImageReferee, trusted_patch_plan
 from keyseg_mm.audit.restoring.runner import ImageRunner, Stand
+from keyseg_mm.audit.restoring.scheme import Images
 from keyseg_mm.audit.restoring.summary import summarise
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.files import write_new
@@ -89,16 +90,33 @@ def audit_images(order: ImageOrder, say: Say = lambda text: None) -> dict[str, A
         'suite': order.suite,
         'full_size': list(full_size or attacked.shape[1:3]),
     }
-    return attack_images(order.key, plan, (attacked, public), depth, order.out, facts, order.seed, order.bars, say)
+    return attack_images(
+        order.key, Subject(plan, attacked, public, facts), depth, order.out, order.seed, order.bars, say
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is attacked.
+
+    Attributes:
+        plan: how images are encrypted.
+        attacked: the plain images, uint8 (N, H, W, 3), red first, of whole blocks; only the referee gets them.
+        public: the attacker's own photos, of the same size.
+        facts: where all this comes from, for the report: ``config``, ``checkpoint``, ``suite``, ``full_size``.
+    """
+
+    plan: ImagePlan | PatchPlan
+    attacked: Images
+    public: Images
+    facts: dict[str, Any]
 
 
 def attack_images(
     key: SecretKey,
-    plan: ImagePlan | PatchPlan,
-    photos: tuple[Any, Any],
+    subject: Subject,
     depth: Depth,
     out: Path,
-    facts: dict[str, Any],
     seed: int = 0,
     bars: bool = False,
     say: Say = lambda text: None,
@@ -107,25 +125,22 @@ def attack_images(
 
     Args:
         key: the true key; only the referee gets it.
-        plan: how images are encrypted.
-        photos: plain images under attack, and the attacker's, each uint8 (N, H, W, 3), red first, of one size.
+        subject: what is attacked.
         depth: how thorough.
         out: folder for results and report; a finished result in it is not run again.
-        facts: of where all this comes from, for the report: ``config``, ``checkpoint``, ``suite``, ``full_size``.
         seed: of everything drawn.
         bars: show progress bars.
         say: told what is going on, a line at a time.
 
     Raises:
         KeyMismatchError: the plan is of another key.
-        KeysegError: the images are not of whole blocks.
+        KeysegError: the images are not of whole blocks, or the photos of another size.
     """
     start = time.monotonic()
-    attacked, public = photos
-    referee = ImageReferee(key, plan, attacked)
-    stands = _stands(referee, public, depth, seed)
+    referee = ImageReferee(key, subject.plan, subject.attacked)
+    stands = _stands(referee, subject.public, depth, seed)
     out.mkdir(parents=True, exist_ok=True)
-    shown = list(range(min(_SHOWN, len(attacked))))
+    shown = list(range(min(_SHOWN, len(subject.attacked))))
     runner = ImageRunner(referee, out / 'results', shown, bars)
     say('the referee checks itself')
     checks = {'positive': referee.positive_control(), 'negative': referee.negative_control(seed)}
@@ -133,32 +148,36 @@ def attack_images(
     for number, (attack, stand, kind) in enumerate(runs, 1):
         say(f'{number}/{len(runs)}  {kind}: {attack.title}, {stand.title}')
         results.append(runner.run(attack, stand, kind))
-    report: dict[str, Any] = {
-        'format': FORMAT,
-        'version': 1,
-        'made_by': __version__,
-        'when': time.strftime('%Y-%m-%d %H:%M'),
-        **facts,
-        'scheme': dataclasses.asdict(referee.scheme),
-        'key_spaces': key_spaces(referee.scheme),
-        'depth': dataclasses.asdict(depth),
-        'seed': seed,
-        'images': len(attacked),
-        'photos': len(public),
-        'size': list(attacked.shape[1:3]),
-        'stands': [{'name': s.name, 'title': s.title, 'group': s.group} for s in stands],
-        'checks': checks,
-        'pictures': {
-            'plain': [colour_png(attacked[i]) for i in shown],
-            'encrypted': [colour_png(referee.encrypted[i]) for i in shown],
-        },
-        'results': results,
-        'seconds': round(time.monotonic() - start, 1),
-    }
+    report = _facts(subject, referee, stands, depth, shown)
+    report.update(seed=seed, checks=checks, results=results, seconds=round(time.monotonic() - start, 1))
     report['summary'] = summarise(report)
     text = json.dumps(report, indent=1, allow_nan=False)
     write_new(out / 'report.json', lambda file: file.write(text.encode()), overwrite=True)
     return report
+
+
+def _facts(
+    subject: Subject, referee: ImageReferee, stands: list[Stand], depth: Depth, shown: list[int]
+) -> dict[str, Any]:
+    """What was audited, for the report. The plain images are in it: it is for their owner."""
+    return {
+        'format': FORMAT,
+        'version': 1,
+        'made_by': __version__,
+        'when': time.strftime('%Y-%m-%d %H:%M'),
+        **subject.facts,
+        'scheme': dataclasses.asdict(referee.scheme),
+        'key_spaces': key_spaces(referee.scheme),
+        'depth': dataclasses.asdict(depth),
+        'images': len(subject.attacked),
+        'photos': len(subject.public),
+        'size': list(subject.attacked.shape[1:3]),
+        'stands': [{'name': s.name, 'title': s.title, 'group': s.group} for s in stands],
+        'pictures': {
+            'plain': [colour_png(subject.attacked[i]) for i in shown],
+            'encrypted': [colour_png(referee.encrypted[i]) for i in shown],
+        },
+    }
 
 
 def _stands(referee: ImageReferee, public: Any, depth: Depth, seed: int) -> list[Stand]:
