@@ -18,7 +18,7 @@ class BlockMeans(Restoring):
     """
 
     name, title = 'block-means', 'outlines from the means of blocks'
-    source = 'the block-wise part of the feature reconstruction attack, Chang and Li 2006; arXiv 2010.06198'
+    source = 'after the feature reconstruction attack, Sirichotedumrong and Kiya, arXiv 2010.06198'
     cost = 'nothing'
 
     @classmethod

@@ -18,7 +18,7 @@ class FoldedValues(Restoring):
     """
 
     name, title = 'folded-values', 'min(p, 255 - p) of each value'
-    source = 'feature reconstruction attack, Chang and Li 2006; on NP, arXiv 2010.06198'
+    source = 'feature reconstruction attack, as in Sirichotedumrong and Kiya, arXiv 2010.06198'
     cost = 'nothing'
 
     @classmethod

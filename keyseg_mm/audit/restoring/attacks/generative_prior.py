@@ -32,7 +32,7 @@ class GenerativePrior(Restoring):
 
     name, title = 'generative-prior', 'a generator of photos, fitted to what the key leaves'
     needs = frozenset({'public'})
-    source = 'MaungMaung, Echizen and Kiya 2024 and MaungMaung and Kiya 2023, with a generator of this size'
+    source = 'after MaungMaung and Kiya 2023, and MaungMaung, Echizen and Kiya 2024; with a small generator'
     cost = 'a training of a small generator, and a search for one latent an image'
 
     def run(self, case: ImageCase, progress: Progress) -> Restored:

@@ -20,7 +20,7 @@ class InverseNetwork(Restoring):
 
     name, title = 'inverse-network', 'an inverse network, trained under other keys'
     needs = frozenset({'public'})
-    source = 'Ito, Kinoshita and Kiya, inverse transformation networks; arXiv 2010.06198, 2009.08150'
+    source = 'inverse transformation network attack, as in Sirichotedumrong and Kiya, arXiv 2010.06198'
     cost = 'a training of a small U-Net'
 
     def run(self, case: ImageCase, progress: Progress) -> Restored:

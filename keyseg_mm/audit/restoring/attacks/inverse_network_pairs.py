@@ -23,7 +23,7 @@ class InverseNetworkPairs(Restoring):
 
     name, title = 'inverse-network-pairs', 'an inverse network, trained on known pairs'
     needs = frozenset({'pairs'})
-    source = 'inverse transformation networks with a chosen-plaintext oracle, arXiv 2010.06198'
+    source = 'inverse transformation network attack, arXiv 2010.06198, here with pairs of the very key'
     cost = 'a training of a small U-Net, and of (3 M M)^2 weights for the blocks'
 
     @classmethod
