@@ -12,8 +12,8 @@ class Depth:
     Attributes:
         steps: optimisation steps of a learning attack.
         seconds: of each attack.
-        images: under attack, at most.
-        photos: the attacker's own, at most.
+        images: under attack, at most; None for all that there are.
+        photos: the attacker's own, likewise.
         longest: longer side of all of them, at most; larger ones are scaled down.
         pairs: how many known pairs an attacker has, in the situations in which he has any.
     """
@@ -29,5 +29,5 @@ class Depth:
 DEPTHS = {
     'quick': Depth(150, 30.0, 16, 32, 192, (1, 16)),
     'standard': Depth(2000, 400.0, 40, 200, 512, (1, 64)),
-    'full': Depth(10000, 3600.0, None, None, None, (1, 64)),
+    'full': Depth(10000, 3600.0, 60, 200, None, (1, 64)),
 }

@@ -58,7 +58,7 @@ def likeness(restored: Images, plain: Images) -> Likeness:
         )
     pairs = list(zip(restored, plain))
     return Likeness(
-        psnr(restored, plain),
+        _decibels(float(np.mean([_squared_error(a, b) for a, b in pairs]))),
         float(np.mean([ssim(a, b) for a, b in pairs])),
         float(np.mean([edge_agreement(a, b) for a, b in pairs])),
         float(np.mean([np.array_equal(a, b) for a, b in pairs])),
@@ -67,7 +67,14 @@ def likeness(restored: Images, plain: Images) -> Likeness:
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     """Peak signal-to-noise ratio in dB."""
-    error = float(np.mean((a.astype(np.float64) - b) ** 2))
+    return _decibels(_squared_error(a, b))
+
+
+def _squared_error(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    return float(np.mean((a.astype(np.float64) - b) ** 2))
+
+
+def _decibels(error: float) -> float:
     return math.inf if error == 0 else 10 * math.log10(TOP**2 / error)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from keyseg_mm.audit.attack import Progress
 from keyseg_mm.audit.case import Clock
+from keyseg_mm.audit.restoring.attacks._order import MOST_VALUES
 from keyseg_mm.audit.restoring.attacks._statistics import as_bytes
 from keyseg_mm.audit.restoring.scheme import COLOURS, Images, Scheme
 
@@ -43,7 +44,8 @@ class InverseNetwork(nn.Module):
     """From an encrypted image to a plain one, as a small U-Net.
 
     It sees the values, the folded values, and of each block what no permutation changes: the quantiles of its values.
-    With ``keyed`` it also sees blocks through a learnt linear map of their values, which can undo one key's cipher.
+    With ``keyed``, and blocks that are not too large, it also sees them through a learnt linear map of their values,
+    which can undo one key's cipher.
 
     Args:
         scheme: how images are encrypted.
@@ -53,6 +55,7 @@ class InverseNetwork(nn.Module):
     def __init__(self, scheme: Scheme, keyed: bool) -> None:
         super().__init__()
         self.block = scheme.block
+        keyed = keyed and scheme.values <= MOST_VALUES
         self.undo = nn.Conv2d(scheme.values, scheme.values, 1) if keyed else None
         inputs = 2 * COLOURS + _QUANTILES + COLOURS * keyed
         self.enter = nn.Conv2d(4 * inputs, _WIDTHS[0], 3, padding=1)

@@ -20,10 +20,13 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
 from keyseg_mm.audit.case import Clock
-from keyseg_mm.audit.restoring.attacks._statistics import Floats
+from keyseg_mm.audit.restoring.attacks._statistics import Floats, enough
 from keyseg_mm.audit.restoring.scheme import COLOURS, Blocks
 
 Order = NDArray[np.int64]
+
+#: Values of a block up to which an order is sought (M = 32): beyond, matrices of places need gigabytes.
+MOST_VALUES = 3072
 
 _REACH = 2  # blocks around, in each direction
 _WIDTHS = (1.0, 0.3)  # of the kernels, in medians of the squared differences within a block
@@ -79,7 +82,7 @@ def find_order(
     Returns:
         The order, and whether time ran out.
     """
-    theirs, own = Statistics(encrypted), Statistics(photos)
+    theirs, own = Statistics(enough(encrypted)), Statistics(enough(photos))
     allowed = _allowed(encrypted.shape[-1], moves)
     spread = own.places.std(0) + 1e-3 * own.places.std()
     a, b = theirs.places / spread, own.places / spread

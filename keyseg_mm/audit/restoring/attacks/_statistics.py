@@ -12,6 +12,7 @@ from keyseg_mm.audit.restoring.scheme import Images, Scheme, cut
 
 Floats = NDArray[np.float32]
 TOP = 255
+_ENOUGH = 50_000_000
 
 
 def folded(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -24,9 +25,17 @@ def traces(images: Images, scheme: Scheme) -> Floats:
 
     Where values are negated, of the folded ones.
     """
-    blocks = cut(images, scheme.block)
-    values = (folded(blocks) if 'negated' in scheme.changes else blocks).astype(np.float32)
-    return np.stack([values.mean(-1), values.std(-1)], axis=-1)
+    found = []
+    for image in images:  # one by one: as floats all of them are too many
+        blocks = cut(image[None], scheme.block)
+        values = (folded(blocks) if 'negated' in scheme.changes else blocks).astype(np.float32)
+        found.append(np.stack([values.mean(-1), values.std(-1)], axis=-1))
+    return np.concatenate(found)
+
+
+def enough(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The first of many large images, or of their blocks: more than so many values tell a statistic nothing new."""
+    return images[: max(1, _ENOUGH // images[0].size)]
 
 
 def enlarged(small: NDArray[Any], size: tuple[int, int]) -> Images:
@@ -47,12 +56,12 @@ def upright(images: Images, public: Images | None) -> bool:
     With photos at hand, by which of both the mean image and the spread of values are more like theirs. Without, by two
     habits of photos: light comes from above, and there is more shade than glare.
     """
-    values = images.astype(np.float32)
+    values = enough(images).astype(np.float32)
     rows = values.mean((0, 2, 3))
     if public is None:
         half = len(rows) // 2
         return float(rows[:half].mean() - rows[half:].mean() + 2 * (TOP / 2 - values.mean())) >= 0
-    mean, theirs = values.mean(0), public.astype(np.float32).mean(0)
+    mean, theirs = values.mean(0), enough(public).astype(np.float32).mean(0)
     alike = float((mean - mean.mean()).ravel() @ (theirs - theirs.mean()).ravel())
     level = float(abs(TOP - mean.mean() - theirs.mean()) - abs(mean.mean() - theirs.mean()))
     return bool(alike / (mean.std() * theirs.std() * mean.size + 1e-6) + level / TOP >= 0)

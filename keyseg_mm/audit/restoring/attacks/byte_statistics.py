@@ -9,8 +9,8 @@ from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
 from keyseg_mm.audit.attack import Progress
 from keyseg_mm.audit.restoring.attack import Restored, Restoring, register
-from keyseg_mm.audit.restoring.attacks._signs import covariance, half_of
-from keyseg_mm.audit.restoring.attacks._statistics import Floats
+from keyseg_mm.audit.restoring.attacks._signs import first_direction, half_of
+from keyseg_mm.audit.restoring.attacks._statistics import Floats, enough
 from keyseg_mm.audit.restoring.case import ImageCase
 from keyseg_mm.audit.restoring.scheme import BYTES, BlockMap, Images, Scheme, cut, join
 
@@ -45,25 +45,19 @@ class ByteStatistics(Restoring):
     def run(self, case: ImageCase, progress: Progress) -> Restored:
         """Split, interpolate, count, repeat."""
         scheme, n = case.scheme, case.scheme.values
-        blocks = cut(case.encrypted, scheme.block)
-        changed = ~half_of(_togetherness(blocks), n - n // 2)
-        where = _tiled(changed, case.encrypted, scheme.block)
-        between = interpolated(case.encrypted.astype(np.float32), ~where)
-        usual = np.bincount(case.encrypted[~where], minlength=BYTES).astype(np.float32)
+        some = enough(case.encrypted)
+        blocks = cut(some, scheme.block)
+        changed = ~half_of(np.abs(first_direction(blocks, alike=True)), n - n // 2)
+        where = _tiled(changed, some, scheme.block)
+        between = interpolated(some.astype(np.float32), ~where)
+        usual = np.bincount(some[~where], minlength=BYTES).astype(np.float32)
         for number in range(_ROUNDS):
             progress(number / _ROUNDS, f'round {number + 1}')
-            table = _table(case.encrypted[where], between[where], _evenness(between)[where], usual)
+            table = _table(some[where], between[where], _evenness(between)[where], usual)
             guess = BlockMap(scheme.block, changed=changed, table=table)
             if number < _ROUNDS - 1:
-                between = _around(guess.decrypt(case.encrypted).astype(np.float32), where)
+                between = _around(guess.decrypt(some).astype(np.float32), where)
         return Restored(guess.decrypt(case.encrypted), guess)
-
-
-def _togetherness(blocks: NDArray[np.uint8]) -> NDArray[np.float64]:
-    cov = covariance(blocks)
-    scale = np.sqrt(np.diag(cov)) + 1e-6
-    _, vectors = np.linalg.eigh(cov / np.outer(scale, scale))
-    return np.asarray(np.abs(vectors[:, -1]))
 
 
 def _tiled(places: NDArray[np.bool_], images: Images, block: int) -> NDArray[np.bool_]:

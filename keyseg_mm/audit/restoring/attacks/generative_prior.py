@@ -9,6 +9,7 @@ from keyseg_mm.audit.attack import Progress
 from keyseg_mm.audit.restoring.attack import Restored, Restoring, register
 from keyseg_mm.audit.restoring.attacks._generator import Fit, by_place, fitted, trained_generator
 from keyseg_mm.audit.restoring.attacks._network import as_images
+from keyseg_mm.audit.restoring.attacks._order import MOST_VALUES
 from keyseg_mm.audit.restoring.attacks._signs import half_of
 from keyseg_mm.audit.restoring.attacks._statistics import enlarged
 from keyseg_mm.audit.restoring.case import ImageCase
@@ -48,6 +49,8 @@ class GenerativePrior(Restoring):
             kept = half_of(by_place(fit.kept, scheme).astype(np.float64), scheme.values - scheme.values // 2)
             mask = join(np.broadcast_to(kept, cut(made, scheme.block).shape), scheme.block)
             return Restored(np.where(mask, case.encrypted, made), exhausted=late, notes='Untouched places kept.')
+        if scheme.moves != 'none' and scheme.values > MOST_VALUES:
+            return Restored(made, exhausted=late, notes='The generated photos; blocks are too large for more.')
         guess = _guess(scheme, fit, made, case.encrypted)
         decrypted = guess.decrypt(case.encrypted)
         if roughness(decrypted) <= _SMOOTH * roughness(photos):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from keyseg_mm.audit.attack import Progress
 from keyseg_mm.audit.restoring.attack import Restored, Restoring, register
-from keyseg_mm.audit.restoring.attacks._order import find_order
+from keyseg_mm.audit.restoring.attacks._order import MOST_VALUES, find_order
 from keyseg_mm.audit.restoring.attacks._signs import split_by_sign, which_way
 from keyseg_mm.audit.restoring.case import ImageCase
 from keyseg_mm.audit.restoring.scheme import BlockMap, Images, Scheme, cut
@@ -36,12 +36,12 @@ class NeighbourOrder(Restoring):
     name, title = 'neighbour-order', 'values ordered by neighbourhood, after photos'
     needs = frozenset({'public'})
     source = 'worked out for this audit: a jigsaw of correlations, solved by FAQ (Vogelstein et al. 2015)'
-    cost = 'some twenty assignments of 3 M M values: seconds at M = 16, an hour at M = 64'
+    cost = 'some twenty assignments of 3 M M values: seconds at M = 16, minutes at M = 32, the largest'
 
     @classmethod
     def fits(cls, scheme: Scheme) -> bool:
-        """Where values change places."""
-        return scheme.moves != 'none'
+        """Where values change places, in blocks that are not too large."""
+        return scheme.moves != 'none' and scheme.values <= MOST_VALUES
 
     def run(self, case: ImageCase, progress: Progress) -> Restored:
         """Compare with the attacker's photos."""

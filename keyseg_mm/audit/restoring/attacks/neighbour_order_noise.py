@@ -6,6 +6,7 @@ import numpy as np
 
 from keyseg_mm.audit.attack import Progress
 from keyseg_mm.audit.restoring.attack import Restored, Restoring, register
+from keyseg_mm.audit.restoring.attacks._order import MOST_VALUES
 from keyseg_mm.audit.restoring.attacks._statistics import as_bytes
 from keyseg_mm.audit.restoring.attacks.neighbour_order import restored
 from keyseg_mm.audit.restoring.case import ImageCase
@@ -31,8 +32,8 @@ class NeighbourOrderNoise(Restoring):
 
     @classmethod
     def fits(cls, scheme: Scheme) -> bool:
-        """Where values change places."""
-        return scheme.moves != 'none'
+        """Where values change places, in blocks that are not too large."""
+        return scheme.moves != 'none' and scheme.values <= MOST_VALUES
 
     def run(self, case: ImageCase, progress: Progress) -> Restored:
         """Compare with noise."""
