@@ -53,12 +53,12 @@ class PhotoSource:
         where = f'{split}_dataloader.dataset'
         try:
             settings = copy.deepcopy(cfg[f'{split}_dataloader']['dataset'])
-            pipeline = _with_labels(_innermost(cfg.test_dataloader.dataset)['pipeline'])
+            pipeline = _with_labels(innermost(cfg.test_dataloader.dataset)['pipeline'])
         except (KeyError, AttributeError, TypeError):
             raise KeysegError(
                 f'this config has no {where}: the audit takes its photos from train_dataloader and test_dataloader'
             ) from None
-        _innermost(settings)['pipeline'] = pipeline
+        innermost(settings)['pipeline'] = pipeline
         try:
             self._dataset: Any = DATASETS.build(settings)
         except Exception as error:  # the host raises whatever it likes for missing folders
@@ -201,7 +201,7 @@ def _common_size(size: Sequence[int], longest: int | None) -> tuple[int, int]:
     return height, width
 
 
-def _innermost(settings: Any) -> Any:
+def innermost(settings: Any) -> Any:
     """The data set in wrappers such as RepeatDataset; of several joined ones the first."""
     while settings.get('dataset') is not None or settings.get('datasets'):
         settings = settings['dataset'] if settings.get('dataset') is not None else settings['datasets'][0]

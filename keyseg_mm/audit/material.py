@@ -18,8 +18,8 @@ from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
 from keyseg_mm.audit.case import load_weights
+from keyseg_mm.audit.keeping import seed_everything
 from keyseg_mm.audit.referee import whole_model_plan
-from keyseg_mm.audit.runner import seed_everything
 from keyseg_mm.checkpoint import read_checkpoint
 from keyseg_mm.errors import KeysegError, PlainCheckpointError, StampError
 from keyseg_mm.images.plan import ImagePlan, plans_in_meta

@@ -1,24 +1,20 @@
 """From ``report.json`` to ``report.html``: one file, without network, for screens, phones, paper and the dark.
 
-The page is a Jinja2 template, which every torch brings along: it escapes whatever comes from files and attacks.
+What the page has in common with that of attacks on images is in :mod:`keyseg_mm.audit.page`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from keyseg_mm.audit.attack import KEY_HOLDER
 from keyseg_mm.audit.charts import Series, line_chart
+from keyseg_mm.audit.page import page, read_report, write_page
 from keyseg_mm.audit.pictures import painted
-from keyseg_mm.audit.summary import capitalise
-from keyseg_mm.errors import KeysegError
-from keyseg_mm.files import write_new
 from keyseg_mm.plan import describe
 
 _TEMPLATE = 'report.html.j2'
@@ -35,57 +31,26 @@ def write_report(folder: Path) -> Path:
     Raises:
         KeysegError: no report there, or one that this release does not read.
     """
-    source = folder / 'report.json'
-    try:
-        report = json.loads(source.read_text(encoding='utf-8'))
-    except OSError:
-        raise KeysegError(f'{source}: no such file; run the audit first') from None
-    except ValueError:
-        raise KeysegError(f'{source} is damaged; run the audit again, which takes over its finished results') from None
-    if report.get('format') != 'keyseg_mm audit' or report.get('version') != 1:
-        raise KeysegError(f'{source} is no audit report that this release reads')
-    page = render(report)
-    write_new(folder / 'report.html', lambda file: file.write(page.encode('utf-8')), overwrite=True)
-    return folder / 'report.html'
+    report = read_report(folder, 'keyseg_mm audit')
+    return write_page(folder, render(report))
 
 
 def render(report: Mapping[str, Any]) -> str:
     """The page as text."""
-    environment = page_environment()
     results = [*report['results'], *(report.get('transfer') or {'results': []})['results']]
-    return environment.get_template(_TEMPLATE).render(
+    panels = _panels(report)
+    return page(
+        _TEMPLATE,
         report=report,
         summary=report['summary'],
         word=_WORDS[report['summary']['level']],
         groups=_groups(results),
         shares=Markup(_shares_chart(report)),  # noqa: S704 - made of numbers and escaped names
         keys=Markup(_keys_chart(report)),  # noqa: S704
-        panels=_panels(report),
+        panels=panels,
+        across=len(panels),  # of pictures, on paper
         points=[{**p, 'transform': describe(p['transform'])} for p in report['points']],
     )
-
-
-def page_environment(*folders: Path) -> Environment:
-    """For pages in the look of the audit's: its style and filters.
-
-    Args:
-        folders: with further templates.
-    """
-    environment = Environment(
-        loader=FileSystemLoader([Path(__file__).parent, *folders]),
-        autoescape=select_autoescape(['j2', 'html']),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters['figure'] = _figure
-    environment.filters['percent'] = lambda value: '–' if value is None else f'{100 * value:.0f} %'
-    environment.filters['capitalise'] = capitalise
-    return environment
-
-
-def _figure(value: float | None, digits: int = 1) -> str:
-    return '–' if value is None else f'{round(value, digits) + 0.0:.{digits}f}'  # + 0.0: no negative zero
 
 
 def _groups(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -10,16 +10,11 @@ import dataclasses
 import hashlib
 import inspect
 import json
-import random
 import time
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from keyseg_mm.audit import attack as attack_module
@@ -27,16 +22,11 @@ from keyseg_mm.audit import case as case_module
 from keyseg_mm.audit import scoring, training
 from keyseg_mm.audit.attack import KEY_HOLDER, Attack, Attempt, Progress
 from keyseg_mm.audit.attacks._finetune import FineTuning
-from keyseg_mm.audit.case import Case, Photos
+from keyseg_mm.audit.case import Case
+from keyseg_mm.audit.keeping import BAR, GRACE, feed, finished, keep, plain, progress_on, seed_everything
 from keyseg_mm.audit.pictures import png
 from keyseg_mm.audit.referee import Judge
 from keyseg_mm.audit.situation import Situation
-from keyseg_mm.files import write_new
-
-_BAR = '  {desc:<44.44} {percentage:3.0f}% |{bar:20}| {postfix}'
-#: A run may exceed its seconds by this much, for what cannot be cut short, before it is flagged.
-_GRACE = 1.25
-_REDRAW = 0.2  # seconds between two redraws of a bar
 
 
 class Runner:
@@ -67,11 +57,10 @@ class Runner:
         """
         path = self.folder / f'{kind}-{attack.name}-{situation.name}.json'
         digest = self.digest(attack, situation)
-        result = _finished(path, digest)
+        result = finished(path, digest)
         if result is None:
             result = {**_about(attack, situation, kind), 'digest': digest, **self._attempt(attack, situation, kind)}
-            text = json.dumps(result, indent=1)
-            write_new(path, lambda file: file.write(text.encode()), overwrite=True)
+            keep(path, result)
         return result
 
     def digest(self, attack: type[Attack], situation: Situation) -> str:
@@ -90,7 +79,7 @@ class Runner:
     def _digest_of(self, value: Any) -> str:
         if id(value) not in self._known:
             state = hashlib.sha256()
-            _feed(state, value)
+            feed(state, value)
             self._known[id(value)] = (value, state.hexdigest())
         return self._known[id(value)][1]
 
@@ -98,17 +87,17 @@ class Runner:
         """Run and score; an error becomes part of the result."""
         case, start = situation.case, time.monotonic()
         seed_everything(case.seed)
-        total = {'total': 1.0, 'disable': not self.bars, 'leave': False, 'bar_format': _BAR}
+        total = {'total': 1.0, 'disable': not self.bars, 'leave': False, 'bar_format': BAR}
         with tqdm(desc=f'{attack.title}, {situation.title}', **total) as bar:
             try:
-                attempt = self._tried(attack, case, _progress(bar), kind)
+                attempt = self._tried(attack, case, progress_on(bar), kind)
                 seconds = time.monotonic() - start
                 judged = self._judge(attempt, situation)
             except Exception as error:  # whatever an attack raises, the others are still worth running
                 where = traceback.extract_tb(error.__traceback__)[-1]
                 words = f'{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})'
                 return {'error': words, 'seconds': round(time.monotonic() - start, 2)}
-        late = seconds > _GRACE * case.budget.seconds
+        late = seconds > GRACE * case.budget.seconds
         return {'error': None, 'seconds': round(seconds, 2), 'exhausted': bool(attempt.exhausted or late), **judged}
 
     def _tried(self, attack: type[Attack], case: Case, progress: Progress, kind: str) -> Attempt:
@@ -125,29 +114,9 @@ class Runner:
             'recovery_by_point': {} if found is None else found.points,
             'images_used': int(attempt.images_used),
             'notes': str(attempt.notes),
-            'trail': [{name: _plain(value) for name, value in row.items()} for row in attempt.trail],
+            'trail': [{name: plain(value) for name, value in row.items()} for row in attempt.trail],
             'labels_png': [png(verdict.labels[i]) for i in self.shown],
         }
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the generators of torch, numpy and Python: an attack may draw from any of them."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-def _progress(bar: Any) -> Progress:
-    shown = [0.0]
-
-    def show(share: float, words: str) -> None:
-        now = time.monotonic()
-        if bar.disable or now - shown[0] < _REDRAW:
-            return
-        shown[0], bar.n = now, min(1.0, max(0.0, float(share)))
-        bar.set_postfix_str(words)
-
-    return show
 
 
 def _about(attack: type[Attack], situation: Situation, kind: str) -> dict[str, Any]:
@@ -163,16 +132,6 @@ def _about(attack: type[Attack], situation: Situation, kind: str) -> dict[str, A
     }
 
 
-def _finished(path: Path, digest: str) -> dict[str, Any] | None:
-    """A result of an earlier run, if it is of the same inputs and not an error; damaged files are run again."""
-    try:
-        result = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return None
-    same = isinstance(result, dict) and result.get('digest') == digest and not result.get('error')
-    return result if same else None
-
-
 def _source_of(attack: type[Attack]) -> str:
     """Digest of the code that an attack's result depends on: its own file, its helpers and the audit's common parts."""
     own = Path(inspect.getfile(attack))
@@ -182,34 +141,3 @@ def _source_of(attack: type[Attack]) -> str:
     for path in [own, *helpers, *common]:
         state.update(path.read_bytes() if path.is_file() else b'')
     return state.hexdigest()
-
-
-def _feed(state: Any, value: Any) -> None:
-    """Feed a value into a hash, with its structure, so that no two different ones feed the same bytes."""
-    if isinstance(value, Tensor):
-        flat = value.detach().cpu().contiguous()
-        state.update(f'T{flat.dtype}{tuple(flat.shape)}'.encode())
-        state.update(flat.reshape(-1).view(torch.uint8).numpy().tobytes() if flat.numel() else b'')
-    elif isinstance(value, np.ndarray):
-        state.update(f'A{value.dtype}{value.shape}'.encode() + value.tobytes())
-    elif isinstance(value, Mapping):
-        state.update(f'M{len(value)}'.encode())
-        for name in sorted(value):
-            _feed(state, name)
-            _feed(state, value[name])
-    elif isinstance(value, (tuple, list)):
-        state.update(f'L{len(value)}'.encode())
-        for item in value:
-            _feed(state, item)
-    elif isinstance(value, Photos):
-        _feed(state, [value.images, value.labels, value.ignore_index])
-    else:
-        text = repr(value)
-        state.update(f'R{len(text)}'.encode() + text.encode())
-
-
-def _plain(value: Any) -> Any:
-    """A figure of a trail as JSON takes it."""
-    if isinstance(value, (np.generic, Tensor)):
-        return value.item() if value.size == 1 or isinstance(value, Tensor) else str(value)
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -25,6 +25,7 @@ COMMANDS = {
     'trace': 'tell whose copy a checkpoint is',
     'scan': 'search a folder for a key and the tables derived from it',
     'audit': 'attack a protected checkpoint in every known way, and report what an attacker really gets',
+    'audit-images': 'attack encrypted images in every known way, and report what can be restored of them',
     'compare': 'compare the published methods on your data: train, lock, test, audit, one table',
     'demo': 'train and test a small protected model on street scenes made on the spot',
 }

@@ -7,8 +7,8 @@ dict(type='ResizeToMultiple', size_divisor=16) in it for whole blocks). A folder
 With --checkpoint the model's stamp says how, and its MAC is checked; with --patch and --salt no file is needed
 (`keyseg show` tells them). A wrong key cannot be told from the pixels: decrypting with one gives rubbish, and no error.
 
-What remains to be seen: all blocks are encrypted alike, so equal blocks stay equal, and outlines coarser than a block
-can be guessed. Whoever has one image both plain and encrypted has the cipher of that key and salt.
+What remains to be seen: all blocks are encrypted alike, so outlines show, and statistics of some images under one key
+restore them: `keyseg audit-images` measures it. One image both plain and encrypted gives the cipher away.
 
 examples:
   keyseg encrypt-image --key file:keys/my.key --checkpoint locked.pth --config CONFIG photo.jpg photo.png

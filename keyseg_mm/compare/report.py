@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from keyseg_mm import __version__
 from keyseg_mm.audit.charts import bar_chart
+from keyseg_mm.audit.page import page
 from keyseg_mm.audit.pictures import painted
-from keyseg_mm.audit.report import page_environment
 from keyseg_mm.compare.choices import NONE, RIGHT, Choices
 from keyseg_mm.compare.folder import write_json
 from keyseg_mm.compare.methods import PLAIN, Method
@@ -95,9 +95,10 @@ def render(report: Mapping[str, Any], pictures: Sequence[Sequence[Mapping[str, A
         report: of :func:`assemble`.
         pictures: of :func:`sights`, for each config.
     """
-    environment = page_environment(Path(__file__).parent)
     shown = max((len(s['images']) for found in pictures for sight in found for s in sight['strips']), default=1)
-    return environment.get_template('page.html.j2').render(
+    return page(
+        'compare.html.j2',
+        Path(__file__).parent,
         report=report,
         head=HEAD,
         shown=shown,
