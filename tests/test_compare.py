@@ -80,6 +80,7 @@ def compared(small, tmp_path_factory, tiny_cityscapes):
         status = keyseg(*command)
         found[name] = status, list(small.ran), json.loads((out / 'compare.json').read_text())
         small.broken = {}
+    found['page'] = (out / 'compare.html').read_text()  # before a test takes the comparison up again
     return found
 
 
@@ -364,7 +365,7 @@ def test_the_verdict_follows_the_figures():
 
 @pytest.fixture(scope='module')
 def page(compared):
-    return (compared['out'] / 'compare.html').read_text()
+    return compared['page']
 
 
 def test_the_page_stands_alone_and_says_it_all(compared, page):
