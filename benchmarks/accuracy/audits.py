@@ -5,10 +5,11 @@
 
 DATA holds cityscapes/, as for run.py, whose trainings in OUT are taken over. For each model: a plain training, which
 plays the public weights; a plain one fine-tuned from it, which is locked at `linear` and at `stages` with each
-transform; one trained with the key from the start, and one fine-tuned with the key from the public weights (`stages`,
-`ChannelPermutation`: the paper's way). Each of the protected files is audited with the attacks of `keyseg audit`, small
-budgets, and 1, 5 and 10 % of the photos. Prints one row for each, the advantages beside the best attack and the best
-control. Attacks and controls that need public weights are left out for the columns without them.
+transform; one trained with the key from the start and one fine-tuned with the key from the public weights (`stages`,
+`ChannelPermutation`: the paper's way); and one trained with the key at `linear` with signs. Each of the protected files
+is audited with the attacks of `keyseg audit`, small budgets, and 1, 5 and 10 % of the photos. Prints one row for each,
+the advantages beside the best attack and the best control. Attacks and controls that need public weights are left out
+for the columns without them.
 
 Finished steps are kept in OUT. `--part 1/2` and `--part 2/2` share the work between two processes; without `--part`
 all results are printed. Each audit has its report: `python -c "from keyseg_mm.audit.report import write_report;
@@ -57,6 +58,10 @@ class Files:
     def trained(self) -> Path:
         return train(self.keyed_config, [*self.options, self.seed, self.keyed], self.folder / 'keyed')
 
+    def trained_everywhere(self) -> Path:
+        how = ['model.protection.points=linear', 'model.protection.transform=SignedChannelPermutation']
+        return train(self.keyed_config, [*self.options, self.seed, self.keyed, *how], self.folder / 'keyed-linear')
+
     def tuned(self) -> Path:
         return train(self.plain_config, self._fine_tuning(), self.folder / 'tuned')
 
@@ -79,11 +84,11 @@ class Files:
 
     def all(self) -> dict[str, Any]:
         """What gives each protected file, by name."""
-        found = {}
+        found: dict[str, Any] = {'trained': self.trained, 'trained linear signed': self.trained_everywhere}
         for points in ('linear', 'stages'):
             for transform in TRANSFORMS:
                 found[f'locked {points} {transform}'] = lambda p=points, t=transform: self.locked(p, t)
-        return {**found, 'trained': self.trained, 'tuned with key': self.tuned_with_key}
+        return {**found, 'tuned with key': self.tuned_with_key}
 
 
 def audit(files: Files, name: str, checkpoint: Path) -> dict[str, Any]:
