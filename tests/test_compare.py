@@ -355,7 +355,11 @@ def made_up(plain=40.0, **changes):
 
 def test_the_verdict_follows_the_figures():
     said = verdict([made_up()], 'quick')
-    assert 'Of 2 methods 1 keep' in said and '1 leave at most' in said and 'good (+0.4) helps' in said
+    assert (
+        'key 1 of 2 stay within 1 point' in said
+        and 'without it 1 of 2 leave at most' in said
+        and 'good (+0.4) helps' in said
+    )
     assert '1 failed' in said and 'not audited' in verdict([made_up()], 'none')
     assert 'learnt too little' in verdict([made_up(plain=4.0)], 'quick')
     assert cells(made_up(), made_up()['rows'][1]) == [

@@ -130,8 +130,8 @@ def _verdict(subject: Subject, suite: str) -> str:
     kept = [row for row in done if plain - row['miou'][RIGHT] <= NOISE]
     shut = [row for row in done if max(row['miou'][NONE], worst(row) or 0.0) <= PROMISE * floor]
     said = (
-        f'{base} Of {len(done)} methods {len(kept)} keep that accuracy to within {NOISE:g} point with the right key, '
-        f'and {len(shut)} leave at most {PROMISE:g} times the constant guess without it.'
+        f'{base} With the right key {len(kept)} of {len(done)} stay within {NOISE:g} point of that; without it '
+        f'{len(shut)} of {len(done)} leave at most {PROMISE:g} times the constant guess.'
     )
     missing = [f'{n} {what}' for what in (NOT_APPLICABLE, FAILED) if (n := sum(r['status'] == what for r in rows))]
     return ' '.join([said, _audited(done, suite), f'({", ".join(missing)}.)' if missing else '']).strip()
@@ -144,5 +144,5 @@ def _audited(done: Sequence[Row], suite: str) -> str:
     audited.sort(key=lambda row: row['audit']['advantage'])
     words = [f'{row["title"]} ({row["audit"]["advantage"]:+.1f})' for row in (audited[0], audited[-1])]
     if len(audited) == 1:
-        return f'One was audited: the file of {words[0]} mIoU.'
+        return f'Audited was {words[0]}.'
     return f'Of {len(audited)} audited files, that of {words[0]} helps an attacker least, that of {words[1]} most.'
