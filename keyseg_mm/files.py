@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from keyseg_mm.errors import KeysegError
 
@@ -55,6 +56,22 @@ def write_new(
         raise KeysegError(f'{path} exists already and was left as it is; give another name') from None
     except OSError as error:
         raise KeysegError(f'could not write {path}: {error.strerror or error}') from None
+
+
+def write_json(path: str | os.PathLike[str], value: Any, allow_nan: bool = True) -> None:
+    """Write JSON for people and programs, whole or not at all, over an older file.
+
+    Args:
+        path: the file.
+        value: of plain values.
+        allow_nan: let NaN and infinity through, which not every reader takes.
+
+    Raises:
+        ValueError: NaN or infinity where they are not allowed.
+        KeysegError: see :func:`write_new`.
+    """
+    text = json.dumps(value, indent=1, allow_nan=allow_nan) + '\n'
+    write_new(path, lambda file: file.write(text.encode('utf-8')), overwrite=True)
 
 
 def refuse_existing(path: str | os.PathLike[str], overwrite: bool = False) -> None:

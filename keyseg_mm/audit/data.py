@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from keyseg_mm.audit.case import Photos
 from keyseg_mm.audit.level import Level, Say
 from keyseg_mm.errors import KeysegError
 
-_ENCRYPTING = ('EncryptImage', 'EncryptPatches')
+ENCRYPTING = ('EncryptImage', 'EncryptPatches')  # steps of pipelines
 _STEP = 32  # sides are multiples of it, the stride of most models
 
 
@@ -34,6 +34,33 @@ class Classes:
     palette: list[list[int]]
 
 
+def type_of(step: Any) -> str:
+    """The name of the class of a pipeline's step, without its scope; configs give a name or the class itself."""
+    kind = step.get('type') if isinstance(step, Mapping) else step
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
+
+
+def built(settings: Any, where: str) -> Any:
+    """A data set of the host.
+
+    Args:
+        settings: of it.
+        where: in the config, for messages.
+
+    Raises:
+        KeysegError: it cannot be built, or is empty.
+    """
+    from mmseg.registry import DATASETS
+
+    try:
+        dataset = DATASETS.build(settings)
+    except Exception as error:  # the host raises whatever it likes for missing folders
+        raise KeysegError(f'{where}: {type(error).__name__}: {error}; check data_root') from None
+    if not len(dataset):
+        raise KeysegError(f'{where}: no photos there; check data_root and data_prefix')
+    return dataset
+
+
 class PhotoSource:
     """One data set of a config, as normalised photos of one common size.
 
@@ -48,8 +75,6 @@ class PhotoSource:
     """
 
     def __init__(self, cfg: Config, split: str, model: nn.Module, longest: int | None = None) -> None:
-        from mmseg.registry import DATASETS
-
         where = f'{split}_dataloader.dataset'
         try:
             settings = copy.deepcopy(cfg[f'{split}_dataloader']['dataset'])
@@ -59,12 +84,7 @@ class PhotoSource:
                 f'this config has no {where}: the audit takes its photos from train_dataloader and test_dataloader'
             ) from None
         innermost(settings)['pipeline'] = pipeline
-        try:
-            self._dataset: Any = DATASETS.build(settings)
-        except Exception as error:  # the host raises whatever it likes for missing folders
-            raise KeysegError(f'{where}: {type(error).__name__}: {error}; check data_root') from None
-        if not len(self._dataset):
-            raise KeysegError(f'{where}: no photos there; check data_root and data_prefix')
+        self._dataset = built(settings, where)
         self._where, self._preprocess, self._longest = where, getattr(model, 'data_preprocessor', None), longest
         self.size: tuple[int, int] | None = None
 
@@ -213,7 +233,7 @@ def _with_labels(pipeline: Any) -> Any:
 
     Attackers have plain images; the referee encrypts those of the key's holder himself.
     """
-    steps = [copy.deepcopy(s) for s in pipeline if not str(s.get('type')).endswith(_ENCRYPTING)]
+    steps = [copy.deepcopy(step) for step in pipeline if type_of(step) not in ENCRYPTING]
     if not any('LoadAnnotations' in str(step.get('type')) for step in steps):
         packs = [i for i, step in enumerate(steps) if 'PackSegInputs' in str(step.get('type'))]
         steps.insert(packs[0] if packs else len(steps), {'type': 'LoadAnnotations'})

@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from keyseg_mm.audit.attack import Progress
-from keyseg_mm.audit.case import Photos
-from keyseg_mm.files import write_new
+from keyseg_mm.audit.case import Budget, Photos
 
-BAR = '  {desc:<44.44} {percentage:3.0f}% |{bar:20}| {postfix}'
+_BAR = '  {desc:<44.44} {percentage:3.0f}% |{bar:20}| {postfix}'
 #: A run may exceed its seconds by this much, for what cannot be cut short, before it is flagged.
-GRACE = 1.25
+_GRACE = 1.25
 _REDRAW = 0.2  # seconds between two redraws of a bar
 
 
@@ -44,6 +45,17 @@ def progress_on(bar: Any) -> Progress:
     return show
 
 
+class Found(Protocol):
+    """What attacks of all kinds come up with, as far as it is told alike."""
+
+    exhausted: bool
+    notes: str
+    trail: list[dict[str, Any]]
+
+
+_T = TypeVar('_T', bound=Found)
+
+
 def finished(path: Path, digest: str) -> dict[str, Any] | None:
     """A result of an earlier run, if it is of the same inputs and not an error; damaged files are run again."""
     try:
@@ -54,10 +66,44 @@ def finished(path: Path, digest: str) -> dict[str, Any] | None:
     return result if same else None
 
 
-def keep(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a result for :func:`finished` to find."""
-    text = json.dumps(result, indent=1)
-    write_new(path, lambda file: file.write(text.encode()), overwrite=True)
+def attempted(
+    title: str,
+    seed: int,
+    budget: Budget,
+    bars: bool,
+    run: Callable[[Progress], _T],
+    judge: Callable[[_T], dict[str, Any]],
+) -> dict[str, Any]:
+    """Run one attack and score what it comes up with; an error becomes part of the result.
+
+    Args:
+        title: for its progress bar.
+        seed: of everything that it draws.
+        budget: what it may spend.
+        bars: show the bar.
+        run: the attack; its time alone counts.
+        judge: gives the scores of what it returns.
+    """
+    start = time.monotonic()
+    seed_everything(seed)
+    with tqdm(desc=title, total=1.0, disable=not bars, leave=False, bar_format=_BAR) as bar:
+        try:
+            found = run(progress_on(bar))
+            seconds = time.monotonic() - start
+            judged = judge(found)
+        except Exception as error:  # whatever an attack raises, the others are still worth running
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            words = f'{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})'
+            return {'error': words, 'seconds': round(time.monotonic() - start, 2)}
+    late = seconds > _GRACE * budget.seconds
+    return {
+        'error': None,
+        'seconds': round(seconds, 2),
+        'exhausted': bool(found.exhausted or late),
+        'notes': str(found.notes),
+        'trail': [{name: plain(value) for name, value in row.items()} for row in found.trail],
+        **judged,
+    }
 
 
 def feed(state: Any, value: Any) -> None:

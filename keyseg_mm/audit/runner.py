@@ -10,12 +10,8 @@ import dataclasses
 import hashlib
 import inspect
 import json
-import time
-import traceback
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from keyseg_mm.audit import attack as attack_module
 from keyseg_mm.audit import case as case_module
@@ -23,10 +19,11 @@ from keyseg_mm.audit import scoring, training
 from keyseg_mm.audit.attack import KEY_HOLDER, Attack, Attempt, Progress
 from keyseg_mm.audit.attacks._finetune import FineTuning
 from keyseg_mm.audit.case import Case
-from keyseg_mm.audit.keeping import BAR, GRACE, feed, finished, keep, plain, progress_on, seed_everything
+from keyseg_mm.audit.keeping import attempted, feed, finished
 from keyseg_mm.audit.pictures import png
 from keyseg_mm.audit.referee import Judge
 from keyseg_mm.audit.situation import Situation
+from keyseg_mm.files import write_json
 
 
 class Runner:
@@ -60,7 +57,7 @@ class Runner:
         result = finished(path, digest)
         if result is None:
             result = {**_about(attack, situation, kind), 'digest': digest, **self._attempt(attack, situation, kind)}
-            keep(path, result)
+            write_json(path, result)
         return result
 
     def digest(self, attack: type[Attack], situation: Situation) -> str:
@@ -85,20 +82,15 @@ class Runner:
 
     def _attempt(self, attack: type[Attack], situation: Situation, kind: str) -> dict[str, Any]:
         """Run and score; an error becomes part of the result."""
-        case, start = situation.case, time.monotonic()
-        seed_everything(case.seed)
-        total = {'total': 1.0, 'disable': not self.bars, 'leave': False, 'bar_format': BAR}
-        with tqdm(desc=f'{attack.title}, {situation.title}', **total) as bar:
-            try:
-                attempt = self._tried(attack, case, progress_on(bar), kind)
-                seconds = time.monotonic() - start
-                judged = self._judge(attempt, situation)
-            except Exception as error:  # whatever an attack raises, the others are still worth running
-                where = traceback.extract_tb(error.__traceback__)[-1]
-                words = f'{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})'
-                return {'error': words, 'seconds': round(time.monotonic() - start, 2)}
-        late = seconds > GRACE * case.budget.seconds
-        return {'error': None, 'seconds': round(seconds, 2), 'exhausted': bool(attempt.exhausted or late), **judged}
+        case, title = situation.case, f'{attack.title}, {situation.title}'
+        return attempted(
+            title,
+            case.seed,
+            case.budget,
+            self.bars,
+            lambda progress: self._tried(attack, case, progress, kind),
+            lambda attempt: self._judge(attempt, situation),
+        )
 
     def _tried(self, attack: type[Attack], case: Case, progress: Progress, kind: str) -> Attempt:
         if kind == KEY_HOLDER and issubclass(attack, FineTuning):
@@ -113,8 +105,6 @@ class Runner:
             'recovery': None if found is None else found.mean,
             'recovery_by_point': {} if found is None else found.points,
             'images_used': int(attempt.images_used),
-            'notes': str(attempt.notes),
-            'trail': [{name: plain(value) for name, value in row.items()} for row in attempt.trail],
             'labels_png': [png(verdict.labels[i]) for i in self.shown],
         }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from keyseg_mm.audit.situation import Situation
 from keyseg_mm.audit.summary import summarise
 from keyseg_mm.audit.transfer import Run, Transfer
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.files import write_new
+from keyseg_mm.files import write_json
 from keyseg_mm.key import SecretKey
 from keyseg_mm.mm.config import read_config
 from keyseg_mm.mm.floor import constant_prediction_floor
@@ -105,8 +104,7 @@ def audit(order: Order, say: Say = lambda text: None) -> dict[str, Any]:
         task['results'] = [result for transfer, result in results if transfer == bool(elsewhere)]
     report['seconds'] = round(time.monotonic() - start, 1)
     report['summary'] = summarise(report)
-    text = json.dumps(report, indent=1)
-    write_new(order.out / 'report.json', lambda file: file.write(text.encode()), overwrite=True)
+    write_json(order.out / 'report.json', report)
     return report
 
 

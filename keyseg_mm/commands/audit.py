@@ -29,6 +29,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from keyseg_mm.commands.numbers import whole_number
 from keyseg_mm.errors import KeyFileError, KeysegError
 
 HELPS = 4
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='LIST',
         help='shares of the training photos that attackers have (quick 0.1, standard 0.01,0.1, full 0.01,0.05,0.1)',
     )
-    parser.add_argument('--seed', type=_seed, default=0, help='of everything drawn (0)')
+    parser.add_argument('--seed', type=whole_number(0), default=0, help='of everything drawn (0)')
     parser.add_argument('--device', help='where to compute, as cpu or cuda:0 (a GPU if there is one)')
 
 
@@ -72,12 +73,6 @@ def shares(text: str) -> tuple[float, ...]:
     if not found or not all(0 < share <= 1 for share in found):
         raise argparse.ArgumentTypeError('takes shares above 0 and at most 1, as 0.01,0.05,0.1')
     return found
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError('takes a whole number from 0 on')
-    return int(text)
 
 
 def _device(wanted: str | None) -> str:

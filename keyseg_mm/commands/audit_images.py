@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from keyseg_mm.commands.audit import HELPS, INTERRUPTED
+from keyseg_mm.commands.numbers import whole_number
 from keyseg_mm.errors import KeysegError
 
 _SUITES = ('quick', 'standard', 'full')
@@ -45,21 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='how thorough: quick takes two minutes on small images, standard an hour, full many (standard)',
     )
     parser.add_argument(
-        '--photos', type=_count, metavar='N', help='images to attack, and photos of the attacker, N of each at most'
+        '--photos',
+        type=whole_number(1),
+        metavar='N',
+        help='images to attack, and photos of the attacker, N of each at most',
     )
-    parser.add_argument('--seed', type=_number, default=0, metavar='N', help='of everything drawn (0)')
-
-
-def _number(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError('takes a whole number from 0 on')
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError('takes a whole number from 1 on')
-    return int(text)
+    parser.add_argument('--seed', type=whole_number(0), default=0, metavar='N', help='of everything drawn (0)')
 
 
 def run(args: argparse.Namespace) -> int:

@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keyseg_mm.commands.numbers import whole_number
 from keyseg_mm.errors import KeyFileError, KeysegError
 
 if TYPE_CHECKING:
@@ -50,14 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--list', action='store_true', help='list the methods, and do nothing')
     parser.add_argument(
-        '--blocks', nargs='+', type=_number(1), default=[4, 16], metavar='N', help='of the image methods (4 16)'
+        '--blocks', nargs='+', type=whole_number(1), default=[4, 16], metavar='N', help='of the image methods (4 16)'
     )
     parser.add_argument(
         '--key', metavar='LOC', help='locator of the key (default: DIR/compare.key, made if it is not there)'
     )
     parser.add_argument('--suite', choices=_SUITES, default='quick', help='of the audit (quick)')
-    parser.add_argument('--seed', type=_number(0), default=0, help='of training and audit, the same for all (0)')
-    parser.add_argument('--wrong-keys', type=_number(0), default=3, metavar='N', help='how many to test with (3)')
+    parser.add_argument('--seed', type=whole_number(0), default=0, help='of training and audit, the same for all (0)')
+    parser.add_argument('--wrong-keys', type=whole_number(0), default=3, metavar='N', help='how many to test with (3)')
     parser.add_argument(
         '--plain', type=Path, metavar='FILE', help='trained plain checkpoint of the first config, to train none'
     )
@@ -68,15 +69,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='NAME=VALUE',
         help="put into every config, as mmseg's tools take them",
     )
-
-
-def _number(least: int) -> Any:
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f'takes a whole number from {least} on')
-        return int(text)
-
-    return number
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,15 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.files import write_new
+from keyseg_mm.files import write_json
 
 OPTIONS, KEY = 'options.json', 'compare.key'
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically, over an older one."""
-    text = json.dumps(value, indent=1) + '\n'
-    write_new(path, lambda file: file.write(text.encode('utf-8')), overwrite=True)
 
 
 def fingerprint(text: str) -> str:

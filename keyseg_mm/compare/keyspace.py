@@ -11,32 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from keyseg_mm.audit.restoring.scheme import Scheme
+from keyseg_mm.counting import bits_of_half, bits_of_permutation
 from keyseg_mm.images.plan import ImagePlan
 from keyseg_mm.plan import Plan
 from keyseg_mm.transforms.blockwise import DEFAULT_BLOCK
 
-KEY_BITS = 256
-_BYTES = 256  # values of a byte
-_COLOURS = 3
-
-
-def bits_of_permutation(n: int) -> float:
-    """log2 of n!."""
-    return math.lgamma(n + 1) / math.log(2)
-
-
-def bits_of_half(n: int) -> float:
-    """log2 of the number of ways to choose n // 2 of n."""
-    half = n // 2
-    return bits_of_permutation(n) - bits_of_permutation(half) - bits_of_permutation(n - half)
-
 
 def bits_of_images(plan: ImagePlan) -> float:
     """Of the tables of an image encryption; the same for every block."""
-    values = _COLOURS * plan.block**2
-    if plan.method == 'SHF':
-        return bits_of_permutation(values)
-    return bits_of_half(values) + (bits_of_permutation(_BYTES) if plan.method == 'FFX' else 0.0)
+    return Scheme.of(plan).ciphers
 
 
 def bits_of_map(transform: Mapping[str, Any], channels: int) -> float:

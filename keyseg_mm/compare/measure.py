@@ -20,8 +20,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from keyseg_mm.compare.configs import ENCRYPTIONS
-from keyseg_mm.compare.folder import write_json
 from keyseg_mm.errors import KeysegError
+from keyseg_mm.files import write_json
 from keyseg_mm.mm.config import read_config
 
 ROUNDS = 9

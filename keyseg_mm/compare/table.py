@@ -7,9 +7,9 @@ from typing import Any
 
 from keyseg_mm.audit.advantage import LITTLE, NOISE
 from keyseg_mm.compare.choices import NONE, RIGHT
-from keyseg_mm.compare.keyspace import KEY_BITS
 from keyseg_mm.compare.methods import PLAIN
 from keyseg_mm.compare.run import DONE, FAILED, NOT_APPLICABLE, UNCOUNTABLE
+from keyseg_mm.counting import KEY_BITS
 from keyseg_mm.demo.report import PROMISE
 
 HEAD = (

@@ -8,13 +8,13 @@ Vision Transformer Models", arXiv 2308.07612. 8-bit values stay 8-bit values, so
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from keyseg_mm import derive
+from keyseg_mm.counting import bits_of_permutation
 from keyseg_mm.derive import KeyStream
 from keyseg_mm.errors import TransformError
 from keyseg_mm.secret import Secret
@@ -45,7 +45,7 @@ def key_space(patch: int, permute: str, negate: bool) -> float:
     """log2 of the number of ciphers: of the permutations and signs, where the key itself has 256 bits."""
     pixels = patch * patch
     runs = {'all': [CHANNELS * pixels], 'channel': [pixels] * CHANNELS, 'none': []}[permute]
-    return sum(math.lgamma(n + 1) for n in runs) / math.log(2) + (CHANNELS * pixels if negate else 0)
+    return sum(map(bits_of_permutation, runs)) + (CHANNELS * pixels if negate else 0)
 
 
 class PatchCipher(Secret):

@@ -89,6 +89,11 @@ def choose(
     return kept, words
 
 
+def tenth(progress: Progress, at: int, share: float, words: str) -> None:
+    """Report the share of a try that takes a tenth of the whole, after ``at`` others."""
+    progress((at + share) / 10, words)
+
+
 def halves(case: Case) -> tuple[Photos, Photos]:
     """The case's labelled photos, to learn from and to choose by."""
     assert case.labelled is not None

@@ -11,7 +11,7 @@ from keyseg_mm.audit.attack import Attack, Attempt, Progress, register
 from keyseg_mm.audit.attacks._fronts import MOST, BlockMatrix, BlockScales
 from keyseg_mm.audit.attacks._learn import StandIn, cross_entropy, freeze, place
 from keyseg_mm.audit.attacks._spots import Spot, firing_order, spots_of
-from keyseg_mm.audit.attacks._substitute import halves, learn
+from keyseg_mm.audit.attacks._substitute import halves, learn, tenth
 from keyseg_mm.audit.case import Case, Photos
 from keyseg_mm.audit.kinds import BLOCKS
 from keyseg_mm.transforms import NegativePositive
@@ -65,8 +65,7 @@ class SubstituteBlocks(Attack):
         first, tries = max(1, case.budget.steps // 10), []
         for at, start in enumerate(('identity', 'uniform')):
             stand_ins: list[StandIn] = [BlockStandIn(spot, start) for spot in spots]
-            tenth = partial(_tenth, progress, at)
-            learn(case, stand_ins, stand_ins, photos, first, self.LR, clock, tenth)
+            learn(case, stand_ins, stand_ins, photos, first, self.LR, clock, partial(tenth, progress, at))
             tries.append((self._worth(case, stand_ins, held), start, stand_ins))
         value, start, stand_ins = min(tries, key=lambda item: item[0])
         rest = case.budget.steps - clock.steps
@@ -88,8 +87,3 @@ def _placed(case: Case, stand_ins: list[StandIn]) -> nn.Module:
     model = freeze(case.model())
     place(case, model, stand_ins)
     return model
-
-
-def _tenth(progress: Progress, at: int, share: float, words: str) -> None:
-    """Report a tenth of the whole."""
-    progress((at + share) / 10, words)

@@ -9,7 +9,7 @@ import numpy as np
 from keyseg_mm.audit.attack import Attack, Attempt, Progress, register
 from keyseg_mm.audit.attacks._learn import FreeMatrix, StandIn
 from keyseg_mm.audit.attacks._spots import firing_order, spots_of
-from keyseg_mm.audit.attacks._substitute import choose, halves, learn
+from keyseg_mm.audit.attacks._substitute import choose, halves, learn, tenth
 from keyseg_mm.audit.case import Case
 
 LR = 0.02
@@ -41,8 +41,7 @@ class SubstituteLayer(Attack):
         first = max(1, steps // 10)
         for at, start in enumerate(('identity', 'uniform')):
             stand_ins: list[StandIn] = [FreeMatrix(spot, start) for spot in spots]
-            tenth = partial(_tenth, progress, at)
-            losses = learn(case, stand_ins, stand_ins, photos, first, LR, clock, tenth)
+            losses = learn(case, stand_ins, stand_ins, photos, first, LR, clock, partial(tenth, progress, at))
             tries.append((float(np.mean(losses[-5:])) if losses else np.inf, start, stand_ins))
         _, start, stand_ins = min(tries, key=lambda item: item[0])
         rest = steps - clock.steps
@@ -50,8 +49,3 @@ class SubstituteLayer(Attack):
         guesses, words = choose(case, spots, stand_ins, held)
         trail = [{'step': at, 'loss': value} for at, value in enumerate(losses)]
         return Attempt(guesses, None, len(case.labelled), clock.out_of_time, f'started from {start}; {words}', trail)
-
-
-def _tenth(progress: Progress, at: int, share: float, words: str) -> None:
-    """Report a tenth of the whole."""
-    progress((at + share) / 10, words)

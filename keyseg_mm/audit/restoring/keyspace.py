@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from keyseg_mm.audit.restoring.scheme import KEY_BITS, Scheme
+from keyseg_mm.audit.restoring.scheme import Scheme
+from keyseg_mm.counting import KEY_BITS
 from keyseg_mm.images.plan import ImagePlan
 
 

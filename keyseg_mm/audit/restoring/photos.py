@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -12,14 +11,14 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from keyseg_mm.audit.data import innermost, nested_shares
+from keyseg_mm.audit.data import ENCRYPTING, built, innermost, nested_shares, type_of
 from keyseg_mm.audit.level import Say
 from keyseg_mm.audit.restoring.depth import Depth
 from keyseg_mm.audit.restoring.scheme import COLOURS, Images
 from keyseg_mm.errors import KeysegError
 
 # Steps from the first of which on an image is no plain one any more, or no image; labels are of no interest here.
-_ENDS = ('EncryptImage', 'EncryptPatches', 'PackSegInputs')
+_ENDS = (*ENCRYPTING, 'PackSegInputs')
 _SKIPPED = ('LoadAnnotations',)
 
 
@@ -29,7 +28,7 @@ def encryption_step(cfg: Config) -> dict[str, Any] | None:
     Raises:
         KeysegError: there is no test pipeline, or it encrypts more than once.
     """
-    steps = [dict(step) for step in _test_pipeline(cfg) if _type(step) in _ENDS[:2]]
+    steps = [dict(step) for step in _test_pipeline(cfg) if type_of(step) in ENCRYPTING]
     if len(steps) > 1:
         raise KeysegError(
             'the test pipeline of this config encrypts its images more than once; this audit is for one encryption: '
@@ -52,8 +51,6 @@ class PlainPhotos:
     """
 
     def __init__(self, cfg: Config, split: str, block: int, longest: int | None) -> None:
-        from mmseg.registry import DATASETS
-
         self._where, self._block, self._longest = f'{split}_dataloader.dataset', block, longest
         init_default_scope(cfg.get('default_scope', 'mmseg'))
         try:
@@ -64,12 +61,7 @@ class PlainPhotos:
                 f"this config has no {self._where}: images under attack come from the config's test data, and the "
                 "attacker's photos from its training data"
             ) from None
-        try:
-            self._dataset: Any = DATASETS.build(settings)
-        except Exception as error:  # the host raises whatever it likes for missing folders
-            raise KeysegError(f'{self._where}: {type(error).__name__}: {error}; check data_root') from None
-        if not len(self._dataset):
-            raise KeysegError(f'{self._where}: no photos there; check data_root and data_prefix')
+        self._dataset = built(settings, self._where)
         self.size: tuple[int, int] | None = None
         self.full_size: tuple[int, int] | None = None
 
@@ -155,14 +147,8 @@ def _test_pipeline(cfg: Config) -> list[Any]:
 def _until_encrypted(pipeline: Sequence[Any]) -> list[Any]:
     found = []
     for step in pipeline:
-        if _type(step) in _ENDS:
+        if type_of(step) in _ENDS:
             break
-        if _type(step) not in _SKIPPED:
+        if type_of(step) not in _SKIPPED:
             found.append(copy.deepcopy(step))
     return found
-
-
-def _type(step: Any) -> str:
-    """The name of a step's class, without its scope."""
-    kind = step.get('type') if isinstance(step, Mapping) else step
-    return Path(str(getattr(kind, '__name__', kind))).name.rpartition('.')[2]

@@ -6,19 +6,16 @@ import dataclasses
 import hashlib
 import inspect
 import json
-import time
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from keyseg_mm.audit.keeping import BAR, GRACE, feed, finished, keep, plain, progress_on, seed_everything
+from keyseg_mm.audit.keeping import attempted, feed, finished
 from keyseg_mm.audit.pictures import colour_png
 from keyseg_mm.audit.restoring.attack import Restored, Restoring
 from keyseg_mm.audit.restoring.case import ImageCase
 from keyseg_mm.audit.restoring.referee import ImageReferee
+from keyseg_mm.files import write_json
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ class ImageRunner:
         result = finished(path, digest)
         if result is None:
             result = {**_about(attack, stand, kind), 'digest': digest, **self._attempt(attack, stand)}
-            keep(path, result)
+            write_json(path, result)
         return result
 
     def digest(self, attack: type[Restoring], stand: Stand) -> str:
@@ -91,28 +88,16 @@ class ImageRunner:
 
     def _attempt(self, attack: type[Restoring], stand: Stand) -> dict[str, Any]:
         """Run and score; an error becomes part of the result."""
-        start = time.monotonic()
-        seed_everything(stand.case.seed)
-        total = {'total': 1.0, 'disable': not self.bars, 'leave': False, 'bar_format': BAR}
-        with tqdm(desc=f'{attack.title}, {stand.title}', **total) as bar:
-            try:
-                restored = attack().run(stand.case, progress_on(bar))
-                seconds = time.monotonic() - start
-                judged = self._judge(restored)
-            except Exception as error:  # whatever an attack raises, the others are still worth running
-                where = traceback.extract_tb(error.__traceback__)[-1]
-                words = f'{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})'
-                return {'error': words, 'seconds': round(time.monotonic() - start, 2)}
-        late = seconds > GRACE * stand.case.budget.seconds
-        return {'error': None, 'seconds': round(seconds, 2), 'exhausted': bool(restored.exhausted or late), **judged}
+        case, title = stand.case, f'{attack.title}, {stand.title}'
+        return attempted(
+            title, case.seed, case.budget, self.bars, lambda progress: attack().run(case, progress), self._judge
+        )
 
     def _judge(self, restored: Restored) -> dict[str, Any]:
         score, found = self.referee.judge(restored)
         return {
             **score.as_dict(),
             'found': found,
-            'notes': str(restored.notes),
-            'trail': [{name: plain(value) for name, value in row.items()} for row in restored.trail],
             'pictures': [colour_png(restored.images[i]) for i in self.shown],
         }
 

@@ -7,13 +7,13 @@ of bytes at some secret places k and nothing at the others. What is known of the
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from keyseg_mm.counting import bits_of_half, bits_of_permutation
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.images.plan import ImagePlan
 from keyseg_mm.patchplan import PatchPlan
@@ -24,7 +24,6 @@ Blocks = NDArray[np.uint8]  # (N, down, across, 3 M M)
 
 COLOURS = 3
 BYTES = 256
-KEY_BITS = 256
 #: Which places a permutation moves values between, and what is done to values, by what places.
 MOVES = ('none', 'channel', 'all')
 CHANGES = ('none', 'half negated', 'negated', 'half mapped')
@@ -79,11 +78,11 @@ class Scheme:
         if self.method == 'patches':
             return key_space(self.block, self.moves, self.changes == 'negated')
         runs = {'all': [n], 'channel': [self.block**2] * COLOURS, 'none': []}[self.moves]
-        found = sum(map(_log2_factorial, runs))
+        found = sum(map(bits_of_permutation, runs))
         if self.changes.startswith('half'):
-            found += _log2_factorial(n) - _log2_factorial(n // 2) - _log2_factorial(n - n // 2)
+            found += bits_of_half(n)
         if self.changes == 'half mapped':
-            found += _log2_factorial(BYTES)
+            found += bits_of_permutation(BYTES)
         return found
 
     @property
@@ -97,10 +96,6 @@ class Scheme:
         if self.changes == 'half mapped':
             parts.append(f'where each of {BYTES} bytes goes')
         return ', and '.join(parts)
-
-
-def _log2_factorial(n: int) -> float:
-    return math.lgamma(n + 1) / math.log(2)
 
 
 class BlockMap:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from keyseg_mm.audit.restoring.runner import ImageRunner, Stand
 from keyseg_mm.audit.restoring.scheme import Images
 from keyseg_mm.audit.restoring.summary import summarise
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.files import write_new
+from keyseg_mm.files import write_json
 from keyseg_mm.images.plan import ImagePlan
 from keyseg_mm.key import SecretKey
 from keyseg_mm.mm.config import read_config
@@ -151,8 +150,7 @@ def attack_images(
     report = _facts(subject, referee, stands, depth, shown)
     report.update(seed=seed, checks=checks, results=results, seconds=round(time.monotonic() - start, 1))
     report['summary'] = summarise(report)
-    text = json.dumps(report, indent=1, allow_nan=False)
-    write_new(out / 'report.json', lambda file: file.write(text.encode()), overwrite=True)
+    write_json(out / 'report.json', report, allow_nan=False)
     return report
 
 
