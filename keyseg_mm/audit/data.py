@@ -14,8 +14,9 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from keyseg_mm.audit.case import Photos
+from keyseg_mm.audit.front import Pixels
 from keyseg_mm.audit.level import Level, Say
-from keyseg_mm.errors import KeysegError
+from keyseg_mm.errors import KeysegError, LockError
 
 ENCRYPTING = ('EncryptImage', 'EncryptPatches')  # steps of pipelines
 _STEP = 32  # sides are multiples of it, the stride of most models
@@ -86,6 +87,7 @@ class PhotoSource:
         innermost(settings)['pipeline'] = pipeline
         self._dataset = built(settings, where)
         self._where, self._preprocess, self._longest = where, getattr(model, 'data_preprocessor', None), longest
+        self._pixels = _pixels_of(model)
         self.size: tuple[int, int] | None = None
 
     def __len__(self) -> int:
@@ -141,18 +143,21 @@ class PhotoSource:
 
     def picture(self, image: Tensor) -> np.ndarray[Any, Any]:
         """A normalised photo as people see it: RGB uint8 (H, W, 3)."""
-        mean, std = (getattr(self._preprocess, name, None) for name in ('mean', 'std'))
-        shown = image.cpu()
-        if mean is not None and std is not None:
-            shown = shown * std.cpu().reshape(-1, 1, 1) + mean.cpu().reshape(-1, 1, 1)
-        elif self._preprocess is None:
-            shown = 255 * (shown - shown.min()) / (shown.max() - shown.min()).clamp_min(1e-6)
-        array = shown.clamp(0, 255).permute(1, 2, 0).numpy().astype(np.uint8)
-        # the host reads BGR; a preprocessor that does not turn it leaves the blue channel first. The two stacks name it
-        # differently
-        names = ('channel_conversion', '_channel_conversion')
-        turned = next((t for name in names if (t := getattr(self._preprocess, name, None)) is not None), True)
-        return array if turned else array[..., ::-1]
+        if self._pixels is not None:
+            shown = self._pixels.values(image.cpu()[None])[0].flip(0)  # the host reads blue first
+        else:
+            shown = image.cpu()
+            if self._preprocess is None:
+                shown = 255 * (shown - shown.min()) / (shown.max() - shown.min()).clamp_min(1e-6)
+        return shown.clamp(0, 255).permute(1, 2, 0).numpy().astype(np.uint8)
+
+
+def _pixels_of(model: nn.Module) -> Pixels | None:
+    """How a model normalises; None where it has no data preprocessor, or one that does more than that."""
+    try:
+        return Pixels.of(model)
+    except (AttributeError, LockError):
+        return None
 
 
 def nested_shares(total: int, shares: Sequence[float], seed: int, most: int | None) -> dict[float, list[int]]:
