@@ -6,7 +6,8 @@
 The host's stock model of CONFIG (FCN with a ResNet-101 by default) gets random weights and a checkpoint file. Then by
 turns, in one process:
 
-  file      lock, rekey and unlock of the file, each against loading and saving the plain file (to the disk, as they do)
+  file      lock, rekey and unlock of the file, each against loading and saving the plain file (to the disk, as they do);
+            all of them make a new file, and its removal afterwards is not timed
   load      the protected file into a model that checks its MAC and unlocks it in memory, against the plain file into a
             plain model; the same without the check; and what people do today: the file decrypted as a whole with
             AES-256-GCM, then loaded
@@ -84,10 +85,14 @@ class Bench:
         out, plain, locked = self.path('out'), self.path('plain'), self.path('locked')
         return {
             'base': lambda: _load_and_save(plain, out),
-            'lock': lambda: lock_file(plain, self.model, self.plan, self.key, out, overwrite=True),
-            'rekey': lambda: rekey_file(locked, self.key, self.new_key, out, overwrite=True),
-            'unlock': lambda: unlock_file(locked, self.key, out, overwrite=True),
+            'lock': lambda: lock_file(plain, self.model, self.plan, self.key, out),
+            'rekey': lambda: rekey_file(locked, self.key, self.new_key, out),
+            'unlock': lambda: unlock_file(locked, self.key, out),
         }
+
+    def remove_output(self) -> None:
+        """Take away what a file way made."""
+        self.path('out').unlink(missing_ok=True)
 
     def load_ways(self) -> dict[str, Callable[[], object]]:
         """What gets a file's weights into the model."""
@@ -131,20 +136,30 @@ def _load_and_save(path: Path, out: Path) -> None:
         os.fsync(file.fileno())
 
 
-def time_ways(ways: dict[str, Callable[[], object]], rounds: int, what: str) -> dict[str, Any]:
+def time_ways(
+    ways: dict[str, Callable[[], object]], rounds: int, what: str, after_each: Callable[[], object] = lambda: None
+) -> dict[str, Any]:
     """Ratios to the base of every way. The base runs before and after each of them, and their mean counts."""
+
+    def seconds(way: str) -> float:
+        start = time.perf_counter()
+        ways[way]()
+        taken = time.perf_counter() - start
+        after_each()
+        return taken
+
     ratios: dict[str, list[float]] = {name: [] for name in ways if name != 'base'}
     noise, base_seconds = [], []
-    for run in ways.values():
-        run()
+    for way in ways:
+        seconds(way)
     gc.collect()
     gc.disable()
     try:
         for _ in tqdm(range(rounds), desc=what, unit='round', leave=False):
-            before = _seconds(ways['base'])
+            before = seconds('base')
             for name in ratios:
-                taken = _seconds(ways[name])
-                after = _seconds(ways['base'])
+                taken = seconds(name)
+                after = seconds('base')
                 ratios[name].append(2 * taken / (before + after))
                 noise.append(after / before)
                 base_seconds.append(after)
@@ -156,12 +171,6 @@ def time_ways(ways: dict[str, Callable[[], object]], rounds: int, what: str) -> 
         'noise': quartiles(noise),
         'ratios': {name: quartiles(values) for name, values in ratios.items()},
     }
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def time_inference(bench: Bench, rounds: int, size: tuple[int, int]) -> dict[str, Any]:
@@ -203,7 +212,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             'threads': torch.get_num_threads(),
             'config': args.config,
             'MiB': bench.path('plain').stat().st_size / 2**20,
-            'file': time_ways(bench.file_ways(), args.rounds, 'files'),
+            'file': time_ways(bench.file_ways(), args.rounds, 'files', bench.remove_output),
             'load': time_ways(bench.load_ways(), args.rounds, 'loading'),
             'inference': time_inference(bench, args.rounds, args.size),
             'peak MiB': peaks_of(args.config, folder, 2 if args.smoke else None),
@@ -249,6 +258,7 @@ def main() -> int:
     if args.child:
         folder, kind, way = args.child
         bench = Bench.of(args.config, Path(folder))
+        bench.remove_output()
         (bench.file_ways() if kind == 'file' else bench.load_ways())[way]()
         print(peak_memory())
         return 0

@@ -239,7 +239,8 @@ def carry_in_place(
         for name in names:
             tensors[prefix + name] = result
 
-    in_threads(work, once.values())
+    largest_first = sorted(once.values(), key=lambda names: -tensors[prefix + names[0]].numel())  # none late and alone
+    in_threads(work, largest_first)
 
 
 def _carry_below(tensors: dict[str, Any], maps: Mapping[str, WeightMap], prefix: str, own: bool) -> None:

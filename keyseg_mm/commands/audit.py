@@ -30,7 +30,7 @@ import sys
 from pathlib import Path
 
 from keyseg_mm.commands.numbers import whole_number
-from keyseg_mm.errors import KeyFileError, KeysegError
+from keyseg_mm.errors import KeysegError
 
 HELPS = 4
 INTERRUPTED = 130  # the exit status that shells give a command stopped with Ctrl-C
@@ -94,11 +94,9 @@ def _device(wanted: str | None) -> str:
 def run(args: argparse.Namespace) -> int:
     """Audit, and say in short what came out."""
     from keyseg_mm.commands.keygen import ask_passphrase
-    from keyseg_mm.locator import locate
+    from keyseg_mm.locator import locate_real
 
-    key = locate(args.key, ask_passphrase, stdin=True).key
-    if key is None:
-        raise KeyFileError('--key takes the locator of the real key, as file:PATH: the referee has to know the answer')
+    key = locate_real(args.key, '--key', ask_passphrase)
     if args.out.exists() and not args.out.is_dir():
         raise KeysegError(f'{args.out} is a file; --out takes a folder')
     import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
