@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from locking import keyseg
-from run import HERE, train
+from run import HERE, keyed_as, train
 
 from keyseg_mm import SecretKey, read_key_file, write_key_file
 from keyseg_mm.audit import suite
@@ -35,6 +35,7 @@ from keyseg_mm.errors import LockError
 LEVEL = suite.Level(60, 15.0, None, (0.01, 0.05, 0.1), (), 24, None, 256)
 FINE_TUNING = (300, 5e-4)  # iterations, peak learning rate
 TRANSFORMS = ('SignedChannelPermutation', 'ChannelPermutation', 'ChannelRotation')
+EVERYWHERE = ('linear', 'SignedChannelPermutation')
 MODELS = ('fast-scnn', 'segformer')
 
 
@@ -59,8 +60,8 @@ class Files:
         return train(self.keyed_config, [*self.options, self.seed, self.keyed], self.folder / 'keyed')
 
     def trained_everywhere(self) -> Path:
-        how = ['model.protection.points=linear', 'model.protection.transform=SignedChannelPermutation']
-        return train(self.keyed_config, [*self.options, self.seed, self.keyed, *how], self.folder / 'keyed-linear')
+        options = [*self.options, self.seed, self.keyed, *keyed_as(*EVERYWHERE)]
+        return train(self.keyed_config, options, self.folder / f'keyed-{"-".join(EVERYWHERE)}')
 
     def tuned(self) -> Path:
         return train(self.plain_config, self._fine_tuning(), self.folder / 'tuned')

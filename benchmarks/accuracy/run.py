@@ -4,8 +4,9 @@
     python benchmarks/accuracy/run.py --data DATA --out OUT [--model fast-scnn segformer ...] [--layout cityscapes]
 
 DATA holds cityscapes/ and ade/ADEChallengeData2016/, laid out as mmseg's data set configs expect. Finished steps are
-kept in OUT and not run again. Prints a table and writes OUT/results.json. The paper's way: stages, permutation, the
-same seed and schedule for both models, mmsegmentation's own train.py and test.py.
+kept in OUT and not run again. Prints a table and writes OUT/results.json. The paper's way: stages, permutation (or
+what --points and --transform ask for), the same seed and schedule for both models, mmsegmentation's own train.py and
+test.py.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from keyseg_mm import SecretKey, write_key_file
 
 HERE = Path(__file__).resolve().parent
 WRONG = ('random:1', 'random:2', 'random:3')
+PAPER = ('stages', 'ChannelPermutation')  # points and transform
 MODELS = ('fast-scnn', 'segformer', 'bisenetv2')
 LAYOUTS = {'cityscapes': 'cityscapes', 'ade20k': 'ade/ADEChallengeData2016'}
 
@@ -66,19 +68,28 @@ def floor_of(config: Path, root: str) -> float:
     return floor_of_dataset(cfg.test_dataloader.dataset, cfg.model.decode_head.num_classes)
 
 
-def measure(model: str, layout: str, seed: int, data: Path, out: Path, key: str) -> dict[str, float]:
-    """All figures of one model, layout and seed."""
+def keyed_as(points: str, transform: str) -> list[str]:
+    """Options of a keyed config."""
+    return [f'model.protection.points={points}', f'model.protection.transform={transform}']
+
+
+def measure(
+    model: str, layout: str, seed: int, data: Path, out: Path, key: str, protection: tuple[str, str] = PAPER
+) -> dict[str, float]:
+    """All figures of one model, layout and seed, protected at points with a transform."""
     root = str(data / LAYOUTS[layout])
     options = [f'{part}_dataloader.dataset.data_root={root}' for part in ('train', 'val', 'test')]
     options.append(f'randomness.seed={seed}')
     plain_config, keyed_config = HERE / f'{model}_{layout}.py', HERE / f'keyed_{model}_{layout}.py'
     folder = out / f'{model}-{layout}-seed{seed}'
     plain = train(plain_config, options, folder / 'plain')
-    keyed = train(keyed_config, [*options, f'model.protection.key={key}'], folder / 'keyed')
+    suffix = '' if protection == PAPER else '-' + '-'.join(protection)
+    keyed_options = [*options, *keyed_as(*protection)]
+    keyed = train(keyed_config, [*keyed_options, f'model.protection.key={key}'], folder / f'keyed{suffix}')
     row = {'floor': floor_of(plain_config, root), 'plain': test(plain_config, plain, options, folder / 'test-plain')}
     for name, locator in [('right key', key), ('no key', 'none'), *((w, w) for w in WRONG)]:
-        place = folder / f'test-{name.replace(" ", "-").replace(":", "")}'
-        row[name] = test(keyed_config, keyed, [*options, f'model.protection.key={locator}'], place)
+        place = folder / f'test-{name.replace(" ", "-").replace(":", "")}{suffix}'
+        row[name] = test(keyed_config, keyed, [*keyed_options, f'model.protection.key={locator}'], place)
     return row
 
 
@@ -89,6 +100,8 @@ def main() -> None:
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--model', nargs='+', choices=MODELS, default=list(MODELS))
     parser.add_argument('--layout', nargs='+', choices=LAYOUTS, default=list(LAYOUTS))
+    parser.add_argument('--points', default=PAPER[0], help=f"of the protected model (the paper's, {PAPER[0]})")
+    parser.add_argument('--transform', default=PAPER[1], help=f"of the protected model (the paper's, {PAPER[1]})")
     parser.add_argument('--seeds', nargs='+', type=int, default=[0])
     args = parser.parse_args()
     out = args.out.resolve()
@@ -96,13 +109,13 @@ def main() -> None:
     key_file = out / 'accuracy.key'
     if not key_file.exists():
         write_key_file(key_file, SecretKey.generate())
-    results = {}
+    protection, results = (args.points, args.transform), {}
     for model, layout, seed in itertools.product(args.model, args.layout, args.seeds):
         if not (HERE / f'{model}_{layout}.py').exists():
             print(f'{model}: no config for {layout}')
             continue
-        row = measure(model, layout, seed, args.data.resolve(), out, f'file:{key_file}')
-        name = f'{model}, {layout}, seed {seed}'
+        row = measure(model, layout, seed, args.data.resolve(), out, f'file:{key_file}', protection)
+        name = f'{model}, {layout}, {", ".join(protection)}, seed {seed}'
         results[name] = row
         print(f'{name}: ' + ', '.join(f'{k} {v:.2f}' for k, v in row.items()), flush=True)
     (out / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
