@@ -6,8 +6,8 @@
 The host's stock model of CONFIG (FCN with a ResNet-101 by default) gets random weights and a checkpoint file. Then by
 turns, in one process:
 
-  file      lock, rekey and unlock of the file, each against loading and saving the plain file (to the disk, as they do);
-            all of them make a new file, and its removal afterwards is not timed
+  file      lock, rekey and unlock of the file, each against loading and saving the plain file (to the disk, as they
+            do); all of them make a new file, and its removal afterwards is not timed
   load      the protected file into a model that checks its MAC and unlocks it in memory, against the plain file into a
             plain model; the same without the check; and what people do today: the file decrypted as a whole with
             AES-256-GCM, then loaded

@@ -170,4 +170,6 @@ def test_guard_lets_a_good_run_pass_and_detach_is_seen(tiny_cityscapes, tmp_path
     runner = guarded(tiny_cityscapes, tmp_path / 'work', key_file)
     runner.train()
     assert (tmp_path / 'work' / 'iter_2.pth').exists()
+    (log,) = (tmp_path / 'work').glob('*/*.log')
+    assert log.read_text().count('labelled photos') == 1  # that a few maps do not keep out whoever has some
     assert detach(runner.model) == 6

@@ -80,6 +80,7 @@ def test_lock_warns_of_points_that_barely_matter(files, capsys):
     assert keyseg(*lock, '--points', 'in:backbone.layer4.1.conv2') == 0
     out = capsys.readouterr().out
     assert 'WARNING: these points barely change the output' in out and 'Whoever' in out
+    assert 'WARNING: only one feature map is encrypted' in out and 'labelled photos' in out
     content['state_dict']['backbone.layer4.1.bn2.weight'].fill_(0)
     write_checkpoint('dead.pth', content['state_dict'], {})
     lock = ['lock', 'config.py', 'dead.pth', '--key', 'file:right.key', '--out', 'nothing.pth']

@@ -64,10 +64,10 @@ class Files:
         return train(self.keyed_config, options, self.folder / f'keyed-{"-".join(EVERYWHERE)}')
 
     def tuned(self) -> Path:
-        return train(self.plain_config, self._fine_tuning(), self.folder / 'tuned')
+        return train(self.plain_config, self.fine_tuning(self.public()), self.folder / 'tuned')
 
     def tuned_with_key(self) -> Path:
-        options = [*self._fine_tuning(), self.keyed, 'model.protection.allow_plain=True']
+        options = [*self.fine_tuning(self.public()), self.keyed, 'model.protection.allow_plain=True']
         return train(self.keyed_config, options, self.folder / 'keyed-tuned')
 
     def locked(self, points: str, transform: str) -> Path:
@@ -77,11 +77,12 @@ class Files:
             keyseg('lock', self.plain_config, self.tuned(), '--out', path, *how)
         return path
 
-    def _fine_tuning(self) -> list[str]:
+    def fine_tuning(self, start: Path) -> list[str]:
+        """Options of a training that goes on from a checkpoint."""
         steps, rate = FINE_TUNING
         schedule = [f'train_cfg.{name}={steps}' for name in ('max_iters', 'val_interval')]
         schedule += [f'default_hooks.checkpoint.interval={steps}', f'param_scheduler.1.end={steps}']
-        return [*self.options, *schedule, f'optim_wrapper.optimizer.lr={rate}', f'load_from={self.public()}']
+        return [*self.options, *schedule, f'optim_wrapper.optimizer.lr={rate}', f'load_from={start}']
 
     def all(self) -> dict[str, Any]:
         """What gives each protected file, by name."""

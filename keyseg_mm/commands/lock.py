@@ -125,6 +125,8 @@ def _features(model: Any, weights: dict[str, Any], args: argparse.Namespace, key
     """Plan and prove a lock of feature maps, and show both."""
     if args.share is not None:
         raise LockError('--share goes with --mode selective')
+    from keyseg_mm.advice import warn_of_few_maps
+
     args.points = args.points or ['linear']
     plan, proof = _planned_and_proved(model, weights, args, key, salt)
     show_plan(plan, weights)
@@ -132,6 +134,9 @@ def _features(model: Any, weights: dict[str, Any], args: argparse.Namespace, key
     _show_proof(f'relative error {right.error:.1e}{_pixels(right.same)}', proof.without_key, 'these points')
     if proof.is_weak:
         print('Take --points linear, or points that all of the signal passes')
+    warning = warn_of_few_maps(plan.entries)
+    if warning:
+        print(f'WARNING: {warning}')
     return plan
 
 

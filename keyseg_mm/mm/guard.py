@@ -7,6 +7,7 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
+from keyseg_mm.advice import warn_of_few_maps
 from keyseg_mm.encryptor import FeatureEncryptor
 from keyseg_mm.errors import LeakError, NotFiredError
 from keyseg_mm.leaks import Leak, Needles, search_object
@@ -20,7 +21,8 @@ class KeyGuardHook(Hook):
     """Stops a run whose protection is not what its config says, or that would write a secret down.
 
     It checks that the model is protected at all, that after the first iteration every encryptor has fired, that the
-    config holds no secret, and that every checkpoint carries the stamp and nothing secret. In a config:
+    config holds no secret, and that every checkpoint carries the stamp and nothing secret. A training at only a few
+    maps begins with a warning of what that does not keep. In a config:
     ``custom_hooks=[dict(type='keyseg_mm.KeyGuardHook')]``.
 
     Raises:
@@ -52,6 +54,10 @@ class KeyGuardHook(Hook):
                 f'this model was unlocked in memory, and training would save the plain weights that key {unlocked[0]} '
                 'protects; take protection.unlock out to train it as the protected model it is'
             )
+        for protection in self._protections(runner):
+            warning = warn_of_few_maps(protection.encryptors)
+            if warning:
+                runner.logger.warning(warning)
         self._note_calls(runner, 'train')
 
     def before_val_epoch(self, runner: Any) -> None:
