@@ -21,7 +21,7 @@ def smoke(name, folder, *options):
 def test_locking_smoke(tmp_path):
     printed, figures = smoke('locking.py', tmp_path)
     assert set(figures['file']['ratios']) == {'lock', 'rekey', 'unlock'}
-    assert set(figures['load']['ratios']) == {'protected', 'protected, no check', 'AES-256-GCM'}
+    assert set(figures['load']['ratios']) == {'protected', 'protected, no check', 'plain and SHA-256', 'AES-256-GCM'}
     for kind in ('file', 'load', 'inference'):
         assert figures[kind]['base s'] > 0
         assert all(r['q1'] <= r['median'] <= r['q3'] for r in figures[kind]['ratios'].values())
