@@ -22,7 +22,7 @@ from keyseg_mm.audit.keeping import seed_everything
 from keyseg_mm.audit.referee import whole_model_plan
 from keyseg_mm.checkpoint import read_checkpoint
 from keyseg_mm.errors import KeysegError, PlainCheckpointError, StampError
-from keyseg_mm.images.plan import ImagePlan, plans_in_meta
+from keyseg_mm.images.plan import ImagePlan, only_plan_in_meta
 from keyseg_mm.mm.config import build_plain_model
 from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.patchplan import PatchPlan, patch_plan_of
@@ -79,11 +79,7 @@ def read_protected(path: Path, device: torch.device) -> Protected:
 
 def _images_of(content: Mapping[str, Any]) -> ImagePlan | PatchPlan | None:
     """How the images of a checkpoint are encrypted, by its stamp, or by what ``ImageKeyHook`` wrote into its meta."""
-    patches = patch_plan_of(content['state_dict'])
-    plans = set(plans_in_meta(content.get('meta')))
-    if len(plans) > 1:
-        raise StampError(f'this checkpoint was trained on images of {len(plans)} encryptions; an audit takes one')
-    return patches or next(iter(plans), None)
+    return patch_plan_of(content['state_dict']) or only_plan_in_meta(content.get('meta'))
 
 
 def read_public(path: Path, device: torch.device) -> dict[str, Tensor]:

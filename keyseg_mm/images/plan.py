@@ -93,3 +93,15 @@ def plans_in_meta(meta: Any) -> tuple[ImagePlan, ...]:
     except (KeyError, TypeError, ValueError, AttributeError, TransformError):
         raise StampError('what this checkpoint says of its images is damaged; restore the file from a copy') from None
     return plans
+
+
+def only_plan_in_meta(meta: Any) -> ImagePlan | None:
+    """The one image encryption that a checkpoint's ``meta`` tells of; None where it tells of none.
+
+    Raises:
+        StampError: as of :func:`plans_in_meta`, or it tells of several.
+    """
+    plans = set(plans_in_meta(meta))
+    if len(plans) > 1:
+        raise StampError(f'this checkpoint was trained on images of {len(plans)} encryptions; an audit takes one')
+    return next(iter(plans), None)

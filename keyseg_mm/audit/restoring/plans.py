@@ -10,8 +10,8 @@ from mmengine.config import Config
 
 from keyseg_mm.audit.restoring.photos import encryption_step
 from keyseg_mm.checkpoint import read_checkpoint
-from keyseg_mm.errors import KeysegError, PlanMismatchError, StampError
-from keyseg_mm.images.plan import ImagePlan, check_method, plans_in_meta, read_salt
+from keyseg_mm.errors import KeysegError, PlanMismatchError
+from keyseg_mm.images.plan import ImagePlan, check_method, only_plan_in_meta, read_salt
 from keyseg_mm.patchplan import PatchPlan
 from keyseg_mm.plan import SALT_BYTES
 from keyseg_mm.transforms.patches import check_steps
@@ -68,13 +68,7 @@ def bare_patch_plan(patch: int, permute: str, negate: bool, key_id: str, salt: b
 
 def _of_checkpoint(path: Path, trust: Trust) -> ImagePlan | PatchPlan | None:
     checkpoint = read_checkpoint(path)
-    plan = trust(checkpoint['state_dict'])
-    if plan is not None:
-        return plan
-    plans = plans_in_meta(checkpoint.get('meta'))
-    if len(plans) > 1:
-        raise StampError(f'{path}: its images are encrypted more than once; this audit is for one encryption')
-    return plans[0] if plans else None
+    return trust(checkpoint['state_dict']) or only_plan_in_meta(checkpoint.get('meta'))
 
 
 def _nothing(checkpoint: Path | None) -> str:
