@@ -129,9 +129,10 @@ class Protection(Secret):
         if not self.allow_plain(prefix):
             raise PlainCheckpointError(
                 f'this checkpoint is plain (it carries no stamp), and the model is keyed with {self.plan.key_id}: '
-                'its weights would meet encrypted feature maps. To fine-tune a plain model into a protected one, set '
-                'protection.allow_plain=True; to protect it as it is: keyseg lock. If it should be protected already, '
-                'it is the wrong file, or its stamp was stripped'
+                'its weights would meet encrypted feature maps. To protect it, as it is or to train on: keyseg lock, '
+                "and points='checkpoint' for what that makes. (protection.allow_plain=True takes plain weights, which "
+                'may then go on working without the key.) If it should be protected already, it is the wrong file, or '
+                'its stamp was stripped'
             )
         logger.info('plain weights loaded into a model keyed with %s, as allowed', self.plan.key_id)
 

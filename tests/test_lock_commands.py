@@ -173,7 +173,7 @@ def test_lock_warns_of_layers_that_are_close_to_public_weights(files, capsys):
     mixed = {name: plain[name] if 'backbone.layer1' in name else value for name, value in other.items()}
     out = said(mixed)
     assert re.search(r'WARNING: 4 of \d\d layers are close', out) and 'backbone.layer1.0.conv1 (0.000)' in out
-    assert 'allow_plain=True' in out and 'fine-tune longer' in out and 'nothing was written' in out
+    assert 'from random weights' in out and 'fine-tune longer' in out and 'nothing was written' in out
     backbone = {n.removeprefix('backbone.'): v for n, v in plain.items() if n.startswith('backbone.')}
     assert re.search(r'WARNING: (\d+) of \1 layers', said(backbone)), 'by the names of a pretrained backbone'
     tuned = {n: v + 0.02 * v.abs().mean() * torch.randn_like(v) if v.dim() > 1 else v for n, v in plain.items()}

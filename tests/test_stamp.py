@@ -99,10 +99,12 @@ def test_plain_checkpoint_is_refused_with_the_way_out(keyed, load):
         load(keyed, MODELS.build(tiny_model_cfg()).state_dict())
 
 
-def test_plain_checkpoint_to_fine_tune(key_file, load):
+def test_plain_checkpoint_to_fine_tune(key_file, load, caplog):
     plain = MODELS.build(tiny_model_cfg()).state_dict()
     model = build(f'file:{key_file}', allow_plain=True)
-    load(model, plain)
+    with caplog.at_level(logging.WARNING, logger='keyseg_mm'):
+        load(model, plain)
+    assert 'may go on working WITHOUT its key' in caplog.text
     assert torch.equal(model.state_dict()['backbone.conv1.weight'], plain['backbone.conv1.weight'])
     assert stamps_of(model.state_dict())
 

@@ -57,7 +57,7 @@ def show_nearness(entries: Sequence[Entry], weights: dict[str, Any], public: dic
         print(
             f'\nWARNING: {len(close)} of {len(found)} layers are close to public weights ({path}): whoever has those '
             f'can realign them. The nearest, by distance (0 is the same, below {CLOSE} is close): {names}. Train with '
-            'the key instead (allow_plain=True, load_from=...), or fine-tune longer before you lock'
+            'the key from random weights instead, or fine-tune longer before you lock'
         )
 
 

@@ -11,6 +11,7 @@ from mmengine.registry import DefaultScope
 from mmseg.models.segmentors.base import BaseSegmentor
 from torch import nn
 
+from keyseg_mm.advice import PLAIN_START
 from keyseg_mm.errors import KeysegError, PlanMismatchError
 from keyseg_mm.follow import FollowingProtection, follow
 from keyseg_mm.locator import LocatedKey, locate
@@ -24,10 +25,10 @@ from keyseg_mm.transforms import normal_form
 logger = logging.getLogger('keyseg_mm')
 
 _OPTIONS = ('key', 'points', 'transform', 'salt', 'allow_plain', 'unlock', 'verify')
-# The paper's way, and not the strongest: the audits (docs/results.md) have it fall to a few dozen labelled photos,
-# by a layer learnt at each map, as every transform of so few maps does. It is the default of training since it alone
-# leaves a pretrained backbone, which most of the host's configs begin with, what it has learnt. From random weights, or
-# by a lock after training, points='linear' with signs gives away less.
+# The paper's way, and not the strongest: the audits (docs/results.md) have it fall to four labelled photos, by a layer
+# learnt at each map, as every transform of so few maps does. It is the default of training since it alone leaves a
+# pretrained backbone, which most of the host's configs begin with, what it has learnt. From random weights
+# points='linear' with signs holds best of all that was audited; KeyGuardHook says so when a training begins.
 DEFAULT_POINTS, DEFAULT_TRANSFORM = 'stages', 'ChannelPermutation'
 FROM_CHECKPOINT = 'checkpoint'  # as points: those of the stamp that is loaded
 
@@ -48,7 +49,8 @@ def Keyed(of: Any, protection: dict[str, Any], **kwargs: Any) -> nn.Module:  # n
               ``checkpoint`` takes points and transforms from the checkpoint that is loaded, as for a locked one.
             - ``transform``: name or dict of a transform; by default ``ChannelPermutation``, the paper's.
             - ``salt``: public, 32 hex digits; by default fresh, or the loaded checkpoint's.
-            - ``allow_plain``: accept plain weights, to fine-tune them into a protected model.
+            - ``allow_plain``: accept plain weights. What read plain maps may survive the training then, and with it the
+              model without its key; to train a plain model on, lock it first.
             - ``unlock``: turn the weights back into the plain ones as a protected checkpoint is loaded, and run without
               encryptors, at the plain model's speed; points and transforms are the checkpoint's.
             - ``verify``: check the MAC of what is loaded; by default True.
@@ -78,7 +80,7 @@ def protect(module: nn.Module, located: LocatedKey, options: dict[str, Any]) -> 
         )
     accept: dict[str, Any] = {
         'deliberate': located.deliberate,
-        'allow_plain': lambda prefix: bool(options.get('allow_plain')) or _is_initialisation(module, prefix),
+        'allow_plain': lambda prefix: _is_initialisation(module, prefix) or _takes_plain(options),
         'verify': bool(options.get('verify', True)),
     }
     unlock = bool(options.get('unlock'))
@@ -136,6 +138,14 @@ def _salt(text: Any) -> bytes:
         return bytes.fromhex(text)
     except (TypeError, ValueError):
         raise PlanMismatchError(f'protection.salt is {2 * SALT_BYTES} hex digits') from None
+
+
+def _takes_plain(options: dict[str, Any]) -> bool:
+    """Whether a config welcomes plain weights; asked when some come, and it says what that means."""
+    if options.get('allow_plain'):
+        logger.warning(PLAIN_START)
+        return True
+    return False
 
 
 def _is_initialisation(module: nn.Module, prefix: str) -> bool:
