@@ -198,7 +198,7 @@ def test_image_options_of_the_readme(key_file, tmp_path):
         ('rotation', dict(type='ChannelRotation', block=8), ['out:backbone:0', 'out:backbone:1', 'out:backbone:2']),
         ('shuffle', dict(type='BlockShuffle', block=2), ['out:backbone:0', 'out:backbone:1', 'out:backbone:2']),
         ('negative', dict(type='NegativePositive', block=2), ['out:backbone:0', 'out:backbone:1', 'out:backbone:2']),
-        ('linear', dict(type='ChannelPermutation'), None),
+        ('linear', dict(type='SignedChannelPermutation'), None),
     ],
 )
 def test_protection_bases(base, transform, points, tmp_path, key_file):
