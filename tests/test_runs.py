@@ -292,8 +292,8 @@ def test_ranks_share_one_salt(tmp_path, key_file):
         "init_default_scope('mmseg')\n"
         'model = MODELS.build(keyed_cfg(tiny_model_cfg(), sys.argv[2]))\n'
         "open(sys.argv[3] + str(d.get_rank()), 'w').write(protections(model)[0].plan.salt.hex())\n"
-        'from keyseg_mm.mm.compat import leave_group\n'
-        'leave_group()\n'  # together: one that is gone may take the other along
+        'from keyseg_mm.mm.compat import end_together\n'
+        'end_together()\n'  # together: one that is gone may take the other along
     )
     command = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node=2', '--standalone', str(code)]
     command += [str(ROOT / 'tests'), f'file:{key_file}', str(tmp_path / 'salt')]

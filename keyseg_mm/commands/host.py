@@ -42,7 +42,7 @@ def run_host_tool(name: str, arguments: list[str]) -> int:
     sys.argv = [str(path), *arguments]
     try:
         runpy.run_path(str(path), run_name='__main__')
-        compat.leave_group()
+        compat.end_together()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     finally:
