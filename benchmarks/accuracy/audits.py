@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from locking import keyseg
-from run import HERE, keyed_as, train
+from run import HERE, keyed_as, suffix_of, train
 
 from keyseg_mm import SecretKey, read_key_file, write_key_file
 from keyseg_mm.audit import suite
@@ -61,7 +62,7 @@ class Files:
 
     def trained_everywhere(self) -> Path:
         options = [*self.options, self.seed, self.keyed, *keyed_as(*EVERYWHERE)]
-        return train(self.keyed_config, options, self.folder / f'keyed-{"-".join(EVERYWHERE)}')
+        return train(self.keyed_config, options, self.folder / f'keyed{suffix_of(EVERYWHERE)}')
 
     def tuned(self) -> Path:
         return train(self.plain_config, self.fine_tuning(self.public()), self.folder / 'tuned')
@@ -71,10 +72,14 @@ class Files:
         return train(self.keyed_config, options, self.folder / 'keyed-tuned')
 
     def locked(self, points: str, transform: str) -> Path:
-        path = self.folder / f'locked-{points}-{transform}.pth'
+        return self.lock(self.tuned, points, transform, f'locked-{points}-{transform}.pth')
+
+    def lock(self, plain: Callable[[], Path], points: str, transform: str, name: str) -> Path:
+        """A locked checkpoint, made from a plain one unless it is there."""
+        path = self.folder / name
         if not path.exists():
             how = ['--points', points, '--transform', transform, '--key', f'file:{self.key_file}']
-            keyseg('lock', self.plain_config, self.tuned(), '--out', path, *how)
+            keyseg('lock', self.plain_config, plain(), '--out', path, *how)
         return path
 
     def fine_tuning(self, start: Path) -> list[str]:

@@ -14,26 +14,19 @@ import argparse
 from pathlib import Path
 
 from audits import Files
-from locking import keyseg
-from run import MODELS, PAPER, WRONG, floor_of, test, train
+from run import MODELS, PAPER, floor_of, test, test_keys, train
 
 
 def measure(files: Files) -> dict[str, float]:
     """All figures of one model."""
-    plain, start = files.tuned(), files.folder / 'locked-start.pth'
-    if not start.exists():
-        points, transform = PAPER
-        how = ['--points', points, '--transform', transform, '--key', f'file:{files.key_file}']
-        keyseg('lock', files.plain_config, files.public(), '--out', start, *how)
+    plain, start = files.tuned(), files.lock(files.public, *PAPER, 'locked-start.pth')
     keyed_options = [*files.options, 'model.protection.points=checkpoint']
     options = [*files.fine_tuning(start), *keyed_options, files.keyed]
     keyed = train(files.keyed_config, options, files.folder / 'keyed-onward')
     row = {'floor': floor_of(files.plain_config, files.root)}
     row['plain'] = test(files.plain_config, plain, files.options, files.folder / 'test-tuned')
-    for name, locator in [('right key', f'file:{files.key_file}'), ('no key', 'none'), *((w, w) for w in WRONG)]:
-        place = files.folder / f'test-onward-{name.replace(" ", "-").replace(":", "")}'
-        row[name] = test(files.keyed_config, keyed, [*keyed_options, f'model.protection.key={locator}'], place)
-    return row
+    key = f'file:{files.key_file}'
+    return {**row, **test_keys(files.keyed_config, keyed, keyed_options, key, files.folder, 'test-onward-{}')}
 
 
 def main() -> None:

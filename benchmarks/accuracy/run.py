@@ -73,6 +73,22 @@ def keyed_as(points: str, transform: str) -> list[str]:
     return [f'model.protection.points={points}', f'model.protection.transform={transform}']
 
 
+def suffix_of(protection: tuple[str, str]) -> str:
+    """Ends the names of what is done with a protection other than the paper's."""
+    return '' if protection == PAPER else '-' + '-'.join(protection)
+
+
+def test_keys(
+    config: Path, checkpoint: Path, options: list[str], key: str, folder: Path, place: str
+) -> dict[str, float]:
+    """mIoU with the right key, without one and with wrong ones; ``{}`` in the place stands for which."""
+    row = {}
+    for name, locator in [('right key', key), ('no key', 'none'), *((w, w) for w in WRONG)]:
+        work_dir = folder / place.format(name.replace(' ', '-').replace(':', ''))
+        row[name] = test(config, checkpoint, [*options, f'model.protection.key={locator}'], work_dir)
+    return row
+
+
 def measure(
     model: str, layout: str, seed: int, data: Path, out: Path, key: str, protection: tuple[str, str] = PAPER
 ) -> dict[str, float]:
@@ -83,14 +99,11 @@ def measure(
     plain_config, keyed_config = HERE / f'{model}_{layout}.py', HERE / f'keyed_{model}_{layout}.py'
     folder = out / f'{model}-{layout}-seed{seed}'
     plain = train(plain_config, options, folder / 'plain')
-    suffix = '' if protection == PAPER else '-' + '-'.join(protection)
+    suffix = suffix_of(protection)
     keyed_options = [*options, *keyed_as(*protection)]
     keyed = train(keyed_config, [*keyed_options, f'model.protection.key={key}'], folder / f'keyed{suffix}')
     row = {'floor': floor_of(plain_config, root), 'plain': test(plain_config, plain, options, folder / 'test-plain')}
-    for name, locator in [('right key', key), ('no key', 'none'), *((w, w) for w in WRONG)]:
-        place = folder / f'test-{name.replace(" ", "-").replace(":", "")}{suffix}'
-        row[name] = test(keyed_config, keyed, [*keyed_options, f'model.protection.key={locator}'], place)
-    return row
+    return {**row, **test_keys(keyed_config, keyed, keyed_options, key, folder, f'test-{{}}{suffix}')}
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keyseg_mm.commands.numbers import whole_number
 from keyseg_mm.errors import KeysegError, LeakError
 
 if TYPE_CHECKING:  # imported where they are used: --help and a refused folder must not wait for them
@@ -41,10 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='first remove what an earlier demo made in that folder, its key too, and nothing else',
     )
     parser.add_argument(
-        '--iterations', type=_at_least(1), default=ITERATIONS, help=f'length of the training ({ITERATIONS})'
+        '--iterations', type=whole_number(1), default=ITERATIONS, help=f'length of the training ({ITERATIONS})'
     )
     parser.add_argument(
-        '--seed', type=_at_least(0), default=0, help='of scenes and training (0); the key is random always'
+        '--seed', type=whole_number(0), default=0, help='of scenes and training (0); the key is random always'
     )
 
 
@@ -283,12 +284,3 @@ def _mean(values: list[float]) -> float:
 
 def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
-
-
-def _at_least(lowest: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < lowest:
-            raise argparse.ArgumentTypeError(f'takes a whole number from {lowest} on')
-        return int(text)
-
-    return number

@@ -28,6 +28,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keyseg_mm.advice import warn_of_few_maps
 from keyseg_mm.errors import LockError
 
 if TYPE_CHECKING:
@@ -125,8 +126,6 @@ def _features(model: Any, weights: dict[str, Any], args: argparse.Namespace, key
     """Plan and prove a lock of feature maps, and show both."""
     if args.share is not None:
         raise LockError('--share goes with --mode selective')
-    from keyseg_mm.advice import warn_of_few_maps
-
     args.points = args.points or ['linear']
     plan, proof = _planned_and_proved(model, weights, args, key, salt)
     show_plan(plan, weights)
