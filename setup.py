@@ -45,7 +45,7 @@ setup(
             'pre-commit>=3.8',
         ],
     },
-    entry_points={'console_scripts': ['keyseg=keyseg_mm.commands:main']},
+    entry_points={'console_scripts': ['keyseg=keyseg_mm.cli:main']},
     classifiers=[
         'License :: OSI Approved :: Apache Software License',
         'Programming Language :: Python :: 3',

@@ -25,10 +25,10 @@ from torch import nn
 from tqdm import tqdm
 
 import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
-import keyseg_mm.protection
+import keyseg_mm.runtime.protection
 from keyseg_mm import Protection, SecretKey, Trace, attach, protections, resolve
-from keyseg_mm.commands.host import host_tool
-from keyseg_mm.transforms import FeatureTransform
+from keyseg_mm.cli.host import host_tool
+from keyseg_mm.maps import FeatureTransform
 
 
 @contextmanager
@@ -218,7 +218,7 @@ def encryptions(model: nn.Module) -> int:
 def counting() -> Iterator[Counter[str]]:
     """Count what must not happen in the hot path: tables derived, inverted, or made into tensors on a device."""
     counts: Counter[str] = Counter(derived=0, inverted=0, placed=0)
-    derive, inverse, place = keyseg_mm.protection.derive_map, FeatureTransform.inverse, FeatureTransform._place
+    derive, inverse, place = keyseg_mm.runtime.protection.derive_map, FeatureTransform.inverse, FeatureTransform._place
 
     def count_derive(*args: Any) -> FeatureTransform:
         counts['derived'] += 1
@@ -235,7 +235,7 @@ def counting() -> Iterator[Counter[str]]:
         return placed
 
     with (
-        mock.patch.object(keyseg_mm.protection, 'derive_map', count_derive),
+        mock.patch.object(keyseg_mm.runtime.protection, 'derive_map', count_derive),
         mock.patch.object(FeatureTransform, 'inverse', count_inverse),
         mock.patch.object(FeatureTransform, '_place', count_place),
     ):

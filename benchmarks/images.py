@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from keyseg_mm import SecretKey
-from keyseg_mm.encryptor import derive_image_cipher, derive_map
+from keyseg_mm.bind import derive_image_cipher, derive_map
 from keyseg_mm.images.plan import METHODS, ImagePlan
-from keyseg_mm.plan import Entry
+from keyseg_mm.stamp import Entry
 
 BLOCKS = (1, 2, 4, 8, 16)
 

@@ -41,11 +41,11 @@ from mmengine.runner import load_checkpoint
 from tqdm import tqdm
 
 from keyseg_mm import SecretKey, lock_file, plan_lock, read_key_file, rekey_file, unlock, unlock_file, write_key_file
-from keyseg_mm.follow import FollowingProtection, follow
-from keyseg_mm.integrity import digest, in_threads
-from keyseg_mm.locator import LocatedKey
+from keyseg_mm.keys.locator import LocatedKey
+from keyseg_mm.mac import digest, in_threads
 from keyseg_mm.mm.keyed import protect
-from keyseg_mm.protection import detach
+from keyseg_mm.runtime.follow import FollowingProtection, follow
+from keyseg_mm.runtime.protection import detach
 
 FILE_LIMIT, MEMORY_LIMIT, LOAD_LIMIT = 1.3, 1.2, 1.2
 RESNET_101 = 'fcn/fcn_r101-d8_4xb2-40k_cityscapes-512x1024.py'

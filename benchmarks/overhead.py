@@ -32,7 +32,7 @@ from torch import nn
 from tqdm import tqdm
 
 from keyseg_mm import Point, SecretKey, Site, attach, detach
-from keyseg_mm.transforms import CHANNEL_MAPS
+from keyseg_mm.maps import CHANNEL_MAPS
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def time_derivation(config: str, repeats: int) -> dict[str, Any] | None:
 def time_help(repeats: int) -> dict[str, float]:
     """Seconds of ``keyseg --help`` in a process of its own, start to end."""
     script = shutil.which('keyseg', path=os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']]))
-    command = [script] if script else [sys.executable, '-c', 'import sys; from keyseg_mm.commands import main; main()']
+    command = [script] if script else [sys.executable, '-c', 'import sys; from keyseg_mm.cli import main; main()']
     taken = []
     for _ in tqdm(range(repeats), desc='keyseg --help', leave=False):
         start = time.perf_counter()

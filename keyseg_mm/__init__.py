@@ -14,31 +14,31 @@ __version__ = '0.1.0'
 # The public API, imported on first use: `keyseg --help` must not wait for torch.
 _WHERE = {
     'KeysegError': 'errors',
-    'SecretKey': 'key',
-    'locate': 'locator',
-    'read_key_file': 'keyfile',
-    'write_key_file': 'keyfile',
-    'Point': 'points',
-    'Site': 'points',
-    'Trace': 'points',
-    'resolve': 'points',
-    'Plan': 'plan',
-    'stamps_of': 'plan',
-    'TRANSFORMS': 'transforms',
-    'FeatureEncryptor': 'encryptor',
-    'Protection': 'protection',
-    'attach': 'protection',
-    'detach': 'protection',
-    'protections': 'protection',
+    'SecretKey': 'keys.key',
+    'locate': 'keys.locator',
+    'read_key_file': 'keys.keyfile',
+    'write_key_file': 'keys.keyfile',
+    'Point': 'model.points',
+    'Site': 'model.points',
+    'Trace': 'model.points',
+    'resolve': 'model.points',
+    'Plan': 'stamp',
+    'stamps_of': 'stamp',
+    'TRANSFORMS': 'maps',
+    'FeatureEncryptor': 'runtime.encryptor',
+    'Protection': 'runtime.protection',
+    'attach': 'runtime.protection',
+    'detach': 'runtime.protection',
+    'protections': 'runtime.protection',
     'lock': 'locking',
     'rekey': 'locking',
     'unlock': 'locking',
     'plan_lock': 'lockplan',
-    'lock_file': 'lockfile',
-    'rekey_file': 'lockfile',
-    'unlock_file': 'lockfile',
-    'find_leaks': 'leaks',
-    'PatchCipher': 'transforms.patches',
+    'lock_file': 'checkpoint.operations',
+    'rekey_file': 'checkpoint.operations',
+    'unlock_file': 'checkpoint.operations',
+    'find_leaks': 'runtime.leaks',
+    'PatchCipher': 'maps.patches',
     'PatchPlan': 'patchplan',
     'patch_plan_of': 'patchplan',
     'lock_patches': 'patches',
@@ -48,22 +48,22 @@ _WHERE = {
 __all__ = ['__version__', *_WHERE]
 
 if TYPE_CHECKING:
-    from keyseg_mm.encryptor import FeatureEncryptor
+    from keyseg_mm.checkpoint.operations import lock_file, rekey_file, unlock_file
     from keyseg_mm.errors import KeysegError
-    from keyseg_mm.key import SecretKey
-    from keyseg_mm.keyfile import read_key_file, write_key_file
-    from keyseg_mm.leaks import find_leaks
-    from keyseg_mm.locator import locate
-    from keyseg_mm.lockfile import lock_file, rekey_file, unlock_file
+    from keyseg_mm.keys.key import SecretKey
+    from keyseg_mm.keys.keyfile import read_key_file, write_key_file
+    from keyseg_mm.keys.locator import locate
     from keyseg_mm.locking import lock, rekey, unlock
     from keyseg_mm.lockplan import plan_lock
+    from keyseg_mm.maps import TRANSFORMS
+    from keyseg_mm.maps.patches import PatchCipher
+    from keyseg_mm.model.points import Point, Site, Trace, resolve
     from keyseg_mm.patches import lock_patches, rekey_patches, unlock_patches
     from keyseg_mm.patchplan import PatchPlan, patch_plan_of
-    from keyseg_mm.plan import Plan, stamps_of
-    from keyseg_mm.points import Point, Site, Trace, resolve
-    from keyseg_mm.protection import Protection, attach, detach, protections
-    from keyseg_mm.transforms import TRANSFORMS
-    from keyseg_mm.transforms.patches import PatchCipher
+    from keyseg_mm.runtime.encryptor import FeatureEncryptor
+    from keyseg_mm.runtime.leaks import find_leaks
+    from keyseg_mm.runtime.protection import Protection, attach, detach, protections
+    from keyseg_mm.stamp import Plan, stamps_of
 
 
 def __getattr__(name: str) -> Any:

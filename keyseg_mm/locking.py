@@ -23,15 +23,15 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from keyseg_mm.encryptor import derive_channel_map, derive_order, sign, verify
+from keyseg_mm.bind import derive_channel_map, derive_order, sign, verify
 from keyseg_mm.errors import KeyMismatchError, LockError
-from keyseg_mm.integrity import in_threads
-from keyseg_mm.key import SecretKey
+from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.lockplan import DEFAULT_POINTS, DEFAULT_TRANSFORM, LockPlan, complete, fit, plan_lock, refuse_block_wise
+from keyseg_mm.mac import in_threads
+from keyseg_mm.maps import ChannelMap
+from keyseg_mm.model.points import Point, Trace, module_of
 from keyseg_mm.orders import TensorMap, WeightMap
-from keyseg_mm.plan import SALT_BYTES, Entry, Plan, stamps_of
-from keyseg_mm.points import Point, Trace, module_of
-from keyseg_mm.transforms import ChannelMap
+from keyseg_mm.stamp import SALT_BYTES, Entry, Plan, stamps_of
 from keyseg_mm.weightplan import WeightPlan, plan_weights
 from keyseg_mm.weights import is_weight_transform
 
@@ -92,7 +92,7 @@ def unlock(
     trace: Trace | None = None,
     check: bool = True,
 ) -> dict[str, Any] | None:
-    """Protected to plain: a state_dict, or a live model in place (:func:`keyseg_mm.follow.unlock_model`).
+    """Protected to plain: a state_dict, or a live model in place (:func:`keyseg_mm.runtime.follow.unlock_model`).
 
     Args:
         state_dict: of the protected model, with its stamp; or the live model itself, which has its key.
@@ -111,7 +111,7 @@ def unlock(
         LockError: no stamp, or points that cannot be absorbed.
     """
     if isinstance(state_dict, nn.Module):
-        from keyseg_mm.follow import unlock_model  # which builds on this module
+        from keyseg_mm.runtime.follow import unlock_model  # which builds on this module
 
         unlock_model(state_dict)
         return None

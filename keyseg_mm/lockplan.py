@@ -12,11 +12,11 @@ from typing import Any
 from torch import nn
 
 from keyseg_mm.errors import LockError
-from keyseg_mm.layers import Weights, is_grouped, kind_of
-from keyseg_mm.plan import Entry, Plan, stamps_of
-from keyseg_mm.points import ROOT, Point, Site, Trace, module_of, resolve
-from keyseg_mm.readers import Readers, find_readers
-from keyseg_mm.transforms import CHANNEL_MAPS, normal_form
+from keyseg_mm.maps import CHANNEL_MAPS, normal_form
+from keyseg_mm.model.consumers import Readers, find_readers
+from keyseg_mm.model.layers import Weights, is_grouped, kind_of
+from keyseg_mm.model.points import ROOT, Point, Site, Trace, module_of, resolve
+from keyseg_mm.stamp import Entry, Plan, stamps_of
 
 # Every linear layer that is called, since whatever is left plain helps an attacker; and signs, since a permutation
 # keeps the part that all channels have in common. docs/results.md has the figures.

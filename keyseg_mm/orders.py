@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from keyseg_mm.errors import LockError
-from keyseg_mm.secret import Secret
+from keyseg_mm.keys.secret import Secret
 from keyseg_mm.weights import places, raw, why_not
 
 Order = NDArray[np.int64]

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from keyseg_mm.encryptor import derive_cipher, sign, verify
+from keyseg_mm.bind import derive_cipher, sign, verify
 from keyseg_mm.errors import KeyMismatchError, LockError
-from keyseg_mm.key import SecretKey
+from keyseg_mm.keys.key import SecretKey
+from keyseg_mm.maps.patches import CHANNELS, PatchCipher
 from keyseg_mm.patchplan import Embedding, PatchPlan, patch_plan_of
-from keyseg_mm.plan import SALT_BYTES
-from keyseg_mm.transforms.patches import CHANNELS, PatchCipher
+from keyseg_mm.stamp import SALT_BYTES
 
 
 def cipher_of(key: SecretKey, plan: PatchPlan) -> PatchCipher:
@@ -49,7 +49,7 @@ def lock_patches(
 
     Args:
         state_dict: of the plain model.
-        plan: from :func:`keyseg_mm.mm.patches.plan_patches`.
+        plan: from :func:`keyseg_mm.mm.embeddings.plan_patches`.
         key: the secret key.
         salt: 16 public bytes; by default fresh random ones.
 

@@ -1,7 +1,7 @@
 """The public stamp of a model that takes encrypted images.
 
 It says what was done to the patch embedding, and with it the client knows how to encrypt: patch size, steps, salt and
-key id. It travels in the state_dict as the stamp of :mod:`keyseg_mm.plan` does, under a name that tells a host without
+key id. It travels in the state_dict as the stamp of :mod:`keyseg_mm.stamp` does, under a name that tells a host without
 this package, and without a key, what the model wants.
 """
 
@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from keyseg_mm.errors import StampError, TransformError
-from keyseg_mm.plan import DAMAGED, PATCH_FORMAT, SALT_BYTES, STAMP_PREFIX, Stamped, text_of
-from keyseg_mm.transforms.patches import CHANNELS, check_steps, key_space
+from keyseg_mm.maps.patches import CHANNELS, check_steps, key_space
+from keyseg_mm.stamp import DAMAGED, PATCH_FORMAT, SALT_BYTES, STAMP_PREFIX, Stamped, text_of
 
 VERSION = 1
 _PREFIX = STAMP_PREFIX + '_model_takes_images_encrypted_with_key_'
@@ -43,7 +43,7 @@ class PatchPlan(Stamped):
 
     Attributes:
         patch: side of a block, in pixels.
-        permute, negate: see :meth:`keyseg_mm.transforms.patches.PatchCipher.derive`.
+        permute, negate: see :meth:`keyseg_mm.maps.patches.PatchCipher.derive`.
         order: in which order the model's channels come, ``'rgb'`` or ``'bgr'``.
         mean, std: of the model's normalisation, in that order.
         embeddings: where it was done.

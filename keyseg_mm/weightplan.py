@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from keyseg_mm.errors import LockError
-from keyseg_mm.plan import Plan, TensorEntry
+from keyseg_mm.stamp import Plan, TensorEntry
 from keyseg_mm.weights import WEIGHT_TRANSFORMS, fitting, weight_form, why_not
 
 NOT_SENSITIVE = 'none of its values is among the most sensitive'

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from keyseg_mm.errors import TransformError
-from keyseg_mm.transforms import normal_form
+from keyseg_mm.maps import normal_form
 
 _RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a value
 
@@ -101,7 +101,7 @@ def is_weight_transform(transform: str | Mapping[str, Any]) -> bool:
 
 
 def weight_form(transform: str | dict[str, Any]) -> dict[str, Any]:
-    """:func:`keyseg_mm.transforms.normal_form` of a weight transform."""
+    """:func:`keyseg_mm.maps.normal_form` of a weight transform."""
     return normal_form(transform, WEIGHT_TRANSFORMS)
 
 

@@ -13,9 +13,9 @@ from torch import nn
 from keyseg_mm.audit.attack import ATTACKS, Attempt
 from keyseg_mm.audit.attacks._spots import Spot, array_of
 from keyseg_mm.audit.case import Budget, Case, Photos, logits
-from keyseg_mm.plan import Entry, Plan
-from keyseg_mm.points import Point
-from keyseg_mm.transforms import normal_form
+from keyseg_mm.maps import normal_form
+from keyseg_mm.model.points import Point
+from keyseg_mm.stamp import Entry, Plan
 
 CLASSES, SIDE = 5, 32
 # no symmetry among red, green and blue, or no statistics could tell them apart

@@ -32,8 +32,8 @@ from keyseg_mm.audit.attacks._spots import Spot, array_of, spots_of
 from keyseg_mm.audit.attacks.genetic_search import order_crossover
 from keyseg_mm.audit.case import Budget, Case
 from keyseg_mm.audit.kinds import MAPS
-from keyseg_mm.points import Point
-from keyseg_mm.transforms import ChannelPermutation, SignedChannelPermutation
+from keyseg_mm.maps import ChannelPermutation, SignedChannelPermutation
+from keyseg_mm.model.points import Point
 
 
 def few(count=12, seed=50):

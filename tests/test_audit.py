@@ -30,13 +30,13 @@ from keyseg_mm.audit.scoring import confusion, kappa, miou, predict, right_share
 from keyseg_mm.audit.situation import Situation
 from keyseg_mm.audit.summary import advantage, summarise
 from keyseg_mm.audit.training import train
-from keyseg_mm.commands import main
-from keyseg_mm.encryptor import derive_map
+from keyseg_mm.bind import derive_map
+from keyseg_mm.cli import main
 from keyseg_mm.errors import KeyMismatchError, KeysegError, PlainCheckpointError, SecretExposedError
+from keyseg_mm.maps import CHANNEL_MAPS, ChannelPermutation, ChannelRotation, SignedChannelPermutation
 from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.mm.floor import constant_prediction_floor
-from keyseg_mm.plan import Entry, Plan
-from keyseg_mm.transforms import CHANNEL_MAPS, ChannelPermutation, ChannelRotation, SignedChannelPermutation
+from keyseg_mm.stamp import Entry, Plan
 
 AUDIT = Path(__file__).parents[1] / 'keyseg_mm' / 'audit'
 REFEREES = ('referee.py', 'referees.py')
@@ -650,19 +650,19 @@ def test_shares_are_nested():
 
 def test_the_referee_alone_can_derive_the_key():
     secret = (
-        'keyseg_mm.encryptor',
-        'keyseg_mm.keyfile',
-        'keyseg_mm.locator',
-        'keyseg_mm.protection',
-        'keyseg_mm.leaks',
+        'keyseg_mm.runtime.encryptor',
+        'keyseg_mm.keys.keyfile',
+        'keyseg_mm.keys.locator',
+        'keyseg_mm.runtime.protection',
+        'keyseg_mm.runtime.leaks',
     )
     for path in sorted(AUDIT.rglob('*.py')):
         names = imports(path)
         if path.name not in (*REFEREES, 'suite.py'):  # the suite hands the key on to the referee
-            assert not any(name.startswith('keyseg_mm.key') for name in names), path
+            assert not any(name.startswith('keyseg_mm.keys.key') for name in names), path
         if path.name not in REFEREES:
             assert not names & {*secret, 'keyseg_mm.attach'}, path
-    assert all(imports(AUDIT / name) >= {'keyseg_mm.encryptor', 'keyseg_mm.key'} for name in REFEREES)
+    assert all(imports(AUDIT / name) >= {'keyseg_mm.runtime.encryptor', 'keyseg_mm.keys.key'} for name in REFEREES)
 
 
 def test_attacks_do_not_know_the_referee():

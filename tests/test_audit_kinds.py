@@ -22,15 +22,15 @@ from keyseg_mm.audit.kinds import ALL, BLOCKS, IMAGES, MAPS, WEIGHTS
 from keyseg_mm.audit.referees import encryption, referee_for
 from keyseg_mm.audit.scoring import predict
 from keyseg_mm.audit.training import train
-from keyseg_mm.checkpoint import write_checkpoint
-from keyseg_mm.commands import main
-from keyseg_mm.encryptor import derive_image_cipher
+from keyseg_mm.bind import derive_image_cipher
+from keyseg_mm.checkpoint.files import write_checkpoint
+from keyseg_mm.cli import main
 from keyseg_mm.images.plan import META, ImagePlan
 from keyseg_mm.mm.config import read_config
 from keyseg_mm.mm.dryrun import trace_module
-from keyseg_mm.mm.patches import plan_patches
+from keyseg_mm.mm.embeddings import plan_patches
 from keyseg_mm.patchplan import patch_plan_of
-from keyseg_mm.plan import Plan, is_stamp, stamps_of
+from keyseg_mm.stamp import Plan, is_stamp, stamps_of
 
 KEY = SecretKey(bytes(range(32)))
 CPU = torch.device('cpu')

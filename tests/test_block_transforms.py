@@ -14,14 +14,14 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from keyseg_mm import attach, find_leaks, lock, plan_lock, protections, rekey, unlock
-from keyseg_mm.commands import main
-from keyseg_mm.derive import KeyStream
-from keyseg_mm.encryptor import derive_channel_map, derive_map
+from keyseg_mm.bind import derive_channel_map, derive_map
+from keyseg_mm.cli import main
 from keyseg_mm.errors import KeyMismatchError, LockError, SecretExposedError, TransformError
+from keyseg_mm.keys.derive import KeyStream
+from keyseg_mm.maps import CHANNEL_MAPS, TRANSFORMS, BlockShuffle, ChannelPermutation, normal_form
 from keyseg_mm.mm.config import build_plain_model, read_config
-from keyseg_mm.plan import Entry, Plan, describe, stamps_of
-from keyseg_mm.points import Point, Site
-from keyseg_mm.transforms import CHANNEL_MAPS, TRANSFORMS, BlockShuffle, ChannelPermutation, normal_form
+from keyseg_mm.model.points import Point, Site
+from keyseg_mm.stamp import Entry, Plan, describe, stamps_of
 
 NAMES = sorted(set(TRANSFORMS) - set(CHANNEL_MAPS))
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -14,11 +14,11 @@ from mmengine.config import Config
 from mmseg.registry import MODELS
 
 from keyseg_mm import read_key_file
-from keyseg_mm.commands import COMMANDS, main
-from keyseg_mm.commands.host import host_tool
-from keyseg_mm.commands.scan import FOUND
+from keyseg_mm.cli import COMMANDS, main
+from keyseg_mm.cli.host import host_tool
+from keyseg_mm.cli.scan import FOUND
 from keyseg_mm.errors import SecretExposedError
-from keyseg_mm.locator import refuse_secret
+from keyseg_mm.keys.locator import refuse_secret
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,7 +43,7 @@ def model_files(tmp_path, key_file):
 @pytest.mark.parametrize('name', COMMANDS)
 def test_help_of_each_command(name):
     done = subprocess.run(
-        [sys.executable, '-c', 'import sys; from keyseg_mm.commands import main; sys.exit(main())', name, '--help'],
+        [sys.executable, '-c', 'import sys; from keyseg_mm.cli import main; sys.exit(main())', name, '--help'],
         capture_output=True,
         text=True,
         timeout=120,
@@ -54,7 +54,7 @@ def test_help_of_each_command(name):
 
 def test_help_imports_nothing_heavy():
     code = (
-        'import sys; from keyseg_mm.commands import build_parser; build_parser([]).format_help(); '
+        'import sys; from keyseg_mm.cli import build_parser; build_parser([]).format_help(); '
         "print([m for m in ('torch', 'numpy', 'mmengine') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == '[]'

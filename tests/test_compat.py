@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import _load_checkpoint
 
-from keyseg_mm.checkpoint import read_checkpoint
+from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.mm.compat import history_buffer_method, installed_version
 

@@ -20,7 +20,7 @@ from mmseg.registry import MODELS, TRANSFORMS
 
 from keyseg_mm import lock
 from keyseg_mm.mm.config import build_plain_model
-from keyseg_mm.protection import protection_of, protections
+from keyseg_mm.runtime.protection import protection_of, protections
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / 'configs'

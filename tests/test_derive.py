@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyseg_mm import derive
-from keyseg_mm.derive import KeyStream, hkdf
-from keyseg_mm.encryptor import derive_image_cipher, derive_map, derive_order
+from keyseg_mm.bind import derive_image_cipher, derive_map, derive_order
 from keyseg_mm.images.plan import ImagePlan
-from keyseg_mm.key import SecretKey
-from keyseg_mm.plan import Entry, TensorEntry
-from keyseg_mm.transforms import TRANSFORMS, normal_form
+from keyseg_mm.keys import derive
+from keyseg_mm.keys.derive import KeyStream, hkdf
+from keyseg_mm.keys.key import SecretKey
+from keyseg_mm.maps import TRANSFORMS, normal_form
+from keyseg_mm.stamp import Entry, TensorEntry
 from keyseg_mm.weights import WEIGHT_TRANSFORMS, weight_form
 
 VECTORS = Path(__file__).parent / 'vectors' / 'derive.json'

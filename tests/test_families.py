@@ -18,8 +18,8 @@ from mmseg.structures import SegDataSample
 from torch import Tensor
 
 from keyseg_mm.mm.dryrun import trace_module
-from keyseg_mm.plan import stamp_names
-from keyseg_mm.protection import detach, protection_of
+from keyseg_mm.runtime.protection import detach, protection_of
+from keyseg_mm.stamp import stamp_names
 
 STOCK = Path(mmseg.__file__).parent / '.mim' / 'configs'
 ADE, CITY = '80k_ade20k-512x512', 'cityscapes-512x1024'

@@ -12,8 +12,8 @@ from mmengine.runner import Runner
 from mmseg.apis import inference_model, init_model
 
 from keyseg_mm import SecretKey, find_leaks, stamps_of, write_key_file
-from keyseg_mm.checkpoint import read_checkpoint
-from keyseg_mm.commands import main
+from keyseg_mm.checkpoint.files import read_checkpoint
+from keyseg_mm.cli import main
 from keyseg_mm.errors import (
     KeyFileError,
     KeyMismatchError,
@@ -23,7 +23,7 @@ from keyseg_mm.errors import (
     PlanMismatchError,
 )
 from keyseg_mm.images.plan import plans_in_meta
-from keyseg_mm.mm.encryption import ImageKeyHook, encryptions
+from keyseg_mm.mm.pipeline import ImageKeyHook, encryptions
 
 LAYOUTS = ['cityscapes', 'ade20k']
 ONE = pytest.mark.parametrize('data', LAYOUTS[:1], indirect=True)

@@ -18,8 +18,8 @@ from test_derive import VECTORS, derived_images
 from torch.utils.data import DataLoader, Dataset
 
 from keyseg_mm import SecretKey, find_leaks, write_key_file
-from keyseg_mm.commands import main
-from keyseg_mm.encryptor import derive_image_cipher
+from keyseg_mm.bind import derive_image_cipher
+from keyseg_mm.cli import main
 from keyseg_mm.errors import KeyFileError, KeyMismatchError, SecretExposedError, StampError, TransformError
 from keyseg_mm.images.ff1 import FF1, byte_map
 from keyseg_mm.images.plan import META, METHODS, ImagePlan, plans_in_meta

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from keyseg_mm import Plan, SecretKey
-from keyseg_mm.derive import hkdf
-from keyseg_mm.encryptor import sign, verify
+from keyseg_mm.bind import sign, verify
 from keyseg_mm.errors import IntegrityError
-from keyseg_mm.plan import Entry
+from keyseg_mm.keys.derive import hkdf
+from keyseg_mm.stamp import Entry
 
 SALT = bytes(range(16))
 PLAN = Plan('ks1x', SALT, (Entry('in:a', 4, {'type': 'ChannelPermutation'}, ('a.weight',)),))

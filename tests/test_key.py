@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyseg_mm import SecretKey, locate, read_key_file, write_key_file
-from keyseg_mm import keyfile as keyfile_module
 from keyseg_mm.errors import KeyFileError, KeysegError, SecretExposedError
-from keyseg_mm.key import TEXT_PREFIX, wrong_key
+from keyseg_mm.keys import keyfile as keyfile_module
+from keyseg_mm.keys.key import TEXT_PREFIX, wrong_key
 
 
 @pytest.fixture

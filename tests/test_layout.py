@@ -24,12 +24,12 @@ PUBLIC_HALF = (
     'weightplan.py',
 )
 SECRET_HALF = (
-    'keyseg_mm.key',
-    'keyseg_mm.keyfile',
-    'keyseg_mm.locator',
-    'keyseg_mm.encryptor',
-    'keyseg_mm.protection',
-    'keyseg_mm.leaks',
+    'keyseg_mm.keys.key',
+    'keyseg_mm.keys.keyfile',
+    'keyseg_mm.keys.locator',
+    'keyseg_mm.runtime.encryptor',
+    'keyseg_mm.runtime.protection',
+    'keyseg_mm.runtime.leaks',
 )
 HOST = ('mmengine', 'mmcv', 'mmseg')
 HOST_ALLOWED = ('mm', 'commands', 'audit', 'demo', 'compare')
@@ -54,7 +54,7 @@ def test_the_host_is_imported_only_where_it_belongs():
 def test_only_the_encryptor_derives_transforms_from_key_and_plan():
     users = {p.name for p in PACKAGE.rglob('*.py') if p.parent.name != 'transforms' and 'KeyStream' in p.read_text()}
     assert users == {'derive.py', 'encryptor.py'}
-    assert {'keyseg_mm.key', 'keyseg_mm.plan'} <= imports(PACKAGE / 'encryptor.py')
+    assert {'keyseg_mm.keys.key', 'keyseg_mm.stamp'} <= imports(PACKAGE / 'encryptor.py')
 
 
 def test_no_randomness_of_torch_or_numpy_in_derivation():

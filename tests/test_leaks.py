@@ -16,10 +16,10 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from keyseg_mm import Plan, detach, find_leaks, protections
-from keyseg_mm.encryptor import derive_map
+from keyseg_mm.bind import derive_map
 from keyseg_mm.errors import LeakError, NotFiredError
-from keyseg_mm.leaks import Needles, search_object
-from keyseg_mm.plan import Entry
+from keyseg_mm.runtime.leaks import Needles, search_object
+from keyseg_mm.stamp import Entry
 
 
 @pytest.fixture

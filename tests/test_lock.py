@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from keyseg_mm import lock, plan_lock, protections, rekey, stamps_of, unlock
-from keyseg_mm.encryptor import FeatureEncryptor, derive_map, hook_encryptors
+from keyseg_mm.bind import derive_map
 from keyseg_mm.errors import (
     IntegrityError,
     KeyMismatchError,
@@ -21,9 +21,10 @@ from keyseg_mm.errors import (
     NotFiredError,
     PlainCheckpointError,
 )
-from keyseg_mm.licensees import PLAIN, by_stamp, by_weights, licensee_salt
 from keyseg_mm.mm.proof import agreement, prove, run
-from keyseg_mm.points import Trace, resolve
+from keyseg_mm.model.points import Trace, resolve
+from keyseg_mm.runtime.encryptor import FeatureEncryptor, hook_encryptors
+from keyseg_mm.tracing import PLAIN, by_stamp, by_weights, licensee_salt
 
 SALT = bytes(range(16))
 TRANSFORMS = ['ChannelPermutation', 'SignedChannelPermutation', 'ChannelRotation']

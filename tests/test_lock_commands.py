@@ -12,9 +12,9 @@ from mmseg.registry import MODELS
 from test_commands import keyseg
 
 from keyseg_mm import stamps_of, write_key_file
-from keyseg_mm.checkpoint import read_checkpoint, write_checkpoint
-from keyseg_mm.commands.lock import parse_transform
-from keyseg_mm.commands.trace import NOT_TRACED
+from keyseg_mm.checkpoint.files import read_checkpoint, write_checkpoint
+from keyseg_mm.cli.lock import parse_transform
+from keyseg_mm.cli.trace import NOT_TRACED
 from keyseg_mm.errors import LockError
 
 

@@ -23,10 +23,10 @@ from mmengine.logging import HistoryBuffer
 from mmseg.registry import MODELS
 
 from keyseg_mm import SecretKey, find_leaks, lock_file, plan_lock, rekey_file, stamps_of, unlock_file, write_key_file
-from keyseg_mm.checkpoint import read_checkpoint, stamps_in, write_checkpoint
-from keyseg_mm.commands import main
+from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in, write_checkpoint
+from keyseg_mm.cli import main
 from keyseg_mm.errors import IntegrityError, KeyMismatchError, KeysegError, LockError, StampError
-from keyseg_mm.plan import Plan
+from keyseg_mm.stamp import Plan
 
 KEY, OTHER = SecretKey(bytes(range(32))), SecretKey(bytes(range(1, 33)))
 SUFFIXES = ('.pth', '.safetensors')
@@ -37,8 +37,8 @@ ROW = 8  # weights of so many input channels: of fewer, chance may leave a row a
 # with 'after' is killed when it has run for that share of the time that the first one took.
 CHILD = """
 import json, os, resource, signal, sys, time
-import keyseg_mm.lockfile, keyseg_mm.locator, safetensors.torch
-from keyseg_mm.commands import main
+import keyseg_mm.checkpoint.operations, keyseg_mm.keys.locator, safetensors.torch
+from keyseg_mm.cli import main
 
 def kill(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -326,7 +326,7 @@ def no_work(monkeypatch):
     def read(path):
         raise AssertionError('it was read before the target was looked at')
 
-    monkeypatch.setattr('keyseg_mm.lockfile.read_checkpoint', read)
+    monkeypatch.setattr('keyseg_mm.checkpoint.operations.read_checkpoint', read)
 
 
 @pytest.mark.parametrize('verb', VERBS)
@@ -361,7 +361,7 @@ def test_a_target_that_appears_meanwhile_is_left(made, tmp_path, monkeypatch):
         out.write_bytes(b'mine')
         return write_checkpoint(*args, **kwargs)
 
-    monkeypatch.setattr('keyseg_mm.lockfile.write_checkpoint', write)
+    monkeypatch.setattr('keyseg_mm.checkpoint.operations.write_checkpoint', write)
     with pytest.raises(KeysegError, match='exists already'):
         unlock_file(made / 'locked.pth', KEY, out)
     assert out.read_bytes() == b'mine' and [p.name for p in tmp_path.iterdir()] == ['out.pth']

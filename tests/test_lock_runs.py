@@ -10,10 +10,10 @@ from mmseg.apis import init_model
 from test_runs import by_ema, by_inferencer, by_init_model, by_runner_test, by_tta, opened, predicted, run, trained  # noqa: F401
 
 from keyseg_mm import lock, protections, read_key_file, stamps_of, unlock
-from keyseg_mm.checkpoint import read_checkpoint, write_checkpoint
+from keyseg_mm.checkpoint.files import read_checkpoint, write_checkpoint
 from keyseg_mm.errors import IntegrityError, KeyMismatchError, LeakError, NotFiredError, PlainCheckpointError
 from keyseg_mm.mm.config import build_plain_model
-from keyseg_mm.plan import is_stamp
+from keyseg_mm.stamp import is_stamp
 
 PATHS = [by_init_model, by_inferencer, by_runner_test, by_tta, by_ema]
 WAYS = {'encryptors': dict(points='checkpoint'), 'unlocked': dict(unlock=True)}

@@ -14,8 +14,8 @@ from test_commands import keyseg
 from test_families import build, small_model
 
 from keyseg_mm import SecretKey, write_key_file
-from keyseg_mm.checkpoint import read_checkpoint
-from keyseg_mm.commands.scan import FOUND
+from keyseg_mm.checkpoint.files import read_checkpoint
+from keyseg_mm.cli.scan import FOUND
 from keyseg_mm.patches import cipher_of
 from keyseg_mm.patchplan import patch_plan_of
 

@@ -18,7 +18,7 @@ from test_commands import keyseg
 from test_families import build, small_model
 
 from keyseg_mm import SecretKey, write_key_file
-from keyseg_mm.checkpoint import read_checkpoint, write_checkpoint
+from keyseg_mm.checkpoint.files import read_checkpoint, write_checkpoint
 from keyseg_mm.errors import (
     IntegrityError,
     KeyFileError,

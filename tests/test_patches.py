@@ -30,7 +30,7 @@ from keyseg_mm import (
     rekey_patches,
     unlock_patches,
 )
-from keyseg_mm.encryptor import derive_cipher
+from keyseg_mm.bind import derive_cipher
 from keyseg_mm.errors import (
     IntegrityError,
     KeyMismatchError,
@@ -39,10 +39,10 @@ from keyseg_mm.errors import (
     StampError,
     TransformError,
 )
-from keyseg_mm.mm.patches import misaligned, normalisation, plan_patches, prove_patches
+from keyseg_mm.maps.patches import key_space
+from keyseg_mm.mm.embeddings import misaligned, normalisation, plan_patches, prove_patches
 from keyseg_mm.patches import cipher_of
 from keyseg_mm.patchplan import Embedding
-from keyseg_mm.transforms.patches import key_space
 
 KEY, OTHER, SALT = SecretKey(bytes(range(32))), SecretKey(bytes(32)), bytes(16)
 VECTORS = Path(__file__).parent / 'vectors' / 'patches.json'

@@ -11,7 +11,7 @@ from torch import nn
 
 from keyseg_mm.errors import PointError
 from keyseg_mm.mm.dryrun import trace_module
-from keyseg_mm.points import Point, Trace, resolve
+from keyseg_mm.model.points import Point, Trace, resolve
 
 
 class Toy(nn.Module):

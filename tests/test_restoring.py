@@ -32,14 +32,14 @@ from keyseg_mm.audit.restoring.runner import ImageRunner, Stand
 from keyseg_mm.audit.restoring.scheme import BlockMap, Scheme, cut, join
 from keyseg_mm.audit.restoring.scoring import edge_agreement, likeness, psnr, ssim
 from keyseg_mm.audit.restoring.summary import summarise
-from keyseg_mm.commands import main
-from keyseg_mm.demo.scenes import make_scene, write_scenes
-from keyseg_mm.encryptor import derive_image_cipher
+from keyseg_mm.bind import derive_image_cipher
+from keyseg_mm.cli import main
 from keyseg_mm.errors import KeysegError, SecretExposedError
 from keyseg_mm.images.plan import META, ImagePlan
+from keyseg_mm.mm.scenes.street import make_scene, write_scenes
 from keyseg_mm.patches import lock_patches_in_place
 from keyseg_mm.patchplan import Embedding, PatchPlan
-from keyseg_mm.plan import SALT_BYTES
+from keyseg_mm.stamp import SALT_BYTES
 
 KEY = SecretKey(bytes(range(32)))
 SALT = bytes(range(SALT_BYTES))
@@ -227,7 +227,14 @@ def test_every_attack_says_what_the_report_shows():
 
 
 def test_attacks_do_not_know_the_referee():
-    secret = ('referee', 'suite', 'runner', 'keyseg_mm.key', 'keyseg_mm.encryptor', 'keyseg_mm.images.cipher')
+    secret = (
+        'referee',
+        'suite',
+        'runner',
+        'keyseg_mm.keys.key',
+        'keyseg_mm.runtime.encryptor',
+        'keyseg_mm.images.cipher',
+    )
     files = [
         *ATTACKS.glob('*.py'),
         *(ATTACKS.parent / f'{name}.py' for name in ('case', 'attack', 'controls', 'scheme')),

@@ -22,7 +22,7 @@ from mmengine.runner.amp import autocast
 from mmseg.apis import MMSegInferencer, inference_model, init_model
 
 from keyseg_mm import SecretKey, find_leaks, protections, stamps_of, write_key_file
-from keyseg_mm.checkpoint import read_checkpoint, stamps_in
+from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in
 from keyseg_mm.errors import KeyFileError, KeyMismatchError, PlainCheckpointError
 
 ROOT = Path(__file__).parents[1]

@@ -26,7 +26,7 @@ from keyseg_mm.errors import (
     StampError,
 )
 from keyseg_mm.mm.dryrun import trace_module
-from keyseg_mm.plan import STAMP_PREFIX, Plan
+from keyseg_mm.stamp import STAMP_PREFIX, Plan
 
 LOADS = {
     'torch': lambda m, s: m.load_state_dict(s, strict=True),

@@ -32,8 +32,8 @@ from keyseg_mm.audit.runner import Runner
 from keyseg_mm.audit.situation import Situation
 from keyseg_mm.audit.summary import summarise
 from keyseg_mm.audit.transfer_summary import transferred
-from keyseg_mm.commands import main
-from keyseg_mm.encryptor import derive_map
+from keyseg_mm.bind import derive_map
+from keyseg_mm.cli import main
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.mm.floor import constant_prediction_floor
 

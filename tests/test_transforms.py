@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from keyseg_mm.derive import KeyStream
 from keyseg_mm.errors import SecretExposedError, TransformError
-from keyseg_mm.transforms import CHANNEL_MAPS, TRANSFORMS, ChannelRotation, normal_form
+from keyseg_mm.keys.derive import KeyStream
+from keyseg_mm.maps import CHANNEL_MAPS, TRANSFORMS, ChannelRotation, normal_form
 
 NAMES = sorted(CHANNEL_MAPS)
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

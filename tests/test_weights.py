@@ -16,18 +16,18 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from keyseg_mm import lock, rekey, stamps_of, unlock
-from keyseg_mm.commands.lock import FEATURES, MODES
-from keyseg_mm.encryptor import derive_order, sign
+from keyseg_mm.bind import derive_order, sign
+from keyseg_mm.cli.lock import FEATURES, MODES
 from keyseg_mm.errors import IntegrityError, KeyMismatchError, LockError, PlanMismatchError, StampError, TransformError
-from keyseg_mm.integrity import digest
-from keyseg_mm.leaks import Needles
-from keyseg_mm.licensees import PLAIN, by_stamp, by_weights, licensee_salt
 from keyseg_mm.locking import carried
+from keyseg_mm.mac import digest
 from keyseg_mm.mm import proof
 from keyseg_mm.mm.proof import prove_weights
 from keyseg_mm.mm.sensitivity import sensitivity
 from keyseg_mm.orders import TensorMap
-from keyseg_mm.plan import Plan, TensorEntry
+from keyseg_mm.runtime.leaks import Needles
+from keyseg_mm.stamp import Plan, TensorEntry
+from keyseg_mm.tracing import PLAIN, by_stamp, by_weights, licensee_salt
 from keyseg_mm.weightplan import plan_weights
 from keyseg_mm.weights import WEIGHT_TRANSFORMS, fitting, magnitudes, places, raw
 

@@ -15,10 +15,10 @@ from mmseg.registry import MODELS
 from test_commands import keyseg
 
 from keyseg_mm import SecretKey, find_leaks, stamps_of, unlock, write_key_file
-from keyseg_mm.checkpoint import read_checkpoint, stamps_in, write_checkpoint
-from keyseg_mm.commands.trace import NOT_TRACED
+from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in, write_checkpoint
+from keyseg_mm.cli.trace import NOT_TRACED
 from keyseg_mm.errors import IntegrityError, KeyMismatchError, LeakError, NotFiredError, PlanMismatchError
-from keyseg_mm.integrity import digest
+from keyseg_mm.mac import digest
 
 KEY, OTHER = SecretKey(bytes(range(32))), SecretKey(bytes(range(1, 33)))
 MODES = {'tensors': ['--mode', 'tensors'], 'selective': ['--mode', 'selective', '--share', '0.05']}

@@ -3,7 +3,7 @@
 
 import sys
 
-from keyseg_mm.commands import run_module
+from keyseg_mm.cli import run_module
 
 if __name__ == '__main__':
     sys.exit(run_module('train', sys.argv[1:]))

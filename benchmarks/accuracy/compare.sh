@@ -11,7 +11,7 @@ compare() {
     layout=$1 root=$2
     shift 2
     mkdir -p "$out"
-    "${PYTHON:-python}" -c 'import sys; from keyseg_mm.commands import main; sys.exit(main(sys.argv[1:]))' \
+    "${PYTHON:-python}" -c 'import sys; from keyseg_mm.cli import main; sys.exit(main(sys.argv[1:]))' \
         compare "$@" --out "$out/$layout" --cfg-options train_dataloader.dataset.data_root="$root" \
         val_dataloader.dataset.data_root="$root" test_dataloader.dataset.data_root="$root"
 }

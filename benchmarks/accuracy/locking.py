@@ -20,8 +20,8 @@ from pathlib import Path
 from run import WRONG, floor_of, test
 
 from keyseg_mm import SecretKey, write_key_file
-from keyseg_mm.checkpoint import read_checkpoint, write_checkpoint
-from keyseg_mm.plan import is_stamp
+from keyseg_mm.checkpoint.files import read_checkpoint, write_checkpoint
+from keyseg_mm.stamp import is_stamp
 
 SCHEMES = [('linear', t) for t in ('SignedChannelPermutation', 'ChannelPermutation', 'ChannelRotation')]
 SMALL = ('relative error', 'other pixels')
@@ -29,7 +29,7 @@ SMALL = ('relative error', 'other pixels')
 
 def keyseg(*arguments: object) -> None:
     """One of our commands in a process of its own."""
-    code = 'import sys; from keyseg_mm.commands import main; sys.exit(main(sys.argv[1:]))'
+    code = 'import sys; from keyseg_mm.cli import main; sys.exit(main(sys.argv[1:]))'
     done = subprocess.run([sys.executable, '-c', code, *map(str, arguments)], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f'keyseg {arguments[0]} failed: {done.stderr.strip()}')

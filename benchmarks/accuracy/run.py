@@ -30,7 +30,7 @@ LAYOUTS = {'cityscapes': 'cityscapes', 'ade20k': 'ade/ADEChallengeData2016'}
 def tool(name: str, arguments: list[str], work_dir: Path) -> None:
     """One of our tools in a process of its own, its output in work_dir/NAME.log."""
     work_dir.mkdir(parents=True, exist_ok=True)
-    code = f'import sys; from keyseg_mm.commands import run_module; sys.exit(run_module({name!r}, sys.argv[1:]))'
+    code = f'import sys; from keyseg_mm.cli import run_module; sys.exit(run_module({name!r}, sys.argv[1:]))'
     with (work_dir / f'{name}.log').open('w') as log:
         command = [sys.executable, '-c', code, *arguments, '--work-dir', str(work_dir)]
         if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode:

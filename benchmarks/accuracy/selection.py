@@ -20,11 +20,11 @@ from run import test
 from torch import Tensor, nn
 
 from keyseg_mm import SecretKey
-from keyseg_mm.checkpoint import read_checkpoint, write_checkpoint
+from keyseg_mm.checkpoint.files import read_checkpoint, write_checkpoint
 from keyseg_mm.locking import fresh_salt, lock_in_place
 from keyseg_mm.mm.config import build_plain_model, read_config
 from keyseg_mm.mm.sensitivity import sensitivity
-from keyseg_mm.plan import is_stamp
+from keyseg_mm.stamp import is_stamp
 from keyseg_mm.weightplan import plan_weights
 
 SHARES = (0.001, 0.005, 0.01)

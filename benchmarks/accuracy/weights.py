@@ -18,8 +18,8 @@ from locking import keyed_config, keyseg
 from run import floor_of, test
 
 from keyseg_mm import SecretKey, write_key_file
-from keyseg_mm.checkpoint import read_checkpoint, write_checkpoint
-from keyseg_mm.plan import is_stamp, stamps_of
+from keyseg_mm.checkpoint.files import read_checkpoint, write_checkpoint
+from keyseg_mm.stamp import is_stamp, stamps_of
 from keyseg_mm.weights import places, raw
 
 SHARES = (0.001, 0.005, 0.01, 0.05, 0.2)

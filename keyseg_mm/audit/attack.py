@@ -12,7 +12,7 @@ from torch import nn
 from keyseg_mm.audit.case import Case
 from keyseg_mm.audit.kinds import MAPS
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.transforms.feature import FeatureTransform
+from keyseg_mm.maps.feature import FeatureTransform
 
 #: Called with the share done, 0 to 1, and a few words on where the attack stands.
 Progress = Callable[[float, str], None]

@@ -26,12 +26,12 @@ from keyseg_mm.audit.front import Code
 from keyseg_mm.audit.kinds import BLOCKS, IMAGES, MAPS, WEIGHTS
 from keyseg_mm.audit.secrecy import refuse_secrets
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.forward import replace_tensor
-from keyseg_mm.plan import Plan
-from keyseg_mm.points import Point, Site, module_of
-from keyseg_mm.transforms import CHANNEL_MAPS
-from keyseg_mm.transforms.base import ChannelMap
-from keyseg_mm.transforms.feature import FeatureTransform
+from keyseg_mm.maps import CHANNEL_MAPS
+from keyseg_mm.maps.base import ChannelMap
+from keyseg_mm.maps.feature import FeatureTransform
+from keyseg_mm.model.points import Point, Site, module_of
+from keyseg_mm.runtime.export import replace_tensor
+from keyseg_mm.stamp import Plan
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class GuessHook:
         return (self.guess(args[0], self.dim(module, args[0])), *args[1:])
 
     def dim(self, module: nn.Module, x: Tensor) -> int:
-        """The channel dimension there, by the rule of :mod:`keyseg_mm.points`."""
+        """The channel dimension there, by the rule of :mod:`keyseg_mm.model.points`."""
         if self.site:
             return self.site.dim
         tokens = isinstance(module, (nn.Linear, nn.LayerNorm)) or (x.dim() < 4 and not isinstance(module, _ConvNd))

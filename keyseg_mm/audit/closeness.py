@@ -12,8 +12,8 @@ from collections.abc import Container, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from keyseg_mm.plan import Entry, Plan
-from keyseg_mm.points import Point
+from keyseg_mm.model.points import Point
+from keyseg_mm.stamp import Entry, Plan
 
 #: Relative distance below which a layer counts as close.
 CLOSE = 0.1

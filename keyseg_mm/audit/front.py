@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from keyseg_mm.images.plan import ImagePlan
-from keyseg_mm.mm.patches import normalisation
+from keyseg_mm.mm.embeddings import normalisation
 from keyseg_mm.patchplan import PatchPlan
 
 

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from keyseg_mm.audit.case import load_weights
 from keyseg_mm.audit.keeping import seed_everything
 from keyseg_mm.audit.referee import whole_model_plan
-from keyseg_mm.checkpoint import read_checkpoint
+from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.errors import KeysegError, PlainCheckpointError, StampError
 from keyseg_mm.images.plan import ImagePlan, only_plan_in_meta
 from keyseg_mm.mm.config import build_plain_model
 from keyseg_mm.mm.dryrun import trace_module
+from keyseg_mm.model.points import Point, Site
 from keyseg_mm.patchplan import PatchPlan, patch_plan_of
-from keyseg_mm.plan import STAMP_PREFIX, Plan, stamps_of
-from keyseg_mm.points import Point, Site
+from keyseg_mm.stamp import STAMP_PREFIX, Plan, stamps_of
 
 # Where a config names files of pretrained weights.
 _PRETRAINED = ('init_cfg', 'pretrained')

@@ -11,9 +11,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from keyseg_mm.atomic import write_new
 from keyseg_mm.audit.summary import capitalise
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.files import write_new
 
 
 def read_report(folder: Path, form: str) -> dict[str, Any]:

@@ -23,14 +23,14 @@ from keyseg_mm.audit.attack import Attempt, Progress
 from keyseg_mm.audit.attacks._finetune import FineTuning
 from keyseg_mm.audit.case import Case, GuessHook, Photos, logits
 from keyseg_mm.audit.scoring import Recovery, Score, predict, recovery, score
-from keyseg_mm.encryptor import derive_map
+from keyseg_mm.bind import derive_map
 from keyseg_mm.errors import KeyMismatchError
-from keyseg_mm.key import SecretKey, wrong_key
-from keyseg_mm.plan import Entry, Plan
-from keyseg_mm.points import Point, Site
-from keyseg_mm.protection import attach
-from keyseg_mm.secret import Secret
-from keyseg_mm.transforms import ChannelMap, FeatureTransform
+from keyseg_mm.keys.key import SecretKey, wrong_key
+from keyseg_mm.keys.secret import Secret
+from keyseg_mm.maps import ChannelMap, FeatureTransform
+from keyseg_mm.model.points import Point, Site
+from keyseg_mm.runtime.protection import attach
+from keyseg_mm.stamp import Entry, Plan
 
 #: A random guess that recovers this much above chance means that the referee's figures cannot be trusted.
 _LUCK = 0.15

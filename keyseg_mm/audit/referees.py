@@ -13,11 +13,11 @@ from keyseg_mm.audit.case import Case, Photos, logits
 from keyseg_mm.audit.front import Code, Fronted
 from keyseg_mm.audit.kinds import IMAGES, WEIGHTS
 from keyseg_mm.audit.referee import Referee, told_apart
-from keyseg_mm.encryptor import derive_cipher, derive_image_cipher
+from keyseg_mm.bind import derive_cipher, derive_image_cipher
 from keyseg_mm.images.plan import ImagePlan
-from keyseg_mm.key import SecretKey, wrong_key
+from keyseg_mm.keys.key import SecretKey, wrong_key
 from keyseg_mm.locking import carried, carry_in_place
-from keyseg_mm.plan import Plan
+from keyseg_mm.stamp import Plan
 
 
 class WholeReferee(Referee):

@@ -15,7 +15,7 @@ from keyseg_mm.audit.attack import KEY_HOLDER
 from keyseg_mm.audit.charts import Series, line_chart
 from keyseg_mm.audit.page import page, read_report, write_page
 from keyseg_mm.audit.pictures import painted
-from keyseg_mm.plan import describe
+from keyseg_mm.stamp import describe
 
 _TEMPLATE = 'report.html.j2'
 _KINDS = ('control', KEY_HOLDER, 'attack')

@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from keyseg_mm.atomic import write_json
 from keyseg_mm.audit import attack as attack_module
 from keyseg_mm.audit import case as case_module
 from keyseg_mm.audit import scoring, training
@@ -23,7 +24,6 @@ from keyseg_mm.audit.keeping import attempted, feed, finished
 from keyseg_mm.audit.pictures import png
 from keyseg_mm.audit.referee import Judge
 from keyseg_mm.audit.situation import Situation
-from keyseg_mm.files import write_json
 
 
 class Runner:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from keyseg_mm.audit.case import Photos, logits
-from keyseg_mm.plan import Entry
-from keyseg_mm.transforms import ChannelMap, ChannelPermutation, ChannelRotation
+from keyseg_mm.maps import ChannelMap, ChannelPermutation, ChannelRotation
+from keyseg_mm.stamp import Entry
 
 #: A row of a guessed rotation counts as right from this cosine on.
 RIGHT_COSINE = 0.9

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from keyseg_mm.errors import SecretExposedError
-from keyseg_mm.secret import Secret
+from keyseg_mm.keys.secret import Secret
 
 _HOOK_TABLES = ('_forward_hooks', '_forward_pre_hooks', '_state_dict_hooks', '_load_state_dict_pre_hooks')
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from keyseg_mm import __version__
+from keyseg_mm.atomic import write_json
 from keyseg_mm.audit import attacks  # noqa: F401 - registers all of them
 from keyseg_mm.audit.attack import ATTACKS, Attempt
 from keyseg_mm.audit.case import Budget, Case, Photos
@@ -30,8 +31,7 @@ from keyseg_mm.audit.situation import Situation
 from keyseg_mm.audit.summary import summarise
 from keyseg_mm.audit.transfer import Run, Transfer
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.files import write_json
-from keyseg_mm.key import SecretKey
+from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.mm.config import read_config
 from keyseg_mm.mm.floor import constant_prediction_floor
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from mmengine.config import Config
 
 from keyseg_mm.compare.methods import Method
-from keyseg_mm.key import wrong_key
+from keyseg_mm.keys.key import wrong_key
 from keyseg_mm.lockplan import plan_lock
 from keyseg_mm.mm.config import build_plain_model
 from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.mm.keyed import check_options
-from keyseg_mm.points import resolve
-from keyseg_mm.protection import attach
+from keyseg_mm.model.points import resolve
+from keyseg_mm.runtime.protection import attach
 
 
 def check_applicable(method: Method, plain: Config, cfg: Config) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 
+from keyseg_mm.atomic import write_new
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.files import write_new
-from keyseg_mm.locator import refuse_secret
+from keyseg_mm.keys.locator import refuse_secret
 from keyseg_mm.mm.config import read_config, without_protection
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')

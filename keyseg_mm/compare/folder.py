@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from keyseg_mm.atomic import write_json
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.files import write_json
 
 OPTIONS, KEY = 'options.json', 'compare.key'
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from keyseg_mm.audit.restoring.scheme import Scheme
-from keyseg_mm.counting import bits_of_half, bits_of_permutation
 from keyseg_mm.images.plan import ImagePlan
-from keyseg_mm.plan import Plan
-from keyseg_mm.transforms.blockwise import DEFAULT_BLOCK
+from keyseg_mm.maps.blockwise import DEFAULT_BLOCK
+from keyseg_mm.maps.keyspace import bits_of_half, bits_of_permutation
+from keyseg_mm.stamp import Plan
 
 
 def bits_of_images(plan: ImagePlan) -> float:
@@ -47,10 +47,10 @@ def key_space(checkpoint: Path) -> float | None:
     Raises:
         KeysegError: it cannot be read.
     """
-    from keyseg_mm.checkpoint import read_checkpoint
+    from keyseg_mm.checkpoint.files import read_checkpoint
     from keyseg_mm.images.plan import plans_in_meta
     from keyseg_mm.patchplan import patch_plan_of
-    from keyseg_mm.plan import stamps_of
+    from keyseg_mm.stamp import stamps_of
 
     content = read_checkpoint(checkpoint)
     patches = patch_plan_of(content['state_dict'])

@@ -19,9 +19,9 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from keyseg_mm.atomic import write_json
 from keyseg_mm.compare.configs import ENCRYPTIONS
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.files import write_json
 from keyseg_mm.mm.config import read_config
 
 ROUNDS = 9
@@ -146,7 +146,7 @@ def _inference(model: Any, sample: dict[str, Any]) -> Run:
 
 def _encryption(cfg: Config, checkpoint: str, sample: dict[str, Any]) -> Run:
     """One encryption of the photo, by the step of the config's test pipeline."""
-    from keyseg_mm.checkpoint import read_checkpoint
+    from keyseg_mm.checkpoint.files import read_checkpoint
     from keyseg_mm.mm.patchdata import EncryptPatches
     from keyseg_mm.mm.registry import TRANSFORMS
     from keyseg_mm.patchplan import patch_plan_of

@@ -91,7 +91,7 @@ def _patches(cfg: Config, key: str) -> None:
     from keyseg_mm.compare.configs import behind_resizing, change_pipelines
     from keyseg_mm.errors import LockError
     from keyseg_mm.mm.config import build_plain_model
-    from keyseg_mm.mm.patches import misaligned, plan_patches
+    from keyseg_mm.mm.embeddings import misaligned, plan_patches
 
     model = build_plain_model(cfg)
     patch = plan_patches(model).patch

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-COMMANDS, MEASURE = 'keyseg_mm.commands', 'keyseg_mm.compare.measure'
+COMMANDS, MEASURE = 'keyseg_mm.cli', 'keyseg_mm.compare.measure'
 Told = Callable[[str], object]
 _POLL = 1.0  # seconds between two looks at a log
 _TAIL = 4096  # bytes of a log that are looked at

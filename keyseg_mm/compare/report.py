@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from keyseg_mm import __version__
+from keyseg_mm.atomic import write_json, write_new
 from keyseg_mm.audit.charts import bar_chart
 from keyseg_mm.audit.page import page
 from keyseg_mm.audit.pictures import painted
@@ -17,7 +18,6 @@ from keyseg_mm.compare.choices import NONE, RIGHT, Choices
 from keyseg_mm.compare.methods import PLAIN, Method
 from keyseg_mm.compare.run import Subject
 from keyseg_mm.compare.table import HEAD, cells, columns, markdown, verdict, worst
-from keyseg_mm.files import write_json, write_new
 
 FIGURES, TABLE, PAGE = 'compare.json', 'compare.md', 'compare.html'
 

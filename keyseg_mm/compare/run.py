@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from keyseg_mm.checkpoint import read_checkpoint
+from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.compare import process
 from keyseg_mm.compare.applicable import check_applicable
 from keyseg_mm.compare.choices import NONE, RIGHT, Choices, Progress

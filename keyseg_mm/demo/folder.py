@@ -6,8 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+from keyseg_mm.atomic import write_new
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.files import write_new
 
 LIST_NAME = '.made_by_keyseg_demo'
 

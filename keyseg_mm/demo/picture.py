@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from keyseg_mm.atomic import write_new
 from keyseg_mm.demo.report import NONE, RIGHT, Result
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.files import write_new
 
 Pixels = NDArray[np.uint8]
 

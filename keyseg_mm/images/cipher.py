@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from keyseg_mm.errors import TransformError
 from keyseg_mm.images.plan import ImagePlan
-from keyseg_mm.secret import Secret
+from keyseg_mm.keys.secret import Secret
 
 Bytes = NDArray[np.uint8]
 Table = NDArray[np.int64]
@@ -68,7 +68,7 @@ class ImageCipher(Secret):
         return self._run(image, decrypt=True)
 
     def tables(self, channels: int = 3) -> dict[str, NDArray[Any]]:
-        """The secret tables, for :mod:`keyseg_mm.leaks` only."""
+        """The secret tables, for :mod:`keyseg_mm.runtime.leaks` only."""
         order = self._order_of(channels)
         if self.plan.method == 'SHF':
             return {'block permutation': order, 'inverse block permutation': np.argsort(order)}

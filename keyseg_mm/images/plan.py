@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from keyseg_mm.errors import StampError, TransformError
-from keyseg_mm.plan import SALT_BYTES
+from keyseg_mm.stamp import SALT_BYTES
 
 METHODS = {
     'SHF': 'the values of a block change places, across colours too',

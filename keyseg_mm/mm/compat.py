@@ -28,7 +28,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint
 
-from keyseg_mm.checkpoint import numpy_globals
+from keyseg_mm.checkpoint.files import numpy_globals
 
 TESTED = {  # the newest of each that the tests have run with
     'mmsegmentation': '1.2.2',

@@ -22,8 +22,8 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from keyseg_mm.errors import PointError
-from keyseg_mm.points import Trace
-from keyseg_mm.protection import detach
+from keyseg_mm.model.points import Trace
+from keyseg_mm.runtime.protection import detach
 
 _Result = TypeVar('_Result')
 Passes = Mapping[str, Callable[[], object]]

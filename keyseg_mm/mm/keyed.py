@@ -11,16 +11,16 @@ from mmengine.registry import DefaultScope
 from mmseg.models.segmentors.base import BaseSegmentor
 from torch import nn
 
-from keyseg_mm.advice import PLAIN_START
 from keyseg_mm.errors import KeysegError, PlanMismatchError
-from keyseg_mm.follow import FollowingProtection, follow
-from keyseg_mm.locator import LocatedKey, locate
+from keyseg_mm.keys.locator import LocatedKey, locate
+from keyseg_mm.maps import normal_form
+from keyseg_mm.mm.advice import PLAIN_START
 from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.mm.registry import MODELS
-from keyseg_mm.plan import SALT_BYTES, Plan
-from keyseg_mm.points import Site, resolve
-from keyseg_mm.protection import Protection, attach, watch_stamps
-from keyseg_mm.transforms import normal_form
+from keyseg_mm.model.points import Site, resolve
+from keyseg_mm.runtime.follow import FollowingProtection, follow
+from keyseg_mm.runtime.protection import Protection, attach, watch_stamps
+from keyseg_mm.stamp import SALT_BYTES, Plan
 
 logger = logging.getLogger('keyseg_mm')
 
@@ -44,7 +44,7 @@ def Keyed(of: Any, protection: dict[str, Any], **kwargs: Any) -> nn.Module:  # n
         of: registered name or class of the module to build.
         protection: a dict of
 
-            - ``key``: key locator, see :mod:`keyseg_mm.locator`.
+            - ``key``: key locator, see :mod:`keyseg_mm.keys.locator`.
             - ``points``: an encryption point or preset, or a list of them; by default ``stages``, the paper's place.
               ``checkpoint`` takes points and transforms from the checkpoint that is loaded, as for a locked one.
             - ``transform``: name or dict of a transform; by default ``ChannelPermutation``, the paper's.

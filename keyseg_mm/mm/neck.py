@@ -9,7 +9,7 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.locator import locate
+from keyseg_mm.keys.locator import locate
 from keyseg_mm.mm.keyed import check_options, protect
 from keyseg_mm.mm.registry import MODELS
 

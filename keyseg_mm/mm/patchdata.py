@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from mmcv.transforms import BaseTransform
 
-from keyseg_mm.encryptor import derive_cipher, verify
+from keyseg_mm.bind import derive_cipher, verify
 from keyseg_mm.errors import KeyMismatchError, PlanMismatchError, TransformError
-from keyseg_mm.key import SecretKey
-from keyseg_mm.locator import locate
+from keyseg_mm.keys.key import SecretKey
+from keyseg_mm.keys.locator import locate
+from keyseg_mm.maps.patches import PatchCipher, check_steps
 from keyseg_mm.mm.registry import TRANSFORMS
 from keyseg_mm.patchplan import PatchPlan
-from keyseg_mm.plan import SALT_BYTES
-from keyseg_mm.transforms.patches import PatchCipher, check_steps
+from keyseg_mm.stamp import SALT_BYTES
 
 logger = logging.getLogger('keyseg_mm')
 
@@ -50,7 +50,7 @@ class EncryptPatches(BaseTransform):  # type: ignore[misc]
         key: key locator; ``none`` leaves images plain, on purpose, and ``random:SEED`` takes a wrong key, on purpose.
         patch: side of a block, in pixels: the model's patch size.
         salt: the model's, 32 hex digits; `keyseg show` tells it.
-        permute, negate: the model's steps; see :meth:`keyseg_mm.transforms.patches.PatchCipher.derive`.
+        permute, negate: the model's steps; see :meth:`keyseg_mm.maps.patches.PatchCipher.derive`.
 
     Raises:
         KeyFileError: no key there.

@@ -9,8 +9,8 @@ from mmengine.hooks import Hook
 from mmseg.models.segmentors.base import BaseSegmentor
 
 from keyseg_mm.errors import PlainCheckpointError, PlanMismatchError
+from keyseg_mm.mm.embeddings import misaligned
 from keyseg_mm.mm.patchdata import EncryptPatches
-from keyseg_mm.mm.patches import misaligned
 from keyseg_mm.mm.registry import HOOKS
 from keyseg_mm.patchplan import patch_plan_of
 

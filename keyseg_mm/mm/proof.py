@@ -16,16 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from keyseg_mm.demo.scenes import make_scene
-from keyseg_mm.encryptor import FeatureEncryptor, derive_map, hook_encryptors
+from keyseg_mm.bind import derive_map
 from keyseg_mm.errors import LockError, PointError
-from keyseg_mm.integrity import digest
-from keyseg_mm.key import SecretKey
+from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.locking import lock_in_place, unlock
 from keyseg_mm.lockplan import LockPlan
+from keyseg_mm.mac import digest
 from keyseg_mm.mm.dryrun import Image, Passes, watch_module
-from keyseg_mm.plan import Plan, is_stamp
-from keyseg_mm.points import flat_tensors
+from keyseg_mm.mm.scenes.street import make_scene
+from keyseg_mm.model.points import flat_tensors
+from keyseg_mm.runtime.encryptor import FeatureEncryptor, hook_encryptors
+from keyseg_mm.stamp import Plan, is_stamp
 from keyseg_mm.weightplan import WeightPlan
 
 SIDE = 128  # large enough for a picture, small enough for seconds

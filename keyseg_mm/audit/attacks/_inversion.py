@@ -15,8 +15,8 @@ from torch import Tensor
 from keyseg_mm.audit.attacks._exchange import GramTerm, NormTerm, Search, Term
 from keyseg_mm.audit.attacks._moments import Reading
 from keyseg_mm.audit.attacks._spots import Spot, array_of
-from keyseg_mm.transforms import ChannelRotation
-from keyseg_mm.transforms.base import ChannelMap
+from keyseg_mm.maps import ChannelRotation
+from keyseg_mm.maps.base import ChannelMap
 
 Array = NDArray[np.float64]
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from keyseg_mm.audit.attacks._spots import Spot, hooked
 from keyseg_mm.audit.case import Case, GuessHook, MatrixMap, Photos
-from keyseg_mm.transforms import ChannelRotation
-from keyseg_mm.transforms.base import ChannelMap
+from keyseg_mm.maps import ChannelRotation
+from keyseg_mm.maps.base import ChannelMap
 
 BATCH = 4
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from keyseg_mm.audit.attack import Attempt, Progress
 from keyseg_mm.audit.attacks._spots import Spot, columns_of, layer_weight, readers_of, spots_of
 from keyseg_mm.audit.case import Case
-from keyseg_mm.transforms.base import ChannelMap
+from keyseg_mm.maps.base import ChannelMap
 
 Columns = NDArray[np.float64]  # (channels, features)
 

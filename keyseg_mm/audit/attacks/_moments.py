@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from keyseg_mm.audit.attacks._spots import Spot, channel_dim, columns_of, hooked, layer_weight
 from keyseg_mm.audit.case import Case
-from keyseg_mm.transforms.base import ChannelMap
+from keyseg_mm.maps.base import ChannelMap
 
 Array = NDArray[np.float64]
 

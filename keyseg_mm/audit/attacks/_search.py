@@ -12,8 +12,8 @@ from keyseg_mm.audit.attack import Progress
 from keyseg_mm.audit.attacks._learn import Fitness
 from keyseg_mm.audit.attacks._spots import Spot, array_of, polar, rotation_of
 from keyseg_mm.audit.case import Clock
-from keyseg_mm.transforms import ChannelRotation
-from keyseg_mm.transforms.base import ChannelMap
+from keyseg_mm.maps import ChannelRotation
+from keyseg_mm.maps.base import ChannelMap
 
 RANKED, DRAWN = 12, 6  # moves tried at a point by the gradient's word, and at random, before the next point's turn
 Matrix = NDArray[np.float64]

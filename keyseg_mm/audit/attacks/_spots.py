@@ -19,10 +19,10 @@ from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from keyseg_mm.audit.case import Case, GuessHook
-from keyseg_mm.plan import Entry
-from keyseg_mm.points import Point, module_of
-from keyseg_mm.transforms import ChannelMap, ChannelPermutation, ChannelRotation, SignedChannelPermutation
-from keyseg_mm.transforms.rotation import DEFAULT_BLOCK
+from keyseg_mm.maps import ChannelMap, ChannelPermutation, ChannelRotation, SignedChannelPermutation
+from keyseg_mm.maps.rotation import DEFAULT_BLOCK
+from keyseg_mm.model.points import Point, module_of
+from keyseg_mm.stamp import Entry
 
 MIXING = (nn.Conv2d, nn.Linear)  # what can read a map, and mixes its channels unless it is grouped
 

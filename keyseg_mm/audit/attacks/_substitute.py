@@ -13,7 +13,7 @@ from keyseg_mm.audit.attack import Progress
 from keyseg_mm.audit.attacks._learn import BATCH, Fitness, StandIn, cross_entropy, freeze, place, split
 from keyseg_mm.audit.attacks._spots import Spot, local_seed
 from keyseg_mm.audit.case import Case, Clock, MatrixMap, Photos
-from keyseg_mm.transforms.base import ChannelMap
+from keyseg_mm.maps.base import ChannelMap
 
 CLIP = 5.0  # largest norm of a gradient: scrambled models give large ones
 

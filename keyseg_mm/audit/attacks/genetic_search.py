@@ -9,8 +9,8 @@ from keyseg_mm.audit.attack import Attack, Attempt, Progress, register
 from keyseg_mm.audit.attacks._learn import Fitness
 from keyseg_mm.audit.attacks._spots import Spot, array_of, firing_order, spots_of
 from keyseg_mm.audit.case import Case
-from keyseg_mm.transforms import ChannelRotation
-from keyseg_mm.transforms.base import ChannelMap
+from keyseg_mm.maps import ChannelRotation
+from keyseg_mm.maps.base import ChannelMap
 
 Matrix = NDArray[np.float64]
 Genes = dict[str, ChannelMap]

@@ -9,7 +9,7 @@ from keyseg_mm.audit.attacks._learn import Fitness
 from keyseg_mm.audit.attacks._search import climb
 from keyseg_mm.audit.attacks._spots import firing_order, spots_of
 from keyseg_mm.audit.case import Case
-from keyseg_mm.transforms.base import ChannelMap
+from keyseg_mm.maps.base import ChannelMap
 
 
 @register

@@ -30,8 +30,8 @@ from keyseg_mm.audit.attacks._spots import (
     spots_of,
 )
 from keyseg_mm.audit.case import Case, GuessHook
-from keyseg_mm.transforms import ChannelRotation
-from keyseg_mm.transforms.base import ChannelMap
+from keyseg_mm.maps import ChannelRotation
+from keyseg_mm.maps.base import ChannelMap
 
 ROUNDS = 20
 KEEP_ORDER = 0.02  # how much better another order of the rows must match before it is believed

@@ -10,7 +10,7 @@ from keyseg_mm.audit.attacks._learn import Fitness
 from keyseg_mm.audit.attacks._moments import norms_behind, read
 from keyseg_mm.audit.attacks._spots import Spot, firing_order, pictures, readers_of, spots_of
 from keyseg_mm.audit.case import Case
-from keyseg_mm.transforms.base import ChannelMap
+from keyseg_mm.maps.base import ChannelMap
 
 IMAGES = 8  # labelled ones that judge a doubtful guess
 HOPELESS = 1.0  # equations for each channel below which a search is hardly worth its time

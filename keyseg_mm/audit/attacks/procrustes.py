@@ -8,7 +8,7 @@ from keyseg_mm.audit.attack import Attack, Attempt, Progress, register
 from keyseg_mm.audit.attacks._matching import Columns, match_each, trusted
 from keyseg_mm.audit.attacks._spots import Spot, array_of, polar, rotation_of
 from keyseg_mm.audit.case import Case
-from keyseg_mm.transforms.base import ChannelMap
+from keyseg_mm.maps.base import ChannelMap
 
 ROUNDS = 3
 

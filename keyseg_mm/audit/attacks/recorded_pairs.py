@@ -10,8 +10,8 @@ from torch import Tensor
 from keyseg_mm.audit.attack import Attack, Attempt, Progress, register
 from keyseg_mm.audit.attacks._spots import Spot, assign, polar, rotation_of, spots_of
 from keyseg_mm.audit.case import Case
-from keyseg_mm.transforms import ChannelRotation, SignedChannelPermutation
-from keyseg_mm.transforms.base import ChannelMap
+from keyseg_mm.maps import ChannelRotation, SignedChannelPermutation
+from keyseg_mm.maps.base import ChannelMap
 
 POSITIONS = 8192  # of a map that are compared; more tell no more
 

@@ -7,7 +7,7 @@ from keyseg_mm.audit.attacks._learn import Fitness, FreeMatrix, StandIn
 from keyseg_mm.audit.attacks._spots import array_of, firing_order, spots_of
 from keyseg_mm.audit.attacks._substitute import choose, halves, learn
 from keyseg_mm.audit.case import Case, MatrixMap
-from keyseg_mm.transforms.base import ChannelMap
+from keyseg_mm.maps.base import ChannelMap
 
 LR = 0.02
 

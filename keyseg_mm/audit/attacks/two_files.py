@@ -9,8 +9,8 @@ from keyseg_mm.audit.attacks import match_hungarian, procrustes
 from keyseg_mm.audit.attacks._matching import Columns, unit
 from keyseg_mm.audit.attacks._spots import Spot, columns_of, layer_weight, readers_of, spots_of
 from keyseg_mm.audit.case import Case
-from keyseg_mm.transforms import ChannelRotation
-from keyseg_mm.transforms.base import ChannelMap
+from keyseg_mm.maps import ChannelRotation
+from keyseg_mm.maps.base import ChannelMap
 
 
 @register

@@ -6,8 +6,8 @@ import dataclasses
 from typing import Any
 
 from keyseg_mm.audit.restoring.scheme import Scheme
-from keyseg_mm.counting import KEY_BITS
 from keyseg_mm.images.plan import ImagePlan
+from keyseg_mm.maps.keyspace import KEY_BITS
 
 
 def key_spaces(scheme: Scheme) -> list[dict[str, Any]]:

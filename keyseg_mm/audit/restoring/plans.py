@@ -9,12 +9,12 @@ from typing import Any
 from mmengine.config import Config
 
 from keyseg_mm.audit.restoring.photos import encryption_step
-from keyseg_mm.checkpoint import read_checkpoint
+from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.errors import KeysegError, PlanMismatchError
 from keyseg_mm.images.plan import ImagePlan, check_method, only_plan_in_meta, read_salt
+from keyseg_mm.maps.patches import check_steps
 from keyseg_mm.patchplan import PatchPlan
-from keyseg_mm.plan import SALT_BYTES
-from keyseg_mm.transforms.patches import check_steps
+from keyseg_mm.stamp import SALT_BYTES
 
 #: Gives the checked stamp of a state_dict, or None.
 Trust = Callable[[Mapping[str, Any]], PatchPlan | None]

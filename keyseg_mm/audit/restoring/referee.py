@@ -10,13 +10,13 @@ import numpy as np
 from keyseg_mm.audit.restoring.attack import Restored
 from keyseg_mm.audit.restoring.scheme import BlockMap, Images, Scheme, cut
 from keyseg_mm.audit.restoring.scoring import Likeness, likeness
-from keyseg_mm.encryptor import derive_cipher, derive_image_cipher, verify
+from keyseg_mm.bind import derive_cipher, derive_image_cipher, verify
 from keyseg_mm.errors import KeyMismatchError
 from keyseg_mm.images.plan import ImagePlan
-from keyseg_mm.key import SecretKey, wrong_key
+from keyseg_mm.keys.key import SecretKey, wrong_key
+from keyseg_mm.keys.secret import Secret
 from keyseg_mm.patches import cipher_of
 from keyseg_mm.patchplan import PatchPlan, patch_plan_of
-from keyseg_mm.secret import Secret
 
 _PROBES = 24  # random blocks by which a guess is compared with the cipher
 _STRANGERS = 3  # random keys of the negative control

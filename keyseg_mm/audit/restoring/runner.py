@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from keyseg_mm.atomic import write_json
 from keyseg_mm.audit.keeping import attempted, feed, finished
 from keyseg_mm.audit.pictures import colour_png
 from keyseg_mm.audit.restoring.attack import Restored, Restoring
 from keyseg_mm.audit.restoring.case import ImageCase
 from keyseg_mm.audit.restoring.referee import ImageReferee
-from keyseg_mm.files import write_json
 
 
 @dataclass(frozen=True)

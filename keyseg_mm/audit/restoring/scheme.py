@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from keyseg_mm.counting import bits_of_half, bits_of_permutation
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.images.plan import ImagePlan
+from keyseg_mm.maps.keyspace import bits_of_half, bits_of_permutation
+from keyseg_mm.maps.patches import key_space
 from keyseg_mm.patchplan import PatchPlan
-from keyseg_mm.transforms.patches import key_space
 
 Images = NDArray[np.uint8]  # (N, H, W, 3), red first
 Blocks = NDArray[np.uint8]  # (N, down, across, 3 M M)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from keyseg_mm import __version__
+from keyseg_mm.atomic import write_json
 from keyseg_mm.audit.case import Budget
 from keyseg_mm.audit.level import Say
 from keyseg_mm.audit.pictures import colour_png
@@ -26,9 +27,8 @@ from keyseg_mm.audit.restoring.runner import ImageRunner, Stand
 from keyseg_mm.audit.restoring.scheme import Images
 from keyseg_mm.audit.restoring.summary import summarise
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.files import write_json
 from keyseg_mm.images.plan import ImagePlan
-from keyseg_mm.key import SecretKey
+from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.mm.config import read_config
 from keyseg_mm.patchplan import PatchPlan
 

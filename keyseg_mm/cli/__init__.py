@@ -1,0 +1,93 @@
+"""The console script ``keyseg``: one module for each command, imported when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+
+from keyseg_mm import __version__
+from keyseg_mm.errors import KeysegError
+
+# name -> one line for --help. Each module has add_arguments(parser) and run(args) -> exit status.
+COMMANDS = {
+    'keygen': 'make a secret key file, plain, sealed with a passphrase, or for a licensee',
+    'show': 'show the public side of a key file, checkpoint or config',
+    'points': 'list the encryption points of a config: which fire, with which shapes',
+    'train': "train a config with mmsegmentation's own train.py",
+    'test': "test a checkpoint with mmsegmentation's own test.py",
+    'lock': 'protect a trained checkpoint, without training',
+    'lock-patches': 'make a trained vision transformer take encrypted images, without training',
+    'encrypt-image': 'encrypt images for a model that `keyseg lock-patches` made, or decrypt them',
+    'rekey': 'give a protected checkpoint another key, or a licensee his own copy',
+    'unlock': 'turn a protected checkpoint back into the plain one',
+    'trace': 'tell whose copy a checkpoint is',
+    'scan': 'search a folder for a key and the tables derived from it',
+    'audit': 'attack a protected checkpoint in every known way, and report what an attacker really gets',
+    'audit-images': 'attack encrypted images in every known way, and report what can be restored of them',
+    'compare': 'compare the published methods on your data: train, lock, test, audit, one table',
+    'demo': 'train and test a small protected model on street scenes made on the spot',
+}
+# Commands that hand all their options on to the host's own tool.
+_PASS_ON = ('train', 'test')
+
+_EPILOG = """\
+a first run:
+  keyseg demo                                       see what protection does, in a few minutes
+  keyseg keygen --out keys/my.key                   make a key; whoever has the file has the model
+  keyseg points CONFIG --points stages              see what would be encrypted
+  keyseg train configs/fcn/keyed_fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py \\
+      --cfg-options model.protection.key=file:keys/my.key
+  keyseg test CONFIG CHECKPOINT --cfg-options model.protection.key=file:keys/my.key
+  keyseg lock CONFIG PLAIN.pth --key file:keys/my.key --out locked.pth         protect a model that is trained already
+
+a key is named by a locator, never typed: file:PATH, env:NAME, keyring:NAME, none (run unauthorised, on purpose),
+random:SEED (a wrong key, on purpose)
+"""
+
+
+def build_parser(names: list[str]) -> argparse.ArgumentParser:
+    """The command line; only the named commands' own options are read in."""
+    parser = argparse.ArgumentParser(
+        prog='keyseg',
+        description='Protect mmsegmentation models with a secret key.',
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--version', action='version', version=f'keyseg_mm {__version__}')
+    commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
+    for name, line in COMMANDS.items():
+        raw = argparse.RawDescriptionHelpFormatter
+        command = commands.add_parser(name, help=line, formatter_class=raw, add_help=name not in _PASS_ON)
+        if name in names:
+            module = importlib.import_module(f'keyseg_mm.cli.{name.replace("-", "_")}')
+            command.description = module.__doc__
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; errors of this package end it with their message and status 1, without a traceback."""
+    arguments = sys.argv[1:] if argv is None else argv
+    name = arguments[0] if arguments else ''
+    logging.basicConfig(level=logging.WARNING, format='%(levelname)s: %(message)s')
+    if name in _PASS_ON:
+        return run_module(name, arguments[1:])
+    args = build_parser([name]).parse_args(arguments)
+    try:
+        return int(args.run(args))
+    except KeysegError as error:
+        print(f'keyseg {name}: {error}', file=sys.stderr)
+        return 1
+
+
+def run_module(name: str, arguments: list[str]) -> int:
+    """Run one of the host's tools with all its options; what ``tools/*.py`` call too."""
+    module = importlib.import_module(f'keyseg_mm.cli.{name}')
+    try:
+        return int(module.run(arguments))
+    except KeysegError as error:
+        print(f'keyseg {name}: {error}', file=sys.stderr)
+        return 1

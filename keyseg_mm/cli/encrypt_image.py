@@ -1,0 +1,193 @@
+"""Encrypt images for a model that `keyseg lock-patches` made, or decrypt them.
+
+Each image is encrypted in blocks of the model's patch size, and written as PNG, which keeps every bit. It must have its
+final size before: nobody can resize an encrypted image. --config does to it what the config's test pipeline does (with
+dict(type='ResizeToMultiple', size_divisor=16) in it for whole blocks). A folder is encrypted with all its subfolders.
+
+With --checkpoint the model's stamp says how, and its MAC is checked; with --patch and --salt no file is needed
+(`keyseg show` tells them). A wrong key cannot be told from the pixels: decrypting with one gives rubbish, and no error.
+
+What remains to be seen: all blocks are encrypted alike, so outlines show, and statistics of some images under one key
+restore them: `keyseg audit-images` measures it. One image both plain and encrypted gives the cipher away.
+
+examples:
+  keyseg encrypt-image --key file:keys/my.key --checkpoint locked.pth --config CONFIG photo.jpg photo.png
+  keyseg encrypt-image --key file:keys/my.key --patch 16 --salt 00112233445566778899aabbccddeeff photos encrypted
+  keyseg encrypt-image --key file:keys/my.key --checkpoint locked.pth --decrypt photo.png back.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from keyseg_mm.cli.lock_patches import add_steps
+from keyseg_mm.errors import KeysegError
+
+_PNG = '.png'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``keyseg encrypt-image``."""
+    parser.add_argument('source', type=Path, metavar='IN', help='image, or folder of images')
+    parser.add_argument('target', type=Path, metavar='OUT', help='PNG file, or folder, to make')
+    parser.add_argument('--key', required=True, metavar='LOC', help='locator of the key')
+    parser.add_argument('--checkpoint', type=Path, metavar='FILE', help='the model, whose stamp says how')
+    parser.add_argument('--patch', type=int, metavar='N', help='with --salt, instead of it: side of a block in pixels')
+    parser.add_argument('--salt', metavar='HEX', help="the model's salt")
+    add_steps(parser)
+    parser.add_argument('--config', type=Path, help='do first what the test pipeline of this config does to images')
+    parser.add_argument(
+        '--pad', action='store_true', help='repeat the last pixels on the right and below up to whole blocks'
+    )
+    parser.add_argument('--decrypt', action='store_true', help='the other way round')
+
+
+def run(args: argparse.Namespace) -> int:
+    """Encrypt or decrypt one image or a folder of them."""
+    from keyseg_mm.atomic import refuse_existing
+
+    if args.decrypt and (args.config or args.pad):
+        raise KeysegError('--decrypt takes images as they are, without --config or --pad')
+    if not args.source.exists():
+        raise KeysegError(f'{args.source}: no such file or folder')
+    if args.source.is_dir():
+        if args.target.suffix:
+            raise KeysegError(f'{args.source} is a folder, so OUT names a folder too, not {args.target}')
+        pairs = _pairs(args.source)
+    else:
+        _refuse_lossy(args.target)
+        pairs = []
+    refuse_existing(args.target)
+    convert = _converter(args)
+    if pairs:
+        _convert_folder(args, pairs, convert)
+    else:
+        _convert_file(args.source, args.target, args.decrypt, convert)
+    what = 'decrypted' if args.decrypt else 'encrypted'
+    print(f'made {args.target}: {len(pairs) or 1} images {what}')
+    if args.decrypt:
+        print('  whether the key was the right one, only looking at them tells')
+    return 0
+
+
+def _converter(args: argparse.Namespace) -> Callable[[Any], Any]:
+    """What is done to the pixels of each image."""
+    import numpy as np
+
+    cipher, prepare = _cipher(args), None
+    if args.config:
+        from keyseg_mm.mm.config import read_config
+        from keyseg_mm.mm.image_files import Preparation
+
+        prepare = Preparation(read_config(args.config))
+    p = cipher.patch
+
+    def convert(image: Any) -> Any:
+        image = prepare(image) if prepare else image
+        height, width = image.shape[:2]
+        if args.pad:
+            image = np.pad(image, ((0, -height % p), (0, -width % p), (0, 0)), mode='edge')
+        elif height % p or width % p:
+            raise KeysegError(
+                f'an image of {width} x {height} pixels is not made of whole blocks of {p} x {p}: resize it, put '
+                f"dict(type='ResizeToMultiple', size_divisor={p}) into the pipeline of --config, or --pad it and cut "
+                'the result to size'
+            )
+        return cipher(image)
+
+    return convert
+
+
+def _cipher(args: argparse.Namespace) -> Any:
+    """The cipher that the options name."""
+    from keyseg_mm.bind import derive_cipher, verify
+    from keyseg_mm.checkpoint.files import read_checkpoint
+    from keyseg_mm.cli.keygen import ask_passphrase
+    from keyseg_mm.keys.locator import locate_real
+    from keyseg_mm.mm.patchdata import parse_salt
+    from keyseg_mm.patches import cipher_of
+    from keyseg_mm.patchplan import patch_plan_of
+
+    if (args.checkpoint is None) == (args.salt is None) or (args.salt is None) != (args.patch is None):
+        raise KeysegError('give --checkpoint FILE, or --patch N and --salt HEX')
+    if args.checkpoint is not None:
+        if args.permute != 'all' or args.no_negate:
+            raise KeysegError('the checkpoint says what is done to a block; leave --permute and --no-negate out')
+        state_dict = read_checkpoint(args.checkpoint)['state_dict']
+        plan = patch_plan_of(state_dict)
+        if plan is None:
+            raise KeysegError(f'{args.checkpoint} takes plain images; lock it first, with `keyseg lock-patches`')
+        key = locate_real(args.key, '--key', ask_passphrase)
+        cipher = cipher_of(key, plan)
+        verify(key, plan, state_dict)  # who runs the model has no key, and could ask for next to no encryption
+    else:
+        salt, key = parse_salt(args.salt), locate_real(args.key, '--key', ask_passphrase)
+        cipher = derive_cipher(key, salt, args.patch, args.permute, not args.no_negate)
+    return cipher.inverse() if args.decrypt else cipher
+
+
+def _pairs(source: Path) -> list[tuple[Path, Path]]:
+    """The images in a folder, and the names of what is made of them, below it.
+
+    Raises:
+        KeysegError: there are none, or two would get one name.
+    """
+    from keyseg_mm.mm.image_files import SUFFIXES
+    from keyseg_mm.runtime.leaks import files_below
+
+    images = [path for path in files_below(source) if path.suffix.lower() in SUFFIXES]
+    if not images:
+        raise KeysegError(f'{source}: no images in it')
+    named: dict[Path, Path] = {}
+    for path in images:
+        name = path.relative_to(source).with_suffix(_PNG)
+        if name in named:
+            raise KeysegError(f'{named[name]} and {path} would both become {name}; rename one of them')
+        named[name] = path
+    return [(path, name) for name, path in named.items()]
+
+
+def _refuse_lossy(path: Path) -> None:
+    if path.suffix.lower() != _PNG:
+        raise KeysegError(
+            f'{path}: an encrypted image is written as PNG. JPEG and the like change pixels, which is hardly seen in a '
+            'photo, and ruins an encrypted one; name a .png file'
+        )
+
+
+def _convert_file(source: Path, target: Path, decrypt: bool, convert: Callable[[Any], Any]) -> None:
+    from keyseg_mm.mm.image_files import read_image, write_png
+
+    if decrypt:
+        _refuse_lossy(source)
+    image = read_image(source)
+    try:
+        result = convert(image)
+    except KeysegError as error:
+        raise KeysegError(f'{source}: {error}') from None
+    write_png(target, result)
+
+
+def _convert_folder(args: argparse.Namespace, pairs: list[tuple[Path, Path]], convert: Callable[[Any], Any]) -> None:
+    """All of a folder or none: it is made under another name, and gets its own when it is whole."""
+    from tqdm import tqdm
+
+    umask = os.umask(0)
+    os.umask(umask)
+    unfinished = Path(tempfile.mkdtemp(prefix=f'.{args.target.name}.', dir=args.target.parent))
+    try:
+        for source, name in tqdm(pairs, unit='image', disable=None):
+            (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+            _convert_file(source, unfinished / name, args.decrypt, convert)
+        unfinished.chmod(0o777 & ~umask)
+        unfinished.rename(args.target)
+    except OSError as error:
+        raise KeysegError(f'could not write {args.target}: {error.strerror or error}') from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,0 +1,83 @@
+"""Search a folder for a key and for the tables derived from it: has a run written down anything secret?
+
+Looks into every file (and into compressed members of .pth and .npz files) for the key in raw, hex, base32, base64 and
+text form, and for the permutations, signs and rotations of every stamp, and the tables of every image encryption, found
+in the folder's checkpoints.
+
+example:
+  keyseg scan work_dirs/my_run --key file:keys/my.key
+
+exit status: 0 nothing found, 1 an error, 3 something secret found
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keyseg_mm.errors import KeysegError
+
+if TYPE_CHECKING:
+    from keyseg_mm.images.plan import ImagePlan
+
+FOUND = 3
+_CHECKPOINTS = ('.pth', '.pt', '.safetensors')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``keyseg scan``."""
+    parser.add_argument('folder', type=Path, help='folder or file to search')
+    parser.add_argument('--key', required=True, metavar='LOC', help='locator of the key to look for')
+
+
+def run(args: argparse.Namespace) -> int:
+    """Search, and list what was found by place and kind."""
+    from tqdm import tqdm
+
+    from keyseg_mm.cli.keygen import ask_passphrase
+    from keyseg_mm.keys.locator import locate_real
+    from keyseg_mm.runtime.leaks import files_below, find_leaks
+
+    key = locate_real(args.key, '--key', ask_passphrase)
+    files = files_below(args.folder)
+    if not files:
+        raise KeysegError(f'{args.folder}: nothing to search there')
+    plans, images = _plans_of(files, key.id)
+    leaks = [
+        leak for path in tqdm(files, desc='searching', unit='file') for leak in find_leaks(path, key, plans, images)
+    ]
+    places = sum(plan.places for plan in plans)
+    pictures = f' and {len(images)} image encryptions' if images else ''
+    print(f'searched {len(files)} files for key {key.id} and the tables of {places} points and tensors{pictures}')
+    for leak in leaks:
+        print(f'FOUND {leak}')
+    if leaks:
+        print('take this key for burnt: make a new one and protect the models again')
+        return FOUND
+    print('nothing secret found')
+    return 0
+
+
+def _plans_of(files: list[Path], key_id: str) -> tuple[list[Any], list[ImagePlan]]:
+    """The different stamps and image encryptions of this key in the checkpoints among the files."""
+    from keyseg_mm.checkpoint.files import read_checkpoint
+    from keyseg_mm.images.plan import plans_in_meta
+    from keyseg_mm.patchplan import patch_plan_of
+    from keyseg_mm.stamp import stamps_of
+
+    plans: dict[str, Any] = {}
+    images: dict[ImagePlan, None] = {}
+    for path in files:
+        if path.suffix in _CHECKPOINTS:
+            try:
+                content = read_checkpoint(path)
+                patches = patch_plan_of(content['state_dict'])
+                found: list[Any] = [patches] if patches is not None else list(stamps_of(content['state_dict']).values())
+                pictures = plans_in_meta(content.get('meta'))
+            except KeysegError as error:
+                print(f'note: its stamp was not read: {error}')
+                continue
+            plans.update({plan.to_json(): plan for plan in found if plan.key_id == key_id})
+            images.update({plan: None for plan in pictures if plan.key_id == key_id})
+    return list(plans.values()), list(images)

@@ -1,0 +1,166 @@
+"""Show the public side of a key file, a checkpoint or a config. Never shows a secret.
+
+examples:
+  keyseg show keys/ade.key          its key id
+  keyseg show model.pth             its stamp: key id, salt, points or tensors; how its images were encrypted
+  keyseg show my_config.py          its protection and its encryption of images, and the ids of the keys that they name
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keyseg_mm.errors import KeysegError
+from keyseg_mm.keys.keyfile import is_key_file, read_key_file, readable_by_others
+
+if TYPE_CHECKING:
+    from keyseg_mm.patchplan import PatchPlan
+    from keyseg_mm.stamp import Plan
+
+_PIPELINES = ('train_dataloader', 'val_dataloader', 'test_dataloader', 'tta_pipeline')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``keyseg show``."""
+    parser.add_argument('file', type=Path, help='key file, checkpoint (.pth, .safetensors) or config (.py)')
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tell the three kinds of files apart and show what they are."""
+    path: Path = args.file
+    if not path.is_file():
+        raise KeysegError(f'{path}: no such file')
+    if path.suffix in ('.py', '.json', '.yaml', '.yml'):
+        _show_config(path)
+    elif is_key_file(path):
+        _show_key(path)
+    else:
+        _show_checkpoint(path)
+    return 0
+
+
+def _show_key(path: Path) -> None:
+    from keyseg_mm.cli.keygen import ask_passphrase
+
+    print(f'{path}: a key file, key id {read_key_file(path, ask_passphrase).id}')
+    if readable_by_others(path):
+        print(f'  WARNING: others on this machine can read it; close it with: chmod 600 {path}')
+
+
+def _show_checkpoint(path: Path) -> None:
+    from keyseg_mm.checkpoint.files import read_checkpoint
+    from keyseg_mm.images.plan import plans_in_meta
+    from keyseg_mm.patchplan import patch_plan_of
+    from keyseg_mm.stamp import stamps_of
+
+    content = read_checkpoint(path)
+    patches = patch_plan_of(content['state_dict'])
+    if patches is not None:
+        _show_patches(path, patches)
+        return
+    stamps, images = stamps_of(content['state_dict']), plans_in_meta(content.get('meta'))
+    for plan in images:
+        print(f'{path}: works on encrypted images: {plan}')
+    if not stamps and not images:
+        print(f'{path}: a plain checkpoint, it carries no stamp')
+    for prefix, stamp in stamps.items():
+        print(f'{path}: protected{" at " + prefix if prefix else ""}')
+        print(f'  key id  {stamp.key_id}')
+        print(f'  salt    {stamp.salt.hex()}')
+        show = _show_tensors if stamp.tensors else _show_points
+        show(stamp)
+
+
+def _show_points(plan: Plan) -> None:
+    from keyseg_mm.stamp import describe
+
+    locked = all(entry.weights for entry in plan.entries)
+    print(f'  made by {"locking a trained model" if locked else "training with the key"}')
+    print(f'  points  {len(plan.entries)}')
+    width = max(len(entry.point) for entry in plan.entries)
+    for entry in plan.entries:
+        print(f'    {entry.point:{width}}  {entry.channels:5} channels  {describe(entry.transform)}')
+
+
+def _show_tensors(plan: Plan) -> None:
+    from keyseg_mm.stamp import describe
+
+    print("  made by encrypting a trained model's weights; it runs with protection.unlock=True")
+    print(f'  tensors {len(plan.tensors)}')
+    width = max(len(tensor.names[0]) for tensor in plan.tensors)
+    for tensor in plan.tensors:
+        print(f'    {tensor.names[0]:{width}}  {tensor.count:8} values  {describe(tensor.transform)}')
+
+
+def _show_patches(path: Path, plan: PatchPlan) -> None:
+    from keyseg_mm.cli.lock_patches import print_uses
+
+    print(f'{path}: takes encrypted images, and runs without a key')
+    print(f'  key id  {plan.key_id}')
+    print(f'  salt    {plan.salt.hex()}')
+    print(f'  blocks  {plan.patch} x {plan.patch} pixels, {plan.steps}')
+    print(f'  ciphers 2^{plan.key_space:.0f}, of which a key of 256 bits picks one')
+    for embedding in plan.embeddings:
+        print(f'  in      {embedding.weight}{f" and {embedding.offset}" if embedding.offset else ""}')
+    print('  images are encrypted by')
+    print_uses(plan, str(path))
+
+
+def _show_config(path: Path) -> None:
+    from keyseg_mm.mm.config import read_config
+
+    cfg = read_config(path)
+    found = list(_protections(cfg.get('model', {}), 'model'))
+    steps = [step for name in _PIPELINES for step in _image_steps(cfg.get(name), name)]
+    if not found and not steps:
+        print(f'{path}: protects nothing')
+    for where, of, protection in found:
+        print(f'{path}: {where} is a protected {of}')
+        for name, value in protection.items():
+            print(f'  {name:10}{value}')
+        print(f'  key id    {_key_id(protection.get("key"), "runs unauthorised")}')
+    for where, step in steps:
+        print(f'{path}: {where} encrypts images')
+        for name in ('method', 'block', 'key', 'salt'):
+            print(f'  {name:10}{step.get(name, {"method": "SHF", "block": 8}.get(name, "none"))}')
+        print(f'  key id    {_key_id(step.get("key"), "leaves images plain")}')
+
+
+def _key_id(locator: Any, without: str) -> str:
+    from keyseg_mm.cli.keygen import ask_passphrase
+    from keyseg_mm.keys.locator import locate
+
+    try:
+        key = locate(locator, ask_passphrase).key
+    except KeysegError as error:
+        return f'unknown: {error}'
+    return key.id if key else f'none: {without}'
+
+
+def _image_steps(value: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """All encryptions of images in a part of a config, with their places."""
+    from keyseg_mm.mm.pipeline import EncryptImage
+
+    if isinstance(value, dict):
+        if value.get('type') in ('keyseg_mm.EncryptImage', EncryptImage):
+            yield where, value
+        for name, item in value.items():
+            yield from _image_steps(item, f'{where}.{name}')
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _image_steps(item, f'{where}[{index}]')
+
+
+def _protections(value: Any, where: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """All protections in a config's model, with their places."""
+    if isinstance(value, dict):
+        if isinstance(value.get('protection'), dict):
+            yield where, value.get('of', value.get('type')), value['protection']
+        for name, item in value.items():
+            yield from _protections(item, f'{where}.{name}')
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _protections(item, f'{where}[{index}]')

@@ -1,0 +1,21 @@
+"""Test a checkpoint, with the installed mmsegmentation's own tools/test.py and all its options.
+
+keyseg test CONFIG CHECKPOINT [--work-dir DIR] [--cfg-options model.protection.key=file:PATH ...]
+
+This only puts the mends for both mmseg stacks in place (keyseg_mm/mm/compat.py) before the config is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from keyseg_mm.cli.host import run_host_tool
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """None of its own: ``keyseg test --help`` shows those of the host's tool."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run it; returns the exit status."""
+    return run_host_tool('test.py', arguments)

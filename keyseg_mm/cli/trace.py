@@ -1,0 +1,87 @@
+"""Whose copy is this file? By its stamp, and where the stamp was stripped, by its weights.
+
+The stamp names a key id, which the master key and a list of licensees' names resolve. With --original, the owner's own
+file (plain, or protected with the master key), the weights are compared too: they carry the licensee's tables, also
+after somebody fine-tuned them a little. A file that was unlocked with its key has lost them, and tells nothing.
+
+FILE has one licensee's name on a line, as given to `keyseg rekey --licensee`; lines with # are comments.
+
+examples:
+  keyseg trace found.pth --master file:keys/master.key --licensees customers.txt
+  keyseg trace found.pth --master file:keys/master.key --licensees customers.txt --original plain.pth
+
+exit status: 0 traced to a licensee, 1 an error, 3 not traced
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from keyseg_mm.errors import KeysegError
+
+NOT_TRACED = 3
+_SHOWN = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``keyseg trace``."""
+    parser.add_argument('checkpoint', type=Path, help='the file in question, .pth or .safetensors')
+    parser.add_argument('--master', required=True, metavar='LOC', help="locator of the owner's master key")
+    parser.add_argument('--licensees', required=True, type=Path, metavar='FILE', help='names, one on a line')
+    parser.add_argument('--original', type=Path, metavar='FILE', help="the owner's plain or protected checkpoint")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask the stamp, then the weights."""
+    from keyseg_mm.checkpoint.files import read_checkpoint
+    from keyseg_mm.cli.keygen import ask_passphrase
+    from keyseg_mm.keys.locator import locate_real
+    from keyseg_mm.lockplan import unwrap
+    from keyseg_mm.tracing import by_stamp
+
+    names = _read_names(args.licensees)
+    master = locate_real(args.master, '--master', ask_passphrase)
+    tensors = unwrap(read_checkpoint(args.checkpoint)['state_dict'])
+    said = by_stamp(tensors, master, names)
+    if said is None:
+        print(f'stamp    none of a licensee on this list ({len(names)} names)')
+    else:
+        print(
+            f'stamp    the copy of {said[0]!r}; {"its MAC fits" if said[1] else "ALTERED since, its MAC does not fit"}'
+        )
+    if args.original is None:
+        if said is None:
+            print("         give --original, the owner's own file, to ask the weights")
+        return 0 if said else NOT_TRACED
+    return _ask_weights(tensors, unwrap(read_checkpoint(args.original)['state_dict']), master, names)
+
+
+def _ask_weights(tensors: dict[str, Any], original: dict[str, Any], master: Any, names: list[str]) -> int:
+    from keyseg_mm.tracing import PLAIN, by_weights
+
+    found = by_weights(tensors, original, master, names)
+    for likeness in found[:_SHOWN]:
+        who = 'the plain weights' if likeness.name == PLAIN else f'the copy of {likeness.name!r}'
+        print(f'weights  likeness {likeness.score:6.3f} to {who} {likeness.transform}'.rstrip())
+    best = found[0]
+    if not best.is_certain:
+        print('like nobody on this list: unlocked and trained on, locked with another key, or another model')
+        return NOT_TRACED
+    if best.name == PLAIN:
+        print('these are the plain weights: whoever unlocked them left no trace')
+        return NOT_TRACED
+    print(f'this is the copy of {best.name!r}')
+    return 0
+
+
+def _read_names(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise KeysegError(f'{path}: could not be read as a list of names: {error}') from None
+    names = [line.strip() for line in lines if line.strip() and not line.strip().startswith('#')]
+    if not names:
+        raise KeysegError(f'{path}: no names in it; write one licensee on a line')
+    return list(dict.fromkeys(names))

@@ -1,0 +1,238 @@
+"""Finding a model's patch embedding by running it, planning its lock, and proving the lock before it is written."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from mmseg.models.segmentors.base import BaseSegmentor
+from mmseg.structures import SegDataSample
+from torch import Tensor, nn
+
+from keyseg_mm.errors import LockError
+from keyseg_mm.keys.key import SecretKey, wrong_key
+from keyseg_mm.maps.patches import CHANNELS, PatchCipher, check_steps
+from keyseg_mm.mm.dryrun import Passes, watch_module
+from keyseg_mm.mm.proof import Agreement, agreement, run
+from keyseg_mm.mm.scenes.street import make_scene
+from keyseg_mm.model.consumers import find_image_readers
+from keyseg_mm.model.layers import Weights
+from keyseg_mm.model.points import module_of
+from keyseg_mm.patches import cipher_of, lock_patches_in_place
+from keyseg_mm.patchplan import Embedding, PatchPlan
+
+_PROBE = 8  # side of the image that a data preprocessor is tried with: its values are all different, and fit 8 bits
+# What a layer must be for a map within blocks to be undone in its weights; the reason where it is not.
+RULES: tuple[tuple[Callable[[Any], bool], str], ...] = (
+    (lambda c: isinstance(c, nn.Conv2d), 'is a {0.__class__.__name__}, no convolution'),
+    (lambda c: c.in_channels == CHANNELS and c.groups == 1, 'reads {0.in_channels} channels in {0.groups} groups'),
+    (lambda c: c.kernel_size[0] == c.kernel_size[1], 'has patches that are not square, {0.kernel_size}'),
+    (
+        lambda c: c.kernel_size == c.stride,
+        'has kernel {0.kernel_size} and stride {0.stride}: its patches overlap, or leave gaps, so that a pixel stands '
+        'at several places of the kernel, and a map within blocks cannot be undone in it',
+    ),
+    (lambda c: c.dilation == (1, 1), 'is dilated, and reads pixels of several blocks at once'),
+    (lambda c: c.padding in ((0, 0), 'valid'), 'pads its input, so that its patches are not those of the image'),
+    (lambda c: c.kernel_size[0] > 1, 'reads single pixels, which leaves next to nothing to permute'),
+)
+# Backbones that add position embeddings (1, tokens, D) right behind a patch embedding without a bias: the parameter's
+# name, and how many tokens in front are no patches. They may take the constant: resizing them keeps it.
+POSITIONS: dict[str, tuple[str, int]] = {'VisionTransformer': ('pos_embed', 1)}
+
+
+def plan_patches(model: nn.Module, permute: str = 'all', negate: bool = True) -> PatchPlan:
+    """Find out whether and how a model can be made to take encrypted images.
+
+    Args:
+        model: a plain segmentor of the host, with any weights; it stays as it is.
+        permute, negate: see :meth:`keyseg_mm.maps.patches.PatchCipher.derive`.
+
+    Returns:
+        A plan without key and salt, for :func:`keyseg_mm.patches.lock_patches`.
+
+    Raises:
+        LockError: something else than one kind of patch embedding reads the images, or its patches overlap.
+    """
+    layers = find_embeddings(model)
+    patch = next(iter(layers.values())).kernel_size[0]
+    check_steps(patch, permute, negate)
+    order, mean, std = normalisation(model)
+    embeddings = tuple(_embedding(model, name, layer) for name, layer in layers.items())
+    return PatchPlan(patch, permute, negate, order, mean, std, embeddings)
+
+
+def find_embeddings(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """The layers that read a segmentor's images, if they are patch embeddings of one size.
+
+    Raises:
+        LockError: they are not, or something else reads the images too.
+    """
+    if not isinstance(model, BaseSegmentor):
+        raise LockError(f'a {type(model).__name__} is no segmentor, which images are given to')
+
+    images: list[Tensor] = []
+
+    def image(module: nn.Module, batch: int, side: int) -> Tensor:
+        images.append(torch.rand(batch, CHANNELS, _whole(module, side), _whole(module, side)))
+        return images[-1]
+
+    def watch(double: Any, passes: Passes) -> Any:
+        if 'mode' in (getattr(double, 'test_cfg', None) or {}):
+            double.test_cfg['mode'] = 'whole'  # sliding would read slices of the image first
+        return find_image_readers(double, images, passes)
+
+    found = watch_module(model, watch, image=image)
+    if found.others:
+        readers = ', '.join(sorted(found.others | found.layers))
+        raise LockError(f'its images are read by {readers}: more than patch embeddings, and the rest would see rubbish')
+    layers = {name: module_of(model, name) for name in sorted(found.layers)}
+    weights, plain = Weights(model), {'type': 'ChannelPermutation'}
+    problems = [f'{name} {why.format(layer)}' for name, layer in layers.items() for ok, why in RULES if not ok(layer)]
+    problems = problems or [
+        f'{name}: {why}' for name, layer in layers.items() if (why := weights.why_not(layer, CHANNELS, plain))
+    ]
+    sizes = {getattr(layer, 'kernel_size', None) for layer in layers.values()}
+    if len(sizes) != 1 and not problems:
+        problems = [f'{len(layers)} layers read its images, with patches of {len(sizes)} sizes']
+    if problems:
+        raise LockError('this model has no patch embedding that can be encrypted: ' + '; '.join(problems))
+    return {name: layer for name, layer in layers.items() if isinstance(layer, nn.Conv2d)}
+
+
+def normalisation(model: Any) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
+    """Order of the channels in the model, and mean and std by which it normalises them, in that order.
+
+    Read from its data preprocessor, and checked by giving that an image. The host's loaders give blue first.
+
+    Raises:
+        LockError: it does something else with pixels than to reorder channels and to normalise them.
+    """
+    preprocessor = model.data_preprocessor
+    mean, std = (
+        values.detach().cpu().double().flatten() if isinstance(values, Tensor) else torch.full((CHANNELS,), default)
+        for values, default in ((getattr(preprocessor, 'mean', None), 0.0), (getattr(preprocessor, 'std', None), 1.0))
+    )
+    image = torch.arange(CHANNELS * _PROBE**2, dtype=torch.uint8).reshape(CHANNELS, _PROBE, _PROBE)
+    given = preprocess(model, image[None]).double().cpu()
+    for order, channels in (('bgr', image), ('rgb', image.flip(0))):
+        expected = (channels.double() - mean.double().view(-1, 1, 1)) / std.double().view(-1, 1, 1)
+        same = given[0, :, :_PROBE, :_PROBE]  # padding is :func:`misaligned`'s to judge
+        if same.shape == expected.shape and torch.allclose(same, expected, rtol=1e-5, atol=1e-4):
+            return order, tuple(mean.tolist()), tuple(std.tolist())
+    raise LockError(
+        f'the {type(preprocessor).__name__} of this model does more to an image than to reorder its channels and to '
+        'normalise them, and what it does to an encrypted one cannot be undone'
+    )
+
+
+def preprocess(model: Any, images: Tensor) -> Tensor:
+    """What the host's data preprocessor makes of images in testing.
+
+    Args:
+        model: a segmentor.
+        images: (B, 3, H, W), uint8, blue first.
+    """
+    samples = [SegDataSample() for _ in images]  # where it pads, it notes that in them
+    found: Tensor = model.data_preprocessor({'inputs': list(images), 'data_samples': samples}, False)['inputs']
+    return found
+
+
+@dataclass(frozen=True)
+class PatchProof:
+    """Result of :func:`prove_patches`: the locked model against the plain one on plain images.
+
+    Attributes:
+        encrypted: on images encrypted with the key.
+        plain: on plain images.
+        wrong: on images encrypted with another key.
+    """
+
+    encrypted: Agreement
+    plain: Agreement
+    wrong: Agreement
+
+
+def prove_patches(
+    model: nn.Module, state_dict: Mapping[str, Any], plan: PatchPlan, key: SecretKey, salt: bytes
+) -> PatchProof:
+    """Run a plain model and its locked version, by the host's own way from 8-bit images on.
+
+    Args:
+        model: the plain model, with any weights; it stays as it is.
+        state_dict: plain weights that fit it.
+        plan: from :func:`plan_patches`.
+        key: the secret key.
+        salt: 16 bytes.
+    """
+    model = copy.deepcopy(model)  # state_dict may be its own
+    model.load_state_dict(state_dict, strict=False)
+    wanted = run(model, image=_scenes(None))
+    locked, other = dict(state_dict), wrong_key('proof')
+    done = lock_patches_in_place(locked, plan, key, salt)
+    del locked[done.stamp_name]
+    model.load_state_dict(locked, strict=False)
+    ciphers = cipher_of(key, done), None, cipher_of(other, replace(done, key_id=other.id))
+    return PatchProof(*(agreement(wanted, run(model, image=_scenes(cipher))) for cipher in ciphers))
+
+
+def _scenes(cipher: PatchCipher | None) -> Callable[[nn.Module, int, int], Tensor]:
+    """Makes batches of painted street scenes as a model gets them, encrypted or not."""
+
+    def image(module: nn.Module, batch: int, side: int) -> Tensor:
+        side = _whole(module, side)
+        scenes = [make_scene(0, 'val', index)[0] for index in range(batch)]  # red first
+        pixels = torch.from_numpy(np.stack(scenes)).permute(0, 3, 1, 2).float()
+        small = nn.functional.interpolate(pixels, (side, side), mode='bilinear').round().byte().permute(0, 2, 3, 1)
+        found = [s if cipher is None else cipher(s) for s in small.numpy()]
+        return preprocess(module, torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).flip(1).contiguous())
+
+    return image
+
+
+def _whole(module: nn.Module, side: int) -> int:
+    """A side length of whole blocks of the model's first convolution, not below the one given."""
+    first = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
+    patch = first.kernel_size[0] if first is not None else 1
+    return -(-side // patch) * patch
+
+
+def _embedding(model: nn.Module, name: str, layer: nn.Conv2d) -> Embedding:
+    """A patch embedding, and the tensor that takes the constant: its bias, or the position embeddings behind it."""
+    if layer.bias is not None:
+        return Embedding(f'{name}.weight', f'{name}.bias')
+    parent, owner = (name.rsplit('.', n)[0] for n in (1, 2))
+    backbone = module_of(model, owner)
+    rule = next((POSITIONS[cls.__name__] for cls in type(backbone).__mro__ if cls.__name__ in POSITIONS), None)
+    if rule is None or getattr(module_of(model, parent), 'norm', None) is not None:
+        return Embedding(f'{name}.weight')
+    return Embedding(f'{name}.weight', f'{owner}.{rule[0]}', rule[1])
+
+
+def misaligned(model: Any, patch: int) -> list[str]:
+    """What in a segmentor's testing would cut or pad an encrypted image inside its blocks, in words; empty if nothing.
+
+    Sliding windows start at multiples of the stride, or end at the image's border. With crop, stride and image all
+    multiples of the patch they hold whole blocks.
+    """
+    found, test = [], getattr(model, 'test_cfg', None) or {}
+    if test.get('mode') == 'slide':
+        for name in ('crop_size', 'stride'):
+            sides = test[name]
+            if any(side % patch for side in sides):
+                aligned = tuple(max(side // patch, 1) * patch for side in sides)
+                found.append(
+                    f'sliding windows of {name} {tuple(sides)} cut blocks of {patch} pixels: set '
+                    f'model.test_cfg.{name}={aligned}, for the plain model too if you compare them'
+                )
+    pads = getattr(getattr(model, 'data_preprocessor', None), 'test_cfg', None) or {}
+    if pads.get('size') or patch % (pads.get('size_divisor') or 1):
+        found.append(
+            'data_preprocessor.test_cfg pads images after they were encrypted, with pixels that are not: take it out, '
+            f"and resize before encrypting, by dict(type='ResizeToMultiple', size_divisor={patch}) or larger"
+        )
+    return found

@@ -1,0 +1,126 @@
+"""``KeyGuardHook``: watches a run of a protected model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+
+from keyseg_mm.errors import LeakError, NotFiredError
+from keyseg_mm.mm.advice import warn_of_few_maps
+from keyseg_mm.mm.registry import HOOKS
+from keyseg_mm.runtime.encryptor import FeatureEncryptor
+from keyseg_mm.runtime.leaks import Leak, Needles, search_object
+from keyseg_mm.runtime.protection import Protection, protections
+from keyseg_mm.stamp import stamp_names
+
+
+@HOOKS.register_module()
+class KeyGuardHook(Hook):
+    """Stops a run whose protection is not what its config says, or that would write a secret down.
+
+    It checks that the model is protected at all, that after the first iteration every encryptor has fired, that the
+    config holds no secret, and that every checkpoint carries the stamp and nothing secret. A training at only a few
+    maps begins with a warning of what that does not keep. In a config:
+    ``custom_hooks=[dict(type='keyseg_mm.KeyGuardHook')]``.
+
+    Raises:
+        NotFiredError: no protection, or encryptors that were not called.
+        LeakError: secret material in the config or in a checkpoint about to be saved. Nothing is written then.
+    """
+
+    priority = 'LOWEST'  # after the hooks that add to the checkpoint, EMA's for one
+
+    def __init__(self) -> None:
+        self._run = ''
+        self._calls: dict[FeatureEncryptor, int] = {}
+        self._needles: list[tuple[Any, Needles]] = []
+
+    def before_run(self, runner: Any) -> None:
+        found = self._protections(runner)
+        if not found:
+            raise NotFiredError(
+                "KeyGuardHook found no protection in the model; give it type='keyseg_mm.Keyed', of=<its old type> and "
+                'a protection, or take the hook out'
+            )
+        text = repr(runner.cfg.to_dict())  # pretty_text would say the same and format for a second
+        _stop(leak for needles in self._all_needles(found) for leak in needles.search('the config', text.encode()))
+
+    def before_train(self, runner: Any) -> None:
+        unlocked = [p.plan.key_id for p in self._protections(runner) if p.is_unlocked]
+        if unlocked:
+            raise LeakError(
+                f'this model was unlocked in memory, and training would save the plain weights that key {unlocked[0]} '
+                'protects; take protection.unlock out to train it as the protected model it is'
+            )
+        for protection in self._protections(runner):
+            warning = warn_of_few_maps(protection.encryptors)
+            if warning:
+                runner.logger.warning(warning)
+        self._note_calls(runner, 'train')
+
+    def before_val_epoch(self, runner: Any) -> None:
+        self._note_calls(runner, 'test')
+
+    def before_test_epoch(self, runner: Any) -> None:
+        self._note_calls(runner, 'test')
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self._check_calls()
+
+    def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self._check_calls()
+
+    def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self._check_calls()
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        self._check_calls()  # the host saves the first iteration before it asks this hook about it
+        found = self._protections(runner)
+        if any(p.is_unlocked for p in found):
+            raise LeakError('the model was unlocked in memory, and this checkpoint would hold its plain weights')
+        stamps = {name.rpartition('.')[2] for name in checkpoint.get('state_dict', {})}
+        for protection in found:
+            if protection.key is not None and not stamp_names(stamps & {protection.plan.stamp_name}):
+                raise LeakError(
+                    f'the checkpoint about to be saved lacks the stamp of key {protection.plan.key_id}: a hook or '
+                    'wrapper dropped it; without the stamp nobody can tell which key the model needs'
+                )
+        _stop(leak for needles in self._all_needles(found) for leak in search_object('checkpoint', checkpoint, needles))
+
+    @staticmethod
+    def _protections(runner: Any) -> list[Protection]:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        return protections(model)
+
+    def _all_needles(self, found: list[Protection]) -> list[Needles]:
+        """Needles of all protections; made again only where a loaded stamp brought another salt."""
+        plans = [p.plan for p in found if p.key is not None]
+        if [plan for plan, _ in self._needles] != plans:
+            self._needles = [(p.plan, Needles(p.key, [p.plan])) for p in found if p.key is not None]
+        return [needles for _, needles in self._needles]
+
+    def _note_calls(self, runner: Any, run: str) -> None:
+        self._run = run
+        missing = [p.missing for p in self._protections(runner) if p.missing]
+        if missing:
+            raise NotFiredError(f'{missing[0]}; give load_from, resume or a checkpoint to test')
+        self._calls = {e: e.calls for p in self._protections(runner) for e in p.encryptors}
+
+    def _check_calls(self) -> None:
+        """Once per loop: every encryptor that fires in this kind of pass has fired."""
+        run = self._run
+        idle = [str(e.site.point) for e, before in self._calls.items() if run in e.site.runs and e.calls == before]
+        self._calls = {}
+        if idle:
+            raise NotFiredError(
+                f'the {run} loop ran without these encryptors: {", ".join(idle)}; something replaced or bypassed '
+                'their modules after the model was built, and what it computed is not protected'
+            )
+
+
+def _stop(leaks: Any) -> None:
+    found: list[Leak] = list(leaks)
+    if found:
+        raise LeakError('secret material found, and nothing was written: ' + '; '.join(map(str, found)))

@@ -1,0 +1,81 @@
+"""Image files: read as the host reads them, written without loss."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mmcv
+import numpy as np
+from mmcv.transforms import Compose
+from mmengine.registry import init_default_scope
+from numpy.typing import NDArray
+
+from keyseg_mm.atomic import write_new
+from keyseg_mm.errors import KeysegError
+
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
+# Of a test pipeline these have no say in what the image is: they read, wrap up or encrypt it.
+_NOT_GEOMETRY = ('Load', 'Pack', 'Encrypt')
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """An image as the host's loader gives it, (H, W, 3), uint8, but red first.
+
+    Raises:
+        KeysegError: missing, cut short, or no image.
+    """
+    from PIL import Image
+
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as picture:
+            picture.load()  # unlike the host's reader, it tells where a file is cut short
+        image = mmcv.imfrombytes(content, flag='color', channel_order='rgb', backend='cv2')
+    except OSError as error:
+        raise KeysegError(f'{path}: could not be read as an image: {error.strerror or error}') from None
+    except (ValueError, SyntaxError, Image.DecompressionBombError, cv2.error) as error:
+        raise KeysegError(f'{path}: could not be read as an image: {error}') from None
+    if image is None:
+        raise KeysegError(f'{path}: could not be read as an image')
+    found: NDArray[np.uint8] = np.ascontiguousarray(image)
+    return found
+
+
+def write_png(path: Path, image: NDArray[np.uint8], overwrite: bool = False) -> None:
+    """Write an image (H, W, 3), uint8, red first, without loss; whole or not at all."""
+    done, content = cv2.imencode('.png', image[..., ::-1])
+    if not done:
+        raise KeysegError(f'{path}: could not be encoded as PNG')
+    write_new(path, lambda file: file.write(content.tobytes()), overwrite=overwrite)
+
+
+class Preparation:
+    """What a config's test pipeline does to an image before it is encrypted: resizing, mostly.
+
+    Args:
+        cfg: a whole config, with ``test_dataloader`` or ``test_pipeline``.
+
+    Raises:
+        KeysegError: there is no such pipeline, or it has several branches.
+    """
+
+    def __init__(self, cfg: Any) -> None:
+        init_default_scope(cfg.get('default_scope', 'mmseg'))
+        loader = cfg.get('test_dataloader') or {}
+        pipeline = loader.get('dataset', {}).get('pipeline') or cfg.get('test_pipeline')
+        if not pipeline:
+            raise KeysegError('this config has no test pipeline')
+        names = [str(getattr(t['type'], '__name__', t['type'])).rpartition('.')[2] for t in pipeline]
+        if 'TestTimeAug' in names:
+            raise KeysegError('this config augments in testing, and makes several images of one')
+        self._compose = Compose([t for t, name in zip(pipeline, names) if not name.startswith(_NOT_GEOMETRY)])
+
+    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Prepare an image, red first."""
+        size = image.shape[:2]
+        results = self._compose({'img': image[..., ::-1].copy(), 'img_shape': size, 'ori_shape': size})
+        found: NDArray[np.uint8] = np.ascontiguousarray(results['img'][..., ::-1])
+        return found

@@ -1,0 +1,1 @@
+"""Painted street scenes: pictures for the demo, for proofs and for whoever has no data."""

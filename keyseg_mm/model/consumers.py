@@ -1,0 +1,152 @@
+"""Who reads a feature map? Found by running the model once and watching every call that is given the map.
+
+A map T at an ``out:`` point can be absorbed where all that reads it are layers that are linear in its channels. The
+watching is torch's own: module hooks see the layers, a ``TorchFunctionMode`` sees whatever else is computed with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from keyseg_mm.model.layers import kind_of
+from keyseg_mm.model.points import ROOT, Site, flat_tensors, module_of
+
+# These ask what a tensor is like and compute nothing with its values.
+_LOOKS = frozenset(
+    ['__get__', 'size', 'dim', 'numel', 'stride', 'is_contiguous', 'is_floating_point', '__len__', 'type']
+)
+
+
+@dataclass
+class Readers:
+    """What reads one point's map.
+
+    Attributes:
+        layers: names of layers that read it and nothing else.
+        others: everything else that reads it, in words.
+    """
+
+    layers: set[str] = field(default_factory=set)
+    others: set[str] = field(default_factory=set)
+
+
+def find_readers(
+    model: nn.Module, sites: Iterable[Site], passes: Mapping[str, Callable[[], object]]
+) -> dict[str, Readers]:
+    """Run the passes and watch what reads the maps of ``out:`` sites.
+
+    Args:
+        model: the model to watch; as in :meth:`keyseg_mm.model.points.Trace.of`.
+        sites: of that model.
+        passes: by name, functions that run the model once.
+
+    Returns:
+        By point.
+    """
+    watch = _Watch(model, [site for site in sites if site.point.side == 'out'])
+    try:
+        watch.start()
+        with watch:
+            for run in passes.values():
+                watch.tensors.clear()
+                run()
+    finally:
+        for handle in watch.handles:
+            handle.remove()
+    return watch.result()
+
+
+def find_image_readers(
+    model: nn.Module, images: Iterable[Tensor], passes: Mapping[str, Callable[[], object]]
+) -> Readers:
+    """Run the passes and watch what reads the images that they are run with.
+
+    Args:
+        model: the model to watch.
+        images: the very tensors that the passes give the model.
+        passes: by name, functions that run the model once.
+    """
+    watch, point = _Watch(model, []), 'images'
+    watch.found[point] = Readers()
+    given = {id(image): (image, point) for image in images}
+    try:
+        watch.start()
+        with watch:
+            for run in passes.values():
+                watch.tensors = dict(given)
+                run()
+    finally:
+        for handle in watch.handles:
+            handle.remove()
+    return watch.result()[point]
+
+
+class _Watch(TorchFunctionMode):
+    """The hooks and the mode. A tensor is known by its identity, and kept, so that no other gets its id."""
+
+    def __init__(self, model: nn.Module, sites: list[Site]) -> None:
+        super().__init__()
+        self.model, self.sites = model, sites
+        self.tensors: dict[int, tuple[Tensor, str]] = {}
+        self.calls: dict[str, set[str]] = {}  # layer -> the points whose maps it was given, '' for another map
+        self.found = {str(site.point): Readers() for site in sites}
+        self.stack: list[tuple[str, bool]] = [(ROOT, False)]
+        self.handles: list[Any] = []
+
+    def start(self) -> None:
+        """Hook all modules; a point's own hook comes after those of the stack, when its module is left."""
+        for name, module in self.model.named_modules():
+            self._hook_stack(name or ROOT, module)
+        for site in self.sites:
+            self.handles.append(module_of(self.model, site.point.name).register_forward_hook(self._note(site)))
+
+    def _hook_stack(self, name: str, module: nn.Module) -> None:
+        is_layer = kind_of(module) is not None
+
+        def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
+            point = self._point(args[0]) if is_layer and args else ''
+            if is_layer:
+                self.calls.setdefault(name, set()).add(point)
+            self.stack.append((name, is_layer and bool(point)))
+
+        def leave(*_: Any) -> None:
+            self.stack.pop()
+
+        self.handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+
+    def _note(self, site: Site) -> Callable[..., None]:
+        def note(_: nn.Module, args: Any, output: Any) -> None:
+            index = site.index_in(output)
+            if index is not None:
+                tensor = list(flat_tensors(output))[index]
+                self.tensors[id(tensor)] = (tensor, str(site.point))
+
+        return note
+
+    def _point(self, value: Any) -> str:
+        known = self.tensors.get(id(value)) if isinstance(value, Tensor) else None
+        return known[1] if known else ''
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, '__name__', str(func))
+        where, inside_reader = self.stack[-1]
+        if name not in _LOOKS and not inside_reader:
+            for tensor in flat_tensors([*args, *(kwargs or {}).values()]):
+                if point := self._point(tensor):
+                    self.found[point].others.add(f'{name} in {where}')
+        return func(*args, **(kwargs or {}))
+
+    def result(self) -> dict[str, Readers]:
+        """Layers that were given other maps too are no readers that could absorb."""
+        for layer, points in self.calls.items():
+            for point in points - {''}:
+                if len(points) == 1:
+                    self.found[point].layers.add(layer)
+                else:
+                    self.found[point].others.add(f'{layer}, which reads other maps too')
+        return self.found

@@ -1,0 +1,1 @@
+"""Live models: encryptors in them, their protection, and the search for leaks."""

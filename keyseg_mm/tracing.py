@@ -1,0 +1,196 @@
+"""A key for each customer: the salt of his copy, and whose copy a file is.
+
+A licensee's key and salt both come from the master key and his name, so the owner needs to keep no record of them.
+Whose copy a file is says its stamp. Where the stamp was stripped, the weights still say it: the owner locks his plain
+weights for each licensee in turn and sees whose come out like the file's. Fine-tuning moves weights a little, and takes
+away little of that likeness; unlocking, which needs the licensee's key, takes away all of it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from keyseg_mm import mac
+from keyseg_mm.bind import verify
+from keyseg_mm.errors import IntegrityError, LockError
+from keyseg_mm.keys.key import SecretKey
+from keyseg_mm.locking import carried, unlock
+from keyseg_mm.maps import CHANNEL_MAPS, normal_form
+from keyseg_mm.orders import TensorMap, WeightMap
+from keyseg_mm.stamp import SALT_BYTES, Entry, Plan, TensorEntry, is_stamp, stamps_of
+from keyseg_mm.weights import places, raw, weight_form, why_not
+
+_DECOYS = 8  # names that no licensee has, to see what chance gives
+_LAYERS = 12
+_FEWEST_CHANNELS = 16  # of few channels chance gives any map too often
+_TELLING_VALUES = 4096  # by chance two orders of so many values agree to a few percent
+_CERTAIN = 0.5  # of the way from chance to the very same weights
+_LOCKED_DIMS = 2  # weights of fewer dimensions have no input channels
+PLAIN = 'plain'
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How like the file the copy of one licensee is.
+
+    Attributes:
+        name: the licensee; :data:`PLAIN` for the plain weights.
+        score: 1 for the very same weights, 0 for what chance gives.
+        transform: what his copy was taken to be locked with.
+    """
+
+    name: str
+    score: float
+    transform: str
+
+    @property
+    def is_certain(self) -> bool:
+        return self.score >= _CERTAIN
+
+
+def licensee_salt(master: SecretKey, name: str, tensors: Mapping[str, Any], encrypted: bool | None = None) -> bytes:
+    """The public salt of a licensee's copy, 16 bytes by HKDF-SHA256 (RFC 5869); it tells nothing of the key.
+
+    It depends on the model by what locking leaves as it is (biases, norms and their statistics), so that one licensee
+    gets other tables for each release, and the owner finds the salt again from the plain model or any protected one.
+    Where the weights are encrypted themselves, that is their values without their order.
+
+    Args:
+        master: the master key.
+        name: of the licensee.
+        tensors: state_dict of the model, plain or protected.
+        encrypted: whether his copy has encrypted weights; by default, whether ``tensors`` are such by their stamp.
+    """
+    if encrypted is None:
+        encrypted = any(plan.tensors for plan in stamps_of(tensors).values())
+    untouched = {
+        n: t for n, t in tensors.items() if isinstance(t, Tensor) and t.dim() < _LOCKED_DIMS and not is_stamp(n)
+    }
+    if encrypted:
+        untouched = {n: raw(t).sort().values if not why_not(t) else t for n, t in untouched.items()}
+    digests = [[n, mac.digest(untouched[n]).hex()] for n in sorted(untouched)]
+    label = f'keyseg_mm/licensee-salt/v{2 if encrypted else 1}'
+    return master.subkey(label, [name, digests], b'')[:SALT_BYTES]
+
+
+def by_stamp(tensors: Mapping[str, Any], master: SecretKey, names: Iterable[str]) -> tuple[str, bool] | None:
+    """Whose copy a state_dict's stamp says it is, and whether its MAC bears that out; None where it says nobody's.
+
+    Whoever strips or alters a stamp does not get the MAC right, which takes the licensee's key.
+    """
+    stamps = list(stamps_of(tensors).items())
+    keys = {key.id: (name, key) for name, key in [(name, master.licensee(name)) for name in names]}
+    for where, plan in stamps:
+        if plan.key_id in keys:
+            name, key = keys[plan.key_id]
+            prefix = where + '.' if where else ''
+            try:
+                verify(key, plan, {n[len(prefix) :]: v for n, v in tensors.items() if n.startswith(prefix)})
+            except IntegrityError:
+                return name, False
+            return name, True
+    return None
+
+
+def by_weights(
+    tensors: Mapping[str, Any], original: Mapping[str, Any], master: SecretKey, names: Iterable[str]
+) -> list[Likeness]:
+    """How like the file each licensee's copy is, the likest first.
+
+    Args:
+        tensors: state_dict of the file in question; a stamp in it is not looked at.
+        original: the owner's: plain, or protected with the master key.
+        master: the master key.
+        names: of the licensees.
+
+    Raises:
+        LockError: the two have no layers in common.
+    """
+    plan = next(iter(stamps_of(original).values()), None)
+    plain = unlock(original, master) if plan is not None else original
+    candidates = _candidates(tensors, plain, plan)
+    if not candidates:
+        raise LockError('this file and the original have no layers of the same names and shapes: another model')
+    first = candidates[0]
+    as_it_is: dict[str, WeightMap | None] = {name: None for entry in first.entries for name in entry.weights}
+    as_it_is.update({tensor.names[0]: TensorMap(tensor.count) for tensor in first.tensors})
+    found = [Likeness(PLAIN, _likeness(tensors, plain, as_it_is), '')]
+    for template in candidates:
+
+        def score(name: str, template: Plan = template) -> float:
+            salt = licensee_salt(master, name, plain, bool(template.tensors))
+            return _likeness(tensors, plain, carried(master.licensee(name), replace(template, salt=salt)))
+
+        chance = statistics.fmean(score(f'\0 decoy {i}') for i in range(_DECOYS))
+        kind = (template.entries or template.tensors)[0].transform['type']
+        found += [Likeness(name, (score(name) - chance) / (1 - chance), kind) for name in names]
+    best: dict[str, Likeness] = {}
+    for likeness in sorted(found, key=lambda f: -f.score):
+        best.setdefault(likeness.name, likeness)
+    return list(best.values())
+
+
+def _entries(tensors: Mapping[str, Any], plain: Mapping[str, Any], plan: Plan | None) -> tuple[Entry, ...]:
+    """Points of the largest weights that both have: the original's, or else the inputs of all layers."""
+    sizes = {
+        name: theirs.numel()
+        for name, mine in plain.items()
+        if isinstance(mine, Tensor) and isinstance(theirs := tensors.get(name), Tensor) and mine.shape == theirs.shape
+        if mine.dim() >= _LOCKED_DIMS and mine.shape[1] >= _FEWEST_CHANNELS
+    }
+    if plan is not None:
+        sizes = {name: size for name, size in sizes.items() if any(name in entry.weights for entry in plan.entries)}
+    largest = sorted(sizes, key=lambda name: -sizes[name])[:_LAYERS]
+    if plan is not None:
+        return tuple(entry for entry in plan.entries if set(entry.weights) & set(largest))
+    points = [(name, f'in:{name.removesuffix(".weight")}') for name in largest if name.endswith('.weight')]
+    return tuple(Entry(point, plain[name].shape[1], {}, (name,)) for name, point in points)
+
+
+def _candidates(tensors: Mapping[str, Any], plain: Mapping[str, Any], plan: Plan | None) -> list[Plan]:
+    """How a licensee's copy may be locked: as the original is, or, where that is plain, in any way; of some layers."""
+    salt = bytes(SALT_BYTES)
+    if plan is not None and plan.tensors:
+        encrypted = _tensor_entries(tensors, plain, plan.tensors)
+        return [Plan('', salt, (), encrypted)] if encrypted else []
+    entries = _entries(tensors, plain, plan)
+    if plan is not None:
+        return [Plan('', salt, entries)] if entries else []
+    specs = [normal_form(name) for name in CHANNEL_MAPS] if entries else []
+    ways = [Plan('', salt, tuple(replace(e, transform=spec) for e in entries)) for spec in specs]
+    every = weight_form('TensorPermutation')  # how many values another weight transform moves, a plain file cannot say
+    whole = [TensorEntry((n,), t.numel(), every) for n, t in plain.items() if not why_not(t)]
+    encrypted = _tensor_entries(tensors, plain, whole)
+    return [*ways, Plan('', salt, (), encrypted)] if encrypted else ways
+
+
+def _tensor_entries(
+    tensors: Mapping[str, Any], plain: Mapping[str, Any], entries: Iterable[TensorEntry]
+) -> tuple[TensorEntry, ...]:
+    """Those of tensors that both have, whose orders are long enough to tell and no longer than they need be."""
+    fitting = [
+        e for e in entries if isinstance(t := tensors.get(e.names[0]), Tensor) and t.shape == plain[e.names[0]].shape
+    ]
+    return tuple(sorted(fitting, key=lambda e: abs(math.log(e.count / _TELLING_VALUES)))[:_LAYERS])
+
+
+def _likeness(tensors: Mapping[str, Any], plain: Mapping[str, Any], maps: Mapping[str, WeightMap | None]) -> float:
+    """Median cosine, over the layers, between the file's weights and the plain ones with the maps carried into them."""
+    cosines = []
+    for name, cmap in maps.items():
+        expected, found = plain[name], tensors.get(name)
+        if isinstance(found, Tensor) and found.shape == expected.shape:
+            carried_in = expected if cmap is None else cmap.carry(expected)
+            a, b = carried_in.float().flatten(), found.float().flatten()
+            if isinstance(cmap, TensorMap):  # what an order leaves alone, and the mean, tell nothing of whose it is
+                where = places(raw(expected), cmap.count)
+                a, b = (values[where] - values[where].mean() for values in (a, b))
+            cosines.append(float(torch.cosine_similarity(a, b, dim=0)))
+    return statistics.median(cosines)
