@@ -28,7 +28,7 @@ import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
 import keyseg_mm.runtime.protection
 from keyseg_mm import Protection, SecretKey, Trace, attach, protections, resolve
 from keyseg_mm.cli.host import host_tool
-from keyseg_mm.maps import FeatureTransform
+from keyseg_mm.maps import Map
 
 
 @contextmanager
@@ -197,15 +197,15 @@ def time_pairs(model: nn.Module, step: Callable[[], None], rounds: int, name: st
 def timing_transforms() -> Iterator[list[float]]:
     """Collect the seconds of every call of a transform, in forward and backward passes."""
     taken: list[float] = []
-    call = FeatureTransform.__call__
+    call = Map.__call__
 
-    def timed(self: FeatureTransform, x: torch.Tensor, dim: int = 1) -> torch.Tensor:
+    def timed(self: Map, x: torch.Tensor, dim: int = 1) -> torch.Tensor:
         start = time.perf_counter()
         result = call(self, x, dim)
         taken.append(time.perf_counter() - start)
         return result
 
-    with mock.patch.object(FeatureTransform, '__call__', timed):
+    with mock.patch.object(Map, '__call__', timed):
         yield taken
 
 
@@ -218,17 +218,17 @@ def encryptions(model: nn.Module) -> int:
 def counting() -> Iterator[Counter[str]]:
     """Count what must not happen in the hot path: tables derived, inverted, or made into tensors on a device."""
     counts: Counter[str] = Counter(derived=0, inverted=0, placed=0)
-    derive, inverse, place = keyseg_mm.runtime.protection.derive_map, FeatureTransform.inverse, FeatureTransform._place
+    derive, inverse, place = keyseg_mm.runtime.protection.derive_map, Map.inverse, Map._place
 
-    def count_derive(*args: Any) -> FeatureTransform:
+    def count_derive(*args: Any) -> Map:
         counts['derived'] += 1
         return derive(*args)
 
-    def count_inverse(self: FeatureTransform) -> FeatureTransform:
+    def count_inverse(self: Map) -> Map:
         counts['inverted'] += self._inverse is None
         return inverse(self)
 
-    def count_place(self: FeatureTransform, *args: Any) -> torch.Tensor:
+    def count_place(self: Map, *args: Any) -> torch.Tensor:
         before = len(self._placed)
         placed = place(self, *args)
         counts['placed'] += len(self._placed) - before
@@ -236,7 +236,7 @@ def counting() -> Iterator[Counter[str]]:
 
     with (
         mock.patch.object(keyseg_mm.runtime.protection, 'derive_map', count_derive),
-        mock.patch.object(FeatureTransform, 'inverse', count_inverse),
-        mock.patch.object(FeatureTransform, '_place', count_place),
+        mock.patch.object(Map, 'inverse', count_inverse),
+        mock.patch.object(Map, '_place', count_place),
     ):
         yield counts

@@ -19,9 +19,9 @@ _WHERE = {
     'read_key_file': 'keys.keyfile',
     'write_key_file': 'keys.keyfile',
     'Point': 'model.points',
-    'Site': 'model.points',
-    'Trace': 'model.points',
-    'resolve': 'model.points',
+    'Site': 'model.sites',
+    'Trace': 'model.sites',
+    'resolve': 'model.sites',
     'Plan': 'stamp',
     'stamps_of': 'stamp',
     'TRANSFORMS': 'maps',
@@ -57,7 +57,8 @@ if TYPE_CHECKING:
     from keyseg_mm.lockplan import plan_lock
     from keyseg_mm.maps import TRANSFORMS
     from keyseg_mm.maps.patches import PatchCipher
-    from keyseg_mm.model.points import Point, Site, Trace, resolve
+    from keyseg_mm.model.points import Point
+    from keyseg_mm.model.sites import Site, Trace, resolve
     from keyseg_mm.patches import lock_patches, rekey_patches, unlock_patches
     from keyseg_mm.patchplan import PatchPlan, patch_plan_of
     from keyseg_mm.runtime.encryptor import FeatureEncryptor
@@ -69,6 +70,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    if not _WHERE[name].startswith(('errors', 'keys')):
+        importlib.import_module(f'{__name__}.baselines')  # what stamps and arguments may name
     return getattr(importlib.import_module(f'{__name__}.{_WHERE[name]}'), name)
 
 

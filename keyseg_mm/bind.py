@@ -21,7 +21,7 @@ from keyseg_mm.images.ff1 import byte_map
 from keyseg_mm.images.plan import ImagePlan
 from keyseg_mm.keys.derive import KeyStream, order, permutation
 from keyseg_mm.keys.key import SecretKey
-from keyseg_mm.maps import TRANSFORMS, ChannelMap, FeatureTransform
+from keyseg_mm.maps import TRANSFORMS, ChannelMap, Map
 from keyseg_mm.maps.patches import PatchCipher
 from keyseg_mm.patchplan import PatchPlan
 from keyseg_mm.stamp import Entry, Plan, TensorEntry, is_stamp
@@ -29,7 +29,7 @@ from keyseg_mm.stamp import Entry, Plan, TensorEntry, is_stamp
 _Stamped = TypeVar('_Stamped', Plan, PatchPlan)
 
 
-def derive_map(key: SecretKey, salt: bytes, entry: Entry) -> FeatureTransform:
+def derive_map(key: SecretKey, salt: bytes, entry: Entry) -> Map:
     """The secret transform of a plan's entry: one HKDF subkey per salt, point, channels and transform."""
     subkey = key.subkey('keyseg_mm/subkey/v1', [entry.point, entry.channels, entry.transform], salt)
     spec = dict(entry.transform)

@@ -29,8 +29,9 @@ from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.lockplan import DEFAULT_POINTS, DEFAULT_TRANSFORM, LockPlan, complete, fit, plan_lock, refuse_block_wise
 from keyseg_mm.mac import in_threads
 from keyseg_mm.maps import ChannelMap
-from keyseg_mm.model.points import Point, Trace, module_of
-from keyseg_mm.orders import TensorMap, WeightMap
+from keyseg_mm.maps.order import ValueOrder, WeightMap
+from keyseg_mm.model.points import Point
+from keyseg_mm.model.sites import Trace, module_of
 from keyseg_mm.stamp import SALT_BYTES, Entry, Plan, stamps_of
 from keyseg_mm.weightplan import WeightPlan, plan_weights
 from keyseg_mm.weights import is_weight_transform
@@ -198,9 +199,9 @@ def carried(key: SecretKey, plan: Plan) -> dict[str, WeightMap]:
         found = derive_channel_map(key, plan.salt, entry)
         for name in entry.weights:
             maps[name] = found.compose(maps[name]) if name in maps else found
-    orders: dict[str, TensorMap] = {}
+    orders: dict[str, ValueOrder] = {}
     for tensor in plan.tensors:
-        order = TensorMap(tensor.count, (partial(derive_order, key, plan.salt, tensor), False))
+        order = ValueOrder(tensor.count, (partial(derive_order, key, plan.salt, tensor), False))
         orders.update(dict.fromkeys(tensor.names, order))
     return {**maps, **orders}
 

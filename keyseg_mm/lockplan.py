@@ -14,8 +14,9 @@ from torch import nn
 from keyseg_mm.errors import LockError
 from keyseg_mm.maps import CHANNEL_MAPS, normal_form
 from keyseg_mm.model.consumers import Readers, find_readers
-from keyseg_mm.model.layers import Weights, is_grouped, kind_of
-from keyseg_mm.model.points import ROOT, Point, Site, Trace, module_of, resolve
+from keyseg_mm.model.layers import WeightIndex, is_grouped, kind_of
+from keyseg_mm.model.points import ROOT, Point
+from keyseg_mm.model.sites import Site, Trace, module_of, resolve
 from keyseg_mm.stamp import Entry, Plan, stamps_of
 
 # Every linear layer that is called, since whatever is left plain helps an attacker; and signs, since a permutation
@@ -168,7 +169,7 @@ class _Maker:
 
     def __init__(self, model: nn.Module, trace: Trace, sites: Iterable[Site]) -> None:
         self.model, self.trace = model, trace
-        self.weights = Weights(model)
+        self.weights = WeightIndex(model)
         self.readers = _readers(model, list(sites))
 
     def entry(self, site: Site, spec: dict[str, Any], named: bool) -> tuple[Entry, str]:

@@ -23,9 +23,9 @@ from keyseg_mm.errors import IntegrityError, LockError
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.locking import carried, unlock
 from keyseg_mm.maps import CHANNEL_MAPS, normal_form
-from keyseg_mm.orders import TensorMap, WeightMap
+from keyseg_mm.maps.order import ValueOrder, WeightMap, places, raw, why_not
 from keyseg_mm.stamp import SALT_BYTES, Entry, Plan, TensorEntry, is_stamp, stamps_of
-from keyseg_mm.weights import places, raw, weight_form, why_not
+from keyseg_mm.weights import weight_form
 
 _DECOYS = 8  # names that no licensee has, to see what chance gives
 _LAYERS = 12
@@ -120,7 +120,7 @@ def by_weights(
         raise LockError('this file and the original have no layers of the same names and shapes: another model')
     first = candidates[0]
     as_it_is: dict[str, WeightMap | None] = {name: None for entry in first.entries for name in entry.weights}
-    as_it_is.update({tensor.names[0]: TensorMap(tensor.count) for tensor in first.tensors})
+    as_it_is.update({tensor.names[0]: ValueOrder(tensor.count) for tensor in first.tensors})
     found = [Likeness(PLAIN, _likeness(tensors, plain, as_it_is), '')]
     for template in candidates:
 
@@ -189,7 +189,7 @@ def _likeness(tensors: Mapping[str, Any], plain: Mapping[str, Any], maps: Mappin
         if isinstance(found, Tensor) and found.shape == expected.shape:
             carried_in = expected if cmap is None else cmap.carry(expected)
             a, b = carried_in.float().flatten(), found.float().flatten()
-            if isinstance(cmap, TensorMap):  # what an order leaves alone, and the mean, tell nothing of whose it is
+            if isinstance(cmap, ValueOrder):  # what an order leaves alone, and the mean, tell nothing of whose it is
                 where = places(raw(expected), cmap.count)
                 a, b = (values[where] - values[where].mean() for values in (a, b))
             cosines.append(float(torch.cosine_similarity(a, b, dim=0)))

@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from keyseg_mm.errors import LockError
+from keyseg_mm.maps.order import fitting, why_not
 from keyseg_mm.stamp import Plan, TensorEntry
-from keyseg_mm.weights import WEIGHT_TRANSFORMS, fitting, weight_form, why_not
+from keyseg_mm.weights import WEIGHT_TRANSFORMS, weight_form
 
 NOT_SENSITIVE = 'none of its values is among the most sensitive'
 

@@ -19,8 +19,6 @@ from torch import Tensor
 from keyseg_mm.errors import TransformError
 from keyseg_mm.maps import normal_form
 
-_RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a value
-
 
 class WeightTransform:
     """How many values of each tensor are moved. Those of the largest magnitude are, see :func:`places`."""
@@ -103,52 +101,3 @@ def is_weight_transform(transform: str | Mapping[str, Any]) -> bool:
 def weight_form(transform: str | dict[str, Any]) -> dict[str, Any]:
     """:func:`keyseg_mm.maps.normal_form` of a weight transform."""
     return normal_form(transform, WEIGHT_TRANSFORMS)
-
-
-def why_not(value: Any) -> str:
-    """Why a state_dict's entry is left as it is, in words; empty for a tensor whose values can be moved."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        return 'no floating-point tensor'
-    if value.layout != torch.strided or value.is_meta or value.is_quantized:
-        return 'its values do not lie in memory one by one'
-    return '' if value.numel() > 1 else 'a single value has no other place to go'
-
-
-def raw(tensor: Tensor) -> Tensor:
-    """A tensor's values in the order of their indices as integers of the same bits: moving them changes none."""
-    return tensor.detach().contiguous().reshape(-1).view(_RAW[tensor.element_size()])
-
-
-def magnitudes(values: Tensor) -> Tensor:
-    """Integers that are ordered as the magnitudes of raw floating-point values: all bits but the sign's."""
-    return values & (torch.iinfo(values.dtype).max if values.dtype.is_signed else 0x7F)
-
-
-def fitting(weight: Tensor, count: int) -> int:
-    """The largest number of values up to ``count`` that are larger in magnitude than all others.
-
-    Equal magnitudes are all taken or all left: once moved they could not be told apart by their place.
-    """
-    if count >= weight.numel():
-        return weight.numel()
-    if count < 1:
-        return 0
-    sizes = magnitudes(raw(weight))
-    smallest = sizes.topk(count).values[-1]
-    return count if int((sizes >= smallest).sum()) == count else int((sizes > smallest).sum())
-
-
-def places(values: Tensor, count: int) -> Tensor | None:
-    """Where the ``count`` values of the largest magnitude are: ascending indices, or None where that is not certain.
-
-    The places are the same before and after those values changed theirs, which is what lets unlocking find them again.
-
-    Args:
-        values: raw ones, see :func:`raw`.
-        count: at most as many as there are.
-    """
-    if count == len(values):
-        return torch.arange(count, device=values.device)
-    sizes = magnitudes(values)
-    found = (sizes >= sizes.topk(count).values[-1]).nonzero().flatten()
-    return found if len(found) == count else None

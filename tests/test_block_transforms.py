@@ -14,13 +14,15 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from keyseg_mm import attach, find_leaks, lock, plan_lock, protections, rekey, unlock
+from keyseg_mm.baselines.blockwise import BlockShuffle
 from keyseg_mm.bind import derive_channel_map, derive_map
 from keyseg_mm.cli import main
 from keyseg_mm.errors import KeyMismatchError, LockError, SecretExposedError, TransformError
 from keyseg_mm.keys.derive import KeyStream
-from keyseg_mm.maps import CHANNEL_MAPS, TRANSFORMS, BlockShuffle, ChannelPermutation, normal_form
+from keyseg_mm.maps import CHANNEL_MAPS, TRANSFORMS, ChannelPermutation, normal_form
 from keyseg_mm.mm.config import build_plain_model, read_config
-from keyseg_mm.model.points import Point, Site
+from keyseg_mm.model.points import Point
+from keyseg_mm.model.sites import Site
 from keyseg_mm.stamp import Entry, Plan, describe, stamps_of
 
 NAMES = sorted(set(TRANSFORMS) - set(CHANNEL_MAPS))

@@ -14,12 +14,12 @@ from mmengine.registry import DefaultScope
 from keyseg_mm import KeysegError, find_leaks, read_key_file
 from keyseg_mm.checkpoint.files import stamps_in
 from keyseg_mm.cli import demo, main
-from keyseg_mm.demo import scenes
 from keyseg_mm.demo.folder import LIST_NAME, DemoFolder
 from keyseg_mm.demo.picture import paint_labels
 from keyseg_mm.demo.report import NONE, RIGHT, WRONG, Result, meaning, table
 from keyseg_mm.demo.screen import can_show
 from keyseg_mm.mm.floor import constant_prediction_floor
+from keyseg_mm.mm.scenes import street as scenes
 from keyseg_mm.mm.scenes.paint import Label
 
 COUNTS = {'train': 3, 'val': 2}

@@ -22,7 +22,7 @@ from keyseg_mm.errors import (
     PlainCheckpointError,
 )
 from keyseg_mm.mm.proof import agreement, prove, run
-from keyseg_mm.model.points import Trace, resolve
+from keyseg_mm.model.sites import Trace, resolve
 from keyseg_mm.runtime.encryptor import FeatureEncryptor, hook_encryptors
 from keyseg_mm.tracing import PLAIN, by_stamp, by_weights, licensee_salt
 

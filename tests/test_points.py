@@ -11,7 +11,8 @@ from torch import nn
 
 from keyseg_mm.errors import PointError
 from keyseg_mm.mm.dryrun import trace_module
-from keyseg_mm.model.points import Point, Trace, resolve
+from keyseg_mm.model.points import Point
+from keyseg_mm.model.sites import Trace, resolve
 
 
 class Toy(nn.Module):

@@ -21,15 +21,15 @@ from keyseg_mm.cli.lock import FEATURES, MODES
 from keyseg_mm.errors import IntegrityError, KeyMismatchError, LockError, PlanMismatchError, StampError, TransformError
 from keyseg_mm.locking import carried
 from keyseg_mm.mac import digest
+from keyseg_mm.maps.order import ValueOrder, fitting, magnitudes, places, raw
 from keyseg_mm.mm import proof
 from keyseg_mm.mm.proof import prove_weights
 from keyseg_mm.mm.sensitivity import sensitivity
-from keyseg_mm.orders import TensorMap
 from keyseg_mm.runtime.leaks import Needles
 from keyseg_mm.stamp import Plan, TensorEntry
 from keyseg_mm.tracing import PLAIN, by_stamp, by_weights, licensee_salt
 from keyseg_mm.weightplan import plan_weights
-from keyseg_mm.weights import WEIGHT_TRANSFORMS, fitting, magnitudes, places, raw
+from keyseg_mm.weights import WEIGHT_TRANSFORMS
 
 SALT = bytes(range(16))
 ALL = 'TensorPermutation'
@@ -200,8 +200,8 @@ def test_all_values_of_all_tensors_are_moved(model, key):
 def test_rekeying_makes_no_plain_weights(model, key, other_key, monkeypatch):
     state = model.state_dict()
     locked = lock(state, model, key, transform=ALL)
-    made, carry = [], TensorMap.carry
-    monkeypatch.setattr(TensorMap, 'carry', lambda *args: made.append(carry(*args)) or made[-1])
+    made, carry = [], ValueOrder.carry
+    monkeypatch.setattr(ValueOrder, 'carry', lambda *args: made.append(carry(*args)) or made[-1])
     rekey(locked, key, other_key)
     plain = {digest(t) for t in state.values()}
     assert len(made) == len(stamps_of(locked)[''].tensors)
@@ -270,12 +270,12 @@ def test_every_input_of_an_order_counts(key, other_key):
 
 
 def test_maps_compose_and_undo_themselves(key):
-    one, two = (TensorMap(9, (lambda n=n: derive_order(key, SALT, TensorEntry((n,), 9, {})), False)) for n in 'ab')
+    one, two = (ValueOrder(9, (lambda n=n: derive_order(key, SALT, TensorEntry((n,), 9, {})), False)) for n in 'ab')
     weight = torch.randn(3, 3)
     assert not torch.equal(one.carry(weight), weight)
     assert torch.equal(two.compose(one).carry(weight), two.carry(one.carry(weight)))
     assert torch.equal(two.compose(one).inverse().carry(two.carry(one.carry(weight))), weight)
-    assert torch.equal(TensorMap(9).carry(weight), weight)
+    assert torch.equal(ValueOrder(9).carry(weight), weight)
     assert one.inverse().inverse() is one
     assert '9 values' in repr(one)
 

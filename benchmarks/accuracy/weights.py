@@ -19,8 +19,8 @@ from run import floor_of, test
 
 from keyseg_mm import SecretKey, write_key_file
 from keyseg_mm.checkpoint.files import read_checkpoint, write_checkpoint
+from keyseg_mm.maps.order import places, raw
 from keyseg_mm.stamp import is_stamp, stamps_of
-from keyseg_mm.weights import places, raw
 
 SHARES = (0.001, 0.005, 0.01, 0.05, 0.2)
 WRONG = 'random:1'

@@ -12,7 +12,7 @@ from torch import nn
 from keyseg_mm.audit.case import Case
 from keyseg_mm.audit.kinds import MAPS
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.maps.feature import FeatureTransform
+from keyseg_mm.maps.base import Map
 
 #: Called with the share done, 0 to 1, and a few words on where the attack stands.
 Progress = Callable[[float, str], None]
@@ -37,7 +37,7 @@ class Attempt:
         trail: figures for curves, one dict for each point of the curve.
     """
 
-    guesses: Mapping[str, FeatureTransform] = field(default_factory=dict)
+    guesses: Mapping[str, Map] = field(default_factory=dict)
     model: nn.Module | None = None
     images_used: int = 0
     exhausted: bool = False

@@ -27,9 +27,9 @@ from keyseg_mm.audit.kinds import BLOCKS, IMAGES, MAPS, WEIGHTS
 from keyseg_mm.audit.secrecy import refuse_secrets
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.maps import CHANNEL_MAPS
-from keyseg_mm.maps.base import ChannelMap
-from keyseg_mm.maps.feature import FeatureTransform
-from keyseg_mm.model.points import Point, Site, module_of
+from keyseg_mm.maps.base import ChannelMap, Map
+from keyseg_mm.model.points import Point
+from keyseg_mm.model.sites import Site, module_of
 from keyseg_mm.runtime.export import replace_tensor
 from keyseg_mm.stamp import Plan
 
@@ -240,7 +240,7 @@ class Case:
         mapped = all(entry.transform['type'] in CHANNEL_MAPS for entry in self.plan.entries)
         return MAPS if mapped else BLOCKS
 
-    def model(self, guesses: Mapping[str, FeatureTransform] | None = None) -> nn.Module:
+    def model(self, guesses: Mapping[str, Map] | None = None) -> nn.Module:
         """The protected weights in the plain architecture, with guesses applied at their points, in eval mode.
 
         Args:

@@ -25,7 +25,8 @@ from keyseg_mm.errors import KeysegError, PlainCheckpointError, StampError
 from keyseg_mm.images.plan import ImagePlan, only_plan_in_meta
 from keyseg_mm.mm.config import build_plain_model
 from keyseg_mm.mm.dryrun import trace_module
-from keyseg_mm.model.points import Point, Site
+from keyseg_mm.model.points import Point
+from keyseg_mm.model.sites import Site
 from keyseg_mm.patchplan import PatchPlan, patch_plan_of
 from keyseg_mm.stamp import STAMP_PREFIX, Plan, stamps_of
 

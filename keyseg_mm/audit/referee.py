@@ -27,8 +27,9 @@ from keyseg_mm.bind import derive_map
 from keyseg_mm.errors import KeyMismatchError
 from keyseg_mm.keys.key import SecretKey, wrong_key
 from keyseg_mm.keys.secret import Secret
-from keyseg_mm.maps import ChannelMap, FeatureTransform
-from keyseg_mm.model.points import Point, Site
+from keyseg_mm.maps import ChannelMap, Map
+from keyseg_mm.model.points import Point
+from keyseg_mm.model.sites import Site
 from keyseg_mm.runtime.protection import attach
 from keyseg_mm.stamp import Entry, Plan
 
@@ -73,7 +74,7 @@ class Judge(Secret):
     def __init__(
         self,
         plan: Plan,
-        maps: Mapping[str, FeatureTransform],
+        maps: Mapping[str, Map],
         held_out: Photos,
         num_classes: int,
         authorised: Tensor | None,
@@ -267,7 +268,7 @@ def _named(site: Site, entry: Entry) -> Site:
     return dataclasses.replace(site, point=Point.parse(entry.point))
 
 
-def _recorded(case: Case, maps: Mapping[str, FeatureTransform], images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+def _recorded(case: Case, maps: Mapping[str, Map], images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     model = case.model()
     for point, cmap in maps.items():
@@ -289,9 +290,7 @@ def _hook(model: nn.Module, case: Case, point: str, guess: Callable[[Tensor, int
     GuessHook(Point.parse(point), guess, sites.get(point)).attach(model)
 
 
-def _recorder(
-    point: str, cmap: FeatureTransform, seen: dict[str, tuple[Tensor, Tensor]]
-) -> Callable[[Tensor, int], Tensor]:
+def _recorder(point: str, cmap: Map, seen: dict[str, tuple[Tensor, Tensor]]) -> Callable[[Tensor, int], Tensor]:
     def pass_on(x: Tensor, dim: int) -> Tensor:
         y = cmap(x, dim)
         seen.setdefault(point, (x.detach().clone(), y.detach().clone()))

@@ -1,1 +1,8 @@
-"""The literature's other systems, each a scheme: to compare with, not to build on."""
+"""The literature's other systems, each a scheme in a file: to compare with, not to build on.
+
+Importing this package makes them known to the core's registries.
+"""
+
+from keyseg_mm.baselines import blockwise
+
+__all__ = ['blockwise']

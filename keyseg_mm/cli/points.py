@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from keyseg_mm.cli.tables import print_table
     from keyseg_mm.mm.config import build_plain_model, read_config
     from keyseg_mm.mm.dryrun import trace_module
-    from keyseg_mm.model.points import resolve
+    from keyseg_mm.model.sites import resolve
 
     model = build_plain_model(read_config(args.config))
     trace = trace_module(model)

@@ -10,7 +10,7 @@ from keyseg_mm.lockplan import plan_lock
 from keyseg_mm.mm.config import build_plain_model
 from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.mm.keyed import check_options
-from keyseg_mm.model.points import resolve
+from keyseg_mm.model.sites import resolve
 from keyseg_mm.runtime.protection import attach
 
 

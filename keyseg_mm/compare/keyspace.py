@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from keyseg_mm.audit.restoring.scheme import Scheme
+from keyseg_mm.baselines.blockwise import DEFAULT_BLOCK
 from keyseg_mm.images.plan import ImagePlan
-from keyseg_mm.maps.blockwise import DEFAULT_BLOCK
 from keyseg_mm.maps.keyspace import bits_of_half, bits_of_permutation
 from keyseg_mm.stamp import Plan
 

@@ -1,41 +1,44 @@
-"""The transforms: one file and one entry in :data:`TRANSFORMS` each."""
+"""Secret invertible maps of feature maps, tensors and pixels, and how many of them there are."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from keyseg_mm.errors import TransformError
-from keyseg_mm.maps.base import ChannelMap
-from keyseg_mm.maps.feature import FeatureTransform
-from keyseg_mm.maps.negative import NegativePositive
-from keyseg_mm.maps.permutation import ChannelPermutation
-from keyseg_mm.maps.rotation import ChannelRotation
-from keyseg_mm.maps.shuffle import BlockShuffle
-from keyseg_mm.maps.signed import SignedChannelPermutation
-
-TRANSFORMS: dict[str, type[FeatureTransform]] = {
-    cls.__name__: cls
-    for cls in (ChannelPermutation, SignedChannelPermutation, ChannelRotation, BlockShuffle, NegativePositive)
-}
-#: Those that are the same map of the channels everywhere, as locking needs it.
-CHANNEL_MAPS = tuple(name for name, cls in TRANSFORMS.items() if issubclass(cls, ChannelMap))
+from keyseg_mm.maps.base import ChannelMap, Map
+from keyseg_mm.maps.channels import ChannelPermutation, ChannelRotation, SignedChannelPermutation
 
 __all__ = [
     'CHANNEL_MAPS',
     'TRANSFORMS',
-    'BlockShuffle',
     'ChannelMap',
     'ChannelPermutation',
     'ChannelRotation',
-    'FeatureTransform',
-    'NegativePositive',
+    'Map',
     'SignedChannelPermutation',
     'normal_form',
+    'register',
 ]
 
+#: The kinds of maps, by the name that configs and stamps call a transform.
+TRANSFORMS: dict[str, type[Map]] = {}
+_Class = TypeVar('_Class', bound=type[Map])
 
-def normal_form(transform: str | dict[str, Any], table: Mapping[str, Any] = TRANSFORMS) -> dict[str, Any]:
+
+def register(cls: _Class) -> _Class:
+    """Class decorator: make a kind of map known by its name."""
+    TRANSFORMS[cls.__name__] = cls
+    return cls
+
+
+for _kind in (ChannelPermutation, SignedChannelPermutation, ChannelRotation):
+    register(_kind)
+#: Those that are the same map of the channels everywhere, as locking needs it.
+CHANNEL_MAPS = tuple(TRANSFORMS)
+
+
+def normal_form(transform: str | Mapping[str, Any], table: Mapping[str, Any] = TRANSFORMS) -> dict[str, Any]:
     """A transform as configs write it, checked: ``'NAME'`` or ``dict(type='NAME', ...)`` to the latter.
 
     Args:

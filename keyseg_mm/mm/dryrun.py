@@ -22,7 +22,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from keyseg_mm.errors import PointError
-from keyseg_mm.model.points import Trace
+from keyseg_mm.model.sites import Trace
 from keyseg_mm.runtime.protection import detach
 
 _Result = TypeVar('_Result')

@@ -20,8 +20,8 @@ from keyseg_mm.mm.dryrun import Passes, watch_module
 from keyseg_mm.mm.proof import Agreement, agreement, run
 from keyseg_mm.mm.scenes.street import make_scene
 from keyseg_mm.model.consumers import find_image_readers
-from keyseg_mm.model.layers import Weights
-from keyseg_mm.model.points import module_of
+from keyseg_mm.model.layers import WeightIndex
+from keyseg_mm.model.sites import module_of
 from keyseg_mm.patches import cipher_of, lock_patches_in_place
 from keyseg_mm.patchplan import Embedding, PatchPlan
 
@@ -91,7 +91,7 @@ def find_embeddings(model: nn.Module) -> dict[str, nn.Conv2d]:
         readers = ', '.join(sorted(found.others | found.layers))
         raise LockError(f'its images are read by {readers}: more than patch embeddings, and the rest would see rubbish')
     layers = {name: module_of(model, name) for name in sorted(found.layers)}
-    weights, plain = Weights(model), {'type': 'ChannelPermutation'}
+    weights, plain = WeightIndex(model), {'type': 'ChannelPermutation'}
     problems = [f'{name} {why.format(layer)}' for name, layer in layers.items() for ok, why in RULES if not ok(layer)]
     problems = problems or [
         f'{name}: {why}' for name, layer in layers.items() if (why := weights.why_not(layer, CHANNELS, plain))

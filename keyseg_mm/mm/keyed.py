@@ -17,7 +17,7 @@ from keyseg_mm.maps import normal_form
 from keyseg_mm.mm.advice import PLAIN_START
 from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.mm.registry import MODELS
-from keyseg_mm.model.points import Site, resolve
+from keyseg_mm.model.sites import Site, resolve
 from keyseg_mm.runtime.follow import FollowingProtection, follow
 from keyseg_mm.runtime.protection import Protection, attach, watch_stamps
 from keyseg_mm.stamp import SALT_BYTES, Plan

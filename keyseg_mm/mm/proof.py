@@ -24,7 +24,7 @@ from keyseg_mm.lockplan import LockPlan
 from keyseg_mm.mac import digest
 from keyseg_mm.mm.dryrun import Image, Passes, watch_module
 from keyseg_mm.mm.scenes.street import make_scene
-from keyseg_mm.model.points import flat_tensors
+from keyseg_mm.model.sites import flat_tensors
 from keyseg_mm.runtime.encryptor import FeatureEncryptor, hook_encryptors
 from keyseg_mm.stamp import Plan, is_stamp
 from keyseg_mm.weightplan import WeightPlan

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from keyseg_mm.model.layers import kind_of
-from keyseg_mm.model.points import ROOT, Site, flat_tensors, module_of
+from keyseg_mm.model.points import ROOT
+from keyseg_mm.model.sites import Site, flat_tensors, module_of
 
 # These ask what a tensor is like and compute nothing with its values.
 _LOOKS = frozenset(
@@ -41,7 +42,7 @@ def find_readers(
     """Run the passes and watch what reads the maps of ``out:`` sites.
 
     Args:
-        model: the model to watch; as in :meth:`keyseg_mm.model.points.Trace.of`.
+        model: the model to watch; as in :meth:`keyseg_mm.model.sites.Trace.of`.
         sites: of that model.
         passes: by name, functions that run the model once.
 

@@ -54,7 +54,7 @@ def is_grouped(module: nn.Module) -> bool:
     return int(getattr(module, 'groups', 1)) > 1 or int(deformable) > 1
 
 
-class Weights:
+class WeightIndex:
     """Where the weights of a model's layers are, and which of them several layers share."""
 
     def __init__(self, model: nn.Module) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from keyseg_mm.keys.secret import Secret
-from keyseg_mm.maps import FeatureTransform
-from keyseg_mm.model.points import Site, module_of
+from keyseg_mm.maps import Map
+from keyseg_mm.model.sites import Site, module_of
 from keyseg_mm.runtime.export import refuse_export, replace_tensor
 from keyseg_mm.stamp import Entry
 
@@ -24,23 +24,23 @@ class FeatureEncryptor(Secret):
 
     __slots__ = ('site', 'entry', 'calls', '_derive', '_map')
 
-    def __init__(self, site: Site, entry: Entry, derive: Callable[[Entry], FeatureTransform]) -> None:
+    def __init__(self, site: Site, entry: Entry, derive: Callable[[Entry], Map]) -> None:
         self.site, self.entry, self.calls = site, entry, 0
         self._derive = derive
-        self._map: FeatureTransform | None = None
+        self._map: Map | None = None
 
     @property
     def public_id(self) -> str:
         return str(self.entry)
 
     @property
-    def map(self) -> FeatureTransform:
+    def map(self) -> Map:
         """The secret transform."""
         if self._map is None:
             self._map = self._derive(self.entry)
         return self._map
 
-    def is_of(self, derive: Callable[[Entry], FeatureTransform]) -> bool:
+    def is_of(self, derive: Callable[[Entry], Map]) -> bool:
         """Whether its tables come from this method of a protection."""
         return self._derive == derive
 

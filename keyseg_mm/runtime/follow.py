@@ -17,7 +17,7 @@ from keyseg_mm.errors import LockError, NotFiredError
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.locking import carried, carry_in_place
 from keyseg_mm.lockplan import complete
-from keyseg_mm.model.points import Site, Trace
+from keyseg_mm.model.sites import Site, Trace
 from keyseg_mm.runtime.encryptor import FeatureEncryptor, hook_encryptors
 from keyseg_mm.runtime.protection import Protection, detach, protection_of, unhook_encryptors, watch_stamps
 from keyseg_mm.stamp import SALT_BYTES, Plan

@@ -20,8 +20,8 @@ from keyseg_mm.bind import derive_map, sign, verify
 from keyseg_mm.errors import KeyMismatchError, PlainCheckpointError, PlanMismatchError, StampError, TransformError
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.keys.secret import Secret
-from keyseg_mm.maps import TRANSFORMS, FeatureTransform, normal_form
-from keyseg_mm.model.points import Site
+from keyseg_mm.maps import TRANSFORMS, Map, normal_form
+from keyseg_mm.model.sites import Site
 from keyseg_mm.runtime.encryptor import FeatureEncryptor, hook_encryptors
 from keyseg_mm.stamp import SALT_BYTES, Entry, Plan, describe, stamp_names
 
@@ -84,7 +84,7 @@ class Protection(Secret):
         """The secret key."""
         return self._key
 
-    def derive(self, entry: Entry) -> FeatureTransform:
+    def derive(self, entry: Entry) -> Map:
         """The secret transform of one of the plan's entries."""
         if self._key is None:
             raise KeyMismatchError('this model runs without a key')
@@ -198,7 +198,7 @@ def attach(
     Args:
         model: any module; it is checked first and changed only if all is well.
         key: the secret key.
-        sites: from :func:`keyseg_mm.model.points.resolve`.
+        sites: from :func:`keyseg_mm.model.sites.resolve`.
         transform: name or dict of a transform.
         salt: 16 public bytes; by default fresh random ones. A loaded checkpoint's salt takes their place.
         fixed_salt: refuse checkpoints of another salt instead.

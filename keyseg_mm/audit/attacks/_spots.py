@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from keyseg_mm.audit.case import Case, GuessHook
 from keyseg_mm.maps import ChannelMap, ChannelPermutation, ChannelRotation, SignedChannelPermutation
-from keyseg_mm.maps.rotation import DEFAULT_BLOCK
-from keyseg_mm.model.points import Point, module_of
+from keyseg_mm.maps.channels import DEFAULT_BLOCK
+from keyseg_mm.model.points import Point
+from keyseg_mm.model.sites import module_of
 from keyseg_mm.stamp import Entry
 
 MIXING = (nn.Conv2d, nn.Linear)  # what can read a map, and mixes its channels unless it is grouped

@@ -13,7 +13,8 @@ from keyseg_mm.audit.attacks._learn import cross_entropy, hooked, split
 from keyseg_mm.audit.case import Budget, Case, Photos
 from keyseg_mm.audit.kinds import WEIGHTS
 from keyseg_mm.audit.training import Course, train
-from keyseg_mm.weights import SelectiveEncryption, places, raw
+from keyseg_mm.maps.order import places, raw
+from keyseg_mm.weights import SelectiveEncryption
 
 
 @register

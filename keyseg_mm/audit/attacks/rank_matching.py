@@ -7,7 +7,7 @@ from torch import Tensor
 from keyseg_mm.audit.attack import Attack, Attempt, Progress, register
 from keyseg_mm.audit.case import Case, load_weights
 from keyseg_mm.audit.kinds import WEIGHTS
-from keyseg_mm.weights import places, raw
+from keyseg_mm.maps.order import places, raw
 
 
 @register

@@ -14,8 +14,7 @@ from keyseg_mm.audit.attacks._spots import Spot, firing_order, spots_of
 from keyseg_mm.audit.attacks._substitute import halves, learn, tenth
 from keyseg_mm.audit.case import Case, Photos
 from keyseg_mm.audit.kinds import BLOCKS
-from keyseg_mm.maps import NegativePositive
-from keyseg_mm.maps.blockwise import DEFAULT_BLOCK
+from keyseg_mm.baselines.blockwise import DEFAULT_BLOCK, NegativePositive
 
 
 class BlockStandIn(StandIn):

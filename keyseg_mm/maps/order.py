@@ -1,4 +1,7 @@
-"""Secret orders: what :mod:`keyseg_mm.weights` chose, moved under a key."""
+"""Secret orders of a tensor's values, and which of its values they move.
+
+Moving values changes none of their bits: they are handled as integers of the same width.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from torch import Tensor
 
 from keyseg_mm.errors import LockError
 from keyseg_mm.keys.secret import Secret
-from keyseg_mm.weights import places, raw, why_not
+
+_RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a value
 
 Order = NDArray[np.int64]
 Step = tuple[Callable[[], Order], bool]
@@ -27,7 +31,7 @@ class WeightMap(Protocol):
     def misfit(self, weight: Any) -> str: ...
 
 
-class TensorMap(Secret):
+class ValueOrder(Secret):
     """An order of ``count`` values of a tensor; ``m.inverse().carry(m.carry(w))`` is w, bit for bit.
 
     Orders are as large as the weights, so that they are derived when a weight is carried and not kept.
@@ -41,22 +45,22 @@ class TensorMap(Secret):
 
     def __init__(self, count: int, *steps: Step) -> None:
         self.count, self._steps = count, steps
-        self._inverse: TensorMap | None = None
+        self._inverse: ValueOrder | None = None
 
     @property
     def public_id(self) -> str:
         return f'of {self.count} values'
 
-    def inverse(self) -> TensorMap:
+    def inverse(self) -> ValueOrder:
         """The map that undoes this one; the inverse of the inverse is this object."""
         if self._inverse is None:
-            self._inverse = TensorMap(self.count, *((derive, not undone) for derive, undone in reversed(self._steps)))
+            self._inverse = ValueOrder(self.count, *((derive, not undone) for derive, undone in reversed(self._steps)))
             self._inverse._inverse = self
         return self._inverse
 
-    def compose(self, first: TensorMap) -> TensorMap:
+    def compose(self, first: ValueOrder) -> ValueOrder:
         """The map that carries ``first`` and then this one, in one step."""
-        return TensorMap(self.count, *first._steps, *self._steps)
+        return ValueOrder(self.count, *first._steps, *self._steps)
 
     def order(self) -> Order:
         """The secret order: value i comes from place ``order[i]`` among the values."""
@@ -108,3 +112,52 @@ def _undo(order: Order) -> Order:
     inverse = np.empty_like(order)
     inverse[order] = np.arange(len(order))
     return inverse
+
+
+def why_not(value: Any) -> str:
+    """Why a state_dict's entry is left as it is, in words; empty for a tensor whose values can be moved."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return 'no floating-point tensor'
+    if value.layout != torch.strided or value.is_meta or value.is_quantized:
+        return 'its values do not lie in memory one by one'
+    return '' if value.numel() > 1 else 'a single value has no other place to go'
+
+
+def raw(tensor: Tensor) -> Tensor:
+    """A tensor's values in the order of their indices as integers of the same bits: moving them changes none."""
+    return tensor.detach().contiguous().reshape(-1).view(_RAW[tensor.element_size()])
+
+
+def magnitudes(values: Tensor) -> Tensor:
+    """Integers that are ordered as the magnitudes of raw floating-point values: all bits but the sign's."""
+    return values & (torch.iinfo(values.dtype).max if values.dtype.is_signed else 0x7F)
+
+
+def fitting(weight: Tensor, count: int) -> int:
+    """The largest number of values up to ``count`` that are larger in magnitude than all others.
+
+    Equal magnitudes are all taken or all left: once moved they could not be told apart by their place.
+    """
+    if count >= weight.numel():
+        return weight.numel()
+    if count < 1:
+        return 0
+    sizes = magnitudes(raw(weight))
+    smallest = sizes.topk(count).values[-1]
+    return count if int((sizes >= smallest).sum()) == count else int((sizes > smallest).sum())
+
+
+def places(values: Tensor, count: int) -> Tensor | None:
+    """Where the ``count`` values of the largest magnitude are: ascending indices, or None where that is not certain.
+
+    The places are the same before and after those values changed theirs, which is what lets unlocking find them again.
+
+    Args:
+        values: raw ones, see :func:`raw`.
+        count: at most as many as there are.
+    """
+    if count == len(values):
+        return torch.arange(count, device=values.device)
+    sizes = magnitudes(values)
+    found = (sizes >= sizes.topk(count).values[-1]).nonzero().flatten()
+    return found if len(found) == count else None

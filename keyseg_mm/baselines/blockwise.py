@@ -1,0 +1,155 @@
+"""Block-wise maps: spatially variant, as in MaungMaung and Kiya's protection by feature maps (arXiv 2109.00224).
+
+A map (C, H, W) is cut into blocks of ``block`` by ``block`` positions and all C channels, from the top left corner on;
+each block is treated alike. What happens to a value depends on where in its block it lies, which no layer's weights can
+take in: these are for training with the key, and for comparison with channel maps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from keyseg_mm.errors import TransformError
+from keyseg_mm.keys import derive
+from keyseg_mm.keys.derive import KeyStream
+from keyseg_mm.maps import Map, register
+from keyseg_mm.maps.base import select_channels
+
+DEFAULT_BLOCK = 2  # at stride 32 the maps of a picture of 512 pixels are 16 wide
+LARGEST_BLOCK = 32
+
+
+class BlockTransform(Map):
+    """A transform of blocks of a (B, C, H, W) map."""
+
+    __slots__ = ()
+    block: int
+
+    @classmethod
+    def check(cls, block: int = DEFAULT_BLOCK, **params: Any) -> None:
+        super().check(**params)
+        if not isinstance(block, int) or isinstance(block, bool) or not 1 <= block <= LARGEST_BLOCK:
+            raise TransformError(f'{cls.__name__}: block is a whole number from 1 to {LARGEST_BLOCK}, not {block!r}')
+
+    @classmethod
+    def why_not(cls, dim: int, dims: int) -> str:
+        if dims == 4 and dim % dims == 1:
+            return ''
+        return (
+            f'{cls.__name__} works on blocks of the plane, and needs a map (B, C, H, W): from one with {dims} '
+            f'dimensions and its channels in dimension {dim}, tokens for example, it cannot be told which values are '
+            'neighbours; take another point, or a transform of the channels, as ChannelPermutation'
+        )
+
+    @property
+    def public_id(self) -> str:
+        return f'of {self.channels} channels in blocks of {self.block}'
+
+    def _keep_layout(self, x: Tensor, dim: int) -> Tensor:
+        return self._apply(x)
+
+    def _apply(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@register
+class BlockShuffle(BlockTransform):
+    """Block-wise pixel shuffling of feature maps (SHF), after arXiv 2109.00224.
+
+    Each block's ``channels * block * block`` values change places by one secret permutation, across channels too.
+
+    A value's number in its block is ``(channel * block + row) * block + column``, and value k of the result is value
+    ``table[k]``. The rows at the bottom and the columns at the right that fill no whole block have their channels
+    permuted by ``rest``, as by ChannelPermutation. With ``block=1`` it is a channel permutation everywhere.
+
+    Args:
+        table: permutation of a block's values, shape (channels * block * block,).
+        rest: permutation of the channels, shape (channels,).
+        block: side of a block.
+    """
+
+    __slots__ = ('_table', '_rest', 'channels', 'block')
+
+    def __init__(self, table: NDArray[np.int64], rest: NDArray[np.int64], block: int) -> None:
+        super().__init__()
+        self._table, self._rest, self.channels, self.block = table, rest, len(rest), block
+
+    @classmethod
+    def derive(cls, stream: KeyStream, channels: int, **params: Any) -> BlockShuffle:
+        cls.check(**params)
+        block = params.get('block', DEFAULT_BLOCK)
+        table = derive.permutation(stream, channels * block * block)
+        return cls(table, derive.permutation(stream, channels), block)
+
+    def tables(self) -> dict[str, NDArray[Any]]:
+        found = {'block permutation': self._table, 'permutation of the rest': self._rest}
+        return {**found, **{f'inverse {name}': np.argsort(table) for name, table in found.items()}}
+
+    def _apply(self, x: Tensor) -> Tensor:
+        table = self._place('table', self._table, x.device, torch.int64)
+        rest = self._place('rest', self._rest, x.device, torch.int64)
+        high, wide = (side - side % self.block for side in x.shape[2:])
+        y = torch.empty_like(x)
+        blocks = self._blocks(x, high, wide)
+        moved = blocks.flatten(1, 3).index_select(1, table)
+        self._blocks(y, high, wide).copy_(moved.view(blocks.shape))
+        for part in ((..., slice(high, None), slice(None)), (..., slice(0, high), slice(wide, None))):
+            if y[part].numel():
+                y[part] = select_channels(x[part], 1, rest)
+        return y
+
+    def _blocks(self, x: Tensor, high: int, wide: int) -> Tensor:
+        """The whole blocks as a view (B, C, block, block, blocks down, blocks across)."""
+        size = self.block
+        down, across = high // size, wide // size
+        parts = x[..., :high, :wide].view(*x.shape[:2], down, size, across, size)
+        return parts.permute(0, 1, 3, 5, 2, 4)
+
+    def _invert(self) -> BlockShuffle:
+        return BlockShuffle(np.argsort(self._table), np.argsort(self._rest), self.block)
+
+
+@register
+class NegativePositive(BlockTransform):
+    """Negative/positive transform of feature maps (NP), after the image transform of MaungMaung and Kiya.
+
+    A secret half of each block's values is negated, the same places in every block.
+
+    For images (arXiv 2105.14756) a value p of 0 to 255 becomes 255 - p: it is mirrored at the middle of its range. A
+    feature map's values have no range that is known beforehand; they are mirrored at zero, where normalisation centres
+    them. That is exact in every floating-point type. Rows and columns that fill no whole block are a part of one.
+
+    Args:
+        signs: +1 or -1, shape (channels, block, block).
+    """
+
+    __slots__ = ('_signs', 'channels', 'block')
+
+    def __init__(self, signs: NDArray[np.int8]) -> None:
+        super().__init__()
+        self._signs, self.channels, self.block = signs, signs.shape[0], signs.shape[1]
+
+    @classmethod
+    def derive(cls, stream: KeyStream, channels: int, **params: Any) -> NegativePositive:
+        cls.check(**params)
+        block = params.get('block', DEFAULT_BLOCK)
+        ranks = derive.permutation(stream, channels * block * block)
+        signs = np.where(ranks < len(ranks) // 2, -1, 1).astype(np.int8)
+        return cls(signs.reshape(channels, block, block))
+
+    def tables(self) -> dict[str, NDArray[Any]]:
+        return {'signs': self._signs}
+
+    def _apply(self, x: Tensor) -> Tensor:
+        signs = self._place('signs', self._signs, x.device, x.dtype)
+        down, across = (-(-side // self.block) for side in x.shape[2:])
+        tiled = signs.repeat(1, down, across)[:, : x.shape[2], : x.shape[3]]
+        return torch.mul(x, tiled, out=torch.empty_like(x))
+
+    def _invert(self) -> NegativePositive:
+        return NegativePositive(self._signs)

@@ -1,0 +1,255 @@
+"""Sites: the points of a model that fire, found by running it once.
+
+A hook on a module that the host never calls would protect nothing, so a point that does not fire is an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from keyseg_mm.errors import PointError
+from keyseg_mm.model.layers import is_grouped, kind_of
+from keyseg_mm.model.points import PRESETS, ROOT, Point
+
+_BACKBONES = ('backbone', 'image_encoder')
+_UNLIKE = '{} returns other maps in training than in testing, and which is which is not clear; name points in it'
+
+_Seen = dict[tuple[str, str], dict[int, dict[int, 'Site']]]  # (side, name) -> form -> index -> site
+
+
+@dataclass(frozen=True)
+class Site:
+    """A point that fires, with what a run of the model showed of it.
+
+    Attributes:
+        point: where.
+        channels: size of the channel dimension.
+        dim: channel dimension, counted from the front (1 for NCHW) or from the back (-1 for tokens (B, N, C)).
+        shape: one shape seen there.
+        layer: class name of the module.
+        runs: names of the passes in which it fired, as ``('test', 'train')``.
+        forms: for every form in which the module was seen to return (0: a single tensor, n: n tensors), which of the
+            tensors is this map, or None if it is not among them. Some backbones return more maps in training.
+    """
+
+    point: Point
+    channels: int
+    dim: int
+    shape: tuple[int, ...]
+    layer: str
+    runs: tuple[str, ...] = ()
+    forms: tuple[tuple[int, int | None], ...] = ()
+
+    def index_in(self, output: Any) -> int | None:
+        """Which of an output's tensors is this map; None if it is not among them, as seen in the dry run.
+
+        Raises:
+            PointError: the module returned in another form than it was seen to.
+        """
+        if not self.forms:
+            return self.point.index or 0
+        form = _form_of(output)
+        for seen, index in self.forms:
+            if seen == form:
+                return index
+        raise PointError(
+            f'{self.point}: the module returned {form or "a single"} map(s), which it did not in the dry run; what it '
+            'returns must depend on nothing but training or testing'
+        )
+
+
+@dataclass
+class Trace:
+    """All points of a model that fired in the given passes.
+
+    Attributes:
+        sites: by point, in the order of the calls.
+        several: names of modules that return several tensors, with their number.
+        unlike: names of modules that return other maps in one pass than in another, and nobody can tell which is which.
+    """
+
+    sites: dict[Point, Site] = field(default_factory=dict)
+    several: dict[str, int] = field(default_factory=dict)
+    unlike: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, model: nn.Module, passes: Mapping[str, Callable[[], object]]) -> Trace:
+        """Run the passes with watching hooks on every module; the hooks are removed again, come what may.
+
+        Args:
+            model: the model to watch.
+            passes: by name, functions that run the model once. They take care of gradients, modes and statistics.
+        """
+        seen: _Seen = {}
+        current = ['']
+        handles = []
+        try:
+            for name, module in model.named_modules():
+                watch = _Watch(seen, name or ROOT, module, current)
+                handles.append(module.register_forward_hook(watch.output))
+                if kind_of(module) is not None:
+                    handles.append(module.register_forward_pre_hook(watch.input))
+            for current[0], run in passes.items():
+                run()
+        finally:
+            for handle in handles:
+                handle.remove()
+        trace = cls()
+        for (_, name), forms in seen.items():
+            trace._join(name, forms)
+        return trace
+
+    def _join(self, name: str, forms: dict[int, dict[int, Site]]) -> None:
+        """Take over a module's sites; those of its form with the most tensors stand for the same maps in the others.
+
+        A map is known again by its channels, which is refused where two maps of a form have the same number.
+        """
+        widest = max(forms)
+        if widest:
+            self.several[name] = widest
+        places: dict[int, dict[int, int]] = {index: {widest: index} for index in forms[widest]}
+        for form in set(forms) - {widest}:
+            for index, site in forms[form].items():
+                same = [i for i, s in forms[widest].items() if (s.channels, s.dim) == (site.channels, site.dim)]
+                if len(same) != 1 or form in places[same[0]]:
+                    self.unlike.add(name)
+                    return
+                places[same[0]][form] = index
+        for index, site in forms[widest].items():
+            known = tuple((form, places[index].get(form)) for form in forms)
+            runs = dict.fromkeys(run for form, i in known if i is not None for run in forms[form][i].runs)
+            self.sites[site.point] = replace(site, runs=tuple(runs), forms=known)
+
+
+class _Watch:
+    """The watching hooks of one module."""
+
+    def __init__(self, seen: _Seen, name: str, module: nn.Module, current: list[str]) -> None:
+        self.seen, self.name, self.current = seen, name, current
+        self.layer = type(module).__name__
+        self.first = isinstance(module, _ConvNd)
+        self.last = isinstance(module, (nn.Linear, nn.LayerNorm))
+
+    def _note(self, point: Point, form: int, x: Tensor, last: bool) -> None:
+        if not x.is_floating_point() or x.dim() < 2:
+            return
+        dim = -1 if last or (x.dim() < 4 and not self.first) else 1
+        sites = self.seen.setdefault((point.side, self.name), {}).setdefault(form, {})
+        index = point.index or 0
+        site = sites.setdefault(index, Site(point, x.shape[dim], dim, tuple(x.shape), self.layer))
+        if self.current[0] not in site.runs:
+            sites[index] = replace(site, runs=(*site.runs, self.current[0]))
+
+    def output(self, module: nn.Module, args: Any, output: Any) -> None:
+        form = _form_of(output)
+        for index, tensor in enumerate(flat_tensors(output)):
+            self._note(Point('out', self.name, index if form else None), form, tensor, self.last)
+
+    def input(self, module: nn.Module, args: Any) -> None:
+        if args and isinstance(args[0], Tensor):
+            self._note(Point('in', self.name), 0, args[0], isinstance(module, nn.Linear))
+
+
+def _form_of(output: Any) -> int:
+    """0 for a single tensor, else the number of tensors."""
+    return 0 if isinstance(output, Tensor) else sum(1 for _ in flat_tensors(output))
+
+
+def flat_tensors(value: Any) -> Iterable[Tensor]:
+    """The tensors of nested tuples and lists, depth first."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from flat_tensors(item)
+
+
+def resolve(points: str | Iterable[str], model: nn.Module, trace: Trace) -> list[Site]:
+    """Turn points and presets into sites.
+
+    Args:
+        points: a point or preset, or several.
+        model: the traced model.
+        trace: what fired in it.
+
+    Returns:
+        Sites without repetition, in the order given, presets in the order of the calls.
+
+    Raises:
+        PointError: all that is wrong with the points, in one message.
+    """
+    wanted = [points] if isinstance(points, str) else list(points)
+    sites: dict[Point, Site] = {}
+    problems = [] if wanted else ['no encryption points given']
+    for text in wanted:
+        try:
+            found = _preset(text, model, trace) if text in PRESETS else [_single(Point.parse(text), model, trace)]
+        except PointError as error:
+            problems.append(str(error))
+        else:
+            sites.update((site.point, site) for site in found)
+    if problems:
+        raise PointError('; '.join(problems))
+    return list(sites.values())
+
+
+def module_of(model: nn.Module, name: str) -> nn.Module:
+    """The module of a point's name."""
+    return model if name == ROOT else model.get_submodule(name)
+
+
+def _preset(name: str, model: nn.Module, trace: Trace) -> list[Site]:
+    if name == 'linear':
+        grouped = {n or ROOT for n, m in model.named_modules() if is_grouped(m)}
+        found = [s for p, s in trace.sites.items() if p.side == 'in' and p.name not in grouped]
+        where = 'an ungrouped convolution or Linear that is called'
+    else:
+        children = _BACKBONES if name == 'stages' else ('neck',)
+        owner = next((child for child in children if getattr(model, child, None) is not None), None)
+        if owner is None and name == 'neck':
+            raise PointError("preset 'neck': this model has no neck; use 'stages', or add a keyseg_mm.KeyedNeck")
+        where = owner or ROOT
+        if where in trace.unlike:
+            raise PointError(f'preset {name!r}: {_UNLIKE.format(where)}')
+        found = [s for p, s in trace.sites.items() if p.side == 'out' and p.name == where]
+    if not found:
+        raise PointError(f'preset {name!r} matches nothing in this {type(model).__name__}: no map of {where} fired')
+    return found
+
+
+def _single(point: Point, model: nn.Module, trace: Trace) -> Site:
+    modules = {name or ROOT: module for name, module in model.named_modules()}
+    if point.name not in modules:
+        near = difflib.get_close_matches(point.name, modules, n=3, cutoff=0.4)
+        hint = f'; nearest: {", ".join(near)}' if near else ''
+        raise PointError(f'{point}: no module of that name in this {type(model).__name__}{hint}')
+    module = modules[point.name]
+    if point.side == 'in' and kind_of(module) is None:
+        raise PointError(f'{point}: is a {type(module).__name__}; in: takes a Conv2d, Linear or deformable convolution')
+    if isinstance(module, _BatchNorm):
+        raise PointError(f'{point}: the host may swap a batch norm for another one; name the module around it')
+    site = trace.sites.get(point)
+    if site is None:
+        raise PointError(_why_not(point, trace))
+    return site
+
+
+def _why_not(point: Point, trace: Trace) -> str:
+    if point.side == 'out' and point.name in trace.unlike:
+        return f'{point}: {_UNLIKE.format(point.name)}'
+    count = trace.several.get(point.name)
+    if point.side == 'out' and count:
+        return f'{point}: returns {count} maps; name one of out:{point.name}:0 to out:{point.name}:{count - 1}'
+    if point.index is not None and Point('out', point.name) in trace.sites:
+        return f'{point}: returns a single map; write out:{point.name}'
+    return (
+        f'{point}: never fires: the host does not call this module, or hands on no feature map there '
+        '(decode heads, for one, are not called; the layers in them are)'
+    )
