@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from keyseg_mm.audit.attack import ATTACKS, Attempt
 from keyseg_mm.audit.attacks._spots import Spot, array_of
-from keyseg_mm.audit.case import Budget, Case, Photos, logits
+from keyseg_mm.audit.engine.attack import ATTACKS, Attempt
+from keyseg_mm.audit.model.case import Budget, Case, Photos, logits
 from keyseg_mm.maps import normal_form
 from keyseg_mm.model.points import Point
 from keyseg_mm.stamp import Entry, Plan

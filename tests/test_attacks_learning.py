@@ -25,13 +25,13 @@ from audit_locks import (
 from torch import nn
 
 import keyseg_mm.audit.attacks  # noqa: F401 - registers them
-from keyseg_mm.audit.attack import ATTACKS
 from keyseg_mm.audit.attacks._learn import Fitness, SoftPermutation
 from keyseg_mm.audit.attacks._search import completed
 from keyseg_mm.audit.attacks._spots import Spot, array_of, spots_of
 from keyseg_mm.audit.attacks.genetic_search import order_crossover
-from keyseg_mm.audit.case import Budget, Case
-from keyseg_mm.audit.kinds import MAPS
+from keyseg_mm.audit.engine.attack import ATTACKS
+from keyseg_mm.audit.engine.targets import MAPS
+from keyseg_mm.audit.model.case import Budget, Case
 from keyseg_mm.maps import ChannelPermutation, SignedChannelPermutation
 from keyseg_mm.model.points import Point
 

@@ -20,8 +20,8 @@ from audit_locks import (
 )
 
 import keyseg_mm.audit.attacks  # noqa: F401 - registers them
-from keyseg_mm.audit.attack import ATTACKS
 from keyseg_mm.audit.attacks._spots import readers_of, spots_of
+from keyseg_mm.audit.engine.attack import ATTACKS
 
 POINTS = ['in:b', 'in:c', 'in:head']
 

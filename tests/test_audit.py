@@ -17,19 +17,19 @@ from conftest import imports, runner_cfg, tiny_model_cfg
 from torch import nn
 
 from keyseg_mm import attach, find_leaks
-from keyseg_mm.audit import suite
-from keyseg_mm.audit.attack import ATTACKS, Attack, Attempt, register
-from keyseg_mm.audit.case import Budget, Case, MatrixMap, Photos, logits
-from keyseg_mm.audit.closeness import close_points, distances
-from keyseg_mm.audit.controls import CONTROLS, ConstantModel, FromPublic, FromScratch, PublicAsIs
-from keyseg_mm.audit.data import PhotoSource, nested_shares
-from keyseg_mm.audit.material import architecture, fitting_sites, read_protected, read_public
-from keyseg_mm.audit.referee import Referee
-from keyseg_mm.audit.runner import Runner
-from keyseg_mm.audit.scoring import confusion, kappa, miou, predict, right_share, score
-from keyseg_mm.audit.situation import Situation
-from keyseg_mm.audit.summary import advantage, summarise
-from keyseg_mm.audit.training import train
+from keyseg_mm.audit.engine.attack import ATTACKS, Attack, Attempt, register
+from keyseg_mm.audit.engine.scenario import Situation
+from keyseg_mm.audit.model import audit as suite
+from keyseg_mm.audit.model.case import Budget, Case, MatrixMap, Photos, logits
+from keyseg_mm.audit.model.controls import CONTROLS, ConstantModel, FromPublic, FromScratch, PublicAsIs
+from keyseg_mm.audit.model.data import PhotoSource, nested_shares
+from keyseg_mm.audit.model.loading import architecture, fitting_sites, read_protected, read_public
+from keyseg_mm.audit.model.referee import Referee
+from keyseg_mm.audit.model.runner import Runner
+from keyseg_mm.audit.model.scoring import confusion, kappa, miou, predict, right_share, score
+from keyseg_mm.audit.model.spectra import close_points, distances
+from keyseg_mm.audit.model.summary import advantage, summarise
+from keyseg_mm.audit.model.training import train
 from keyseg_mm.bind import derive_map
 from keyseg_mm.cli import main
 from keyseg_mm.errors import KeyMismatchError, KeysegError, PlainCheckpointError, SecretExposedError
@@ -438,7 +438,7 @@ def test_attacks_are_run_where_something_new_helps_them(case):
 
 
 def test_registering_an_attack_checks_it(monkeypatch):
-    monkeypatch.setattr('keyseg_mm.audit.attack.ATTACKS', {})
+    monkeypatch.setattr('keyseg_mm.audit.engine.attack.ATTACKS', {})
     assert register(Counting) is Counting
     for changes, words in (({'needs': frozenset({'luck'})}, 'luck'), ({'source': ''}, 'source'), ({}, 'two attacks')):
         with pytest.raises(KeysegError, match=words):
@@ -650,7 +650,7 @@ def test_shares_are_nested():
 
 def test_the_referee_alone_can_derive_the_key():
     secret = (
-        'keyseg_mm.runtime.encryptor',
+        'keyseg_mm.bind',
         'keyseg_mm.keys.keyfile',
         'keyseg_mm.keys.locator',
         'keyseg_mm.runtime.protection',
@@ -658,18 +658,20 @@ def test_the_referee_alone_can_derive_the_key():
     )
     for path in sorted(AUDIT.rglob('*.py')):
         names = imports(path)
-        if path.name not in (*REFEREES, 'suite.py'):  # the suite hands the key on to the referee
+        if path.name not in (*REFEREES, 'audit.py'):  # the suite hands the key on to the referee
             assert not any(name.startswith('keyseg_mm.keys.key') for name in names), path
         if path.name not in REFEREES:
             assert not names & {*secret, 'keyseg_mm.attach'}, path
-    assert all(imports(AUDIT / name) >= {'keyseg_mm.runtime.encryptor', 'keyseg_mm.keys.key'} for name in REFEREES)
+    assert all(imports(AUDIT / 'model' / name) >= {'keyseg_mm.bind', 'keyseg_mm.keys.key'} for name in REFEREES)
 
 
 def test_attacks_do_not_know_the_referee():
-    files = sorted((AUDIT / 'attacks').glob('*.py'))
+    files = sorted(p for p in AUDIT.rglob('*.py') if p.parent.name == 'attacks')
     assert len(files) > 10
     for path in files:
-        assert not any(n.startswith(('keyseg_mm.audit.referee', 'keyseg_mm.audit.suite')) for n in imports(path)), path
+        assert not any(
+            n.startswith(('keyseg_mm.audit.model.referee', 'keyseg_mm.audit.model.audit')) for n in imports(path)
+        ), path
 
 
 def test_rotations_recover_by_cosine(key):

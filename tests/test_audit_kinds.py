@@ -14,14 +14,14 @@ from test_families import build as build_family
 from test_families import small_model
 
 from keyseg_mm import SecretKey, attach, detach, find_leaks, lock, lock_patches
-from keyseg_mm.audit import suite
-from keyseg_mm.audit.attack import ATTACKS
-from keyseg_mm.audit.case import Budget, Case, Photos
-from keyseg_mm.audit.front import Code, Pixels, from_blocks, in_blocks
-from keyseg_mm.audit.kinds import ALL, BLOCKS, IMAGES, MAPS, WEIGHTS
-from keyseg_mm.audit.referees import encryption, referee_for
-from keyseg_mm.audit.scoring import predict
-from keyseg_mm.audit.training import train
+from keyseg_mm.audit.engine.attack import ATTACKS
+from keyseg_mm.audit.engine.targets import ALL, BLOCKS, IMAGES, MAPS, WEIGHTS
+from keyseg_mm.audit.model import audit as suite
+from keyseg_mm.audit.model.case import Budget, Case, Photos
+from keyseg_mm.audit.model.input_cipher import Code, Pixels, from_blocks, in_blocks
+from keyseg_mm.audit.model.referees import encryption, referee_for
+from keyseg_mm.audit.model.scoring import predict
+from keyseg_mm.audit.model.training import train
 from keyseg_mm.bind import derive_image_cipher
 from keyseg_mm.checkpoint.files import write_checkpoint
 from keyseg_mm.cli import main
@@ -306,7 +306,7 @@ def test_a_model_of_encrypted_images_is_audited(tiny_cityscapes, tmp_path, key, 
 
 
 def test_photos_of_an_audit_are_plain(tiny_cityscapes, tmp_path, key_file):
-    from keyseg_mm.audit.data import PhotoSource
+    from keyseg_mm.audit.model.data import PhotoSource
 
     cfg = runner_cfg(tiny_cityscapes, tmp_path / 'work', small_model_cfg())
     cfg.dump(str(tmp_path / 'plain.py'))

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from keyseg_mm.audit.charts import Series, line_chart
-from keyseg_mm.audit.pictures import colour_png, painted, png, unpng
-from keyseg_mm.audit.report import render, write_report
-from keyseg_mm.audit.summary import summarise
+from keyseg_mm.audit.model.page import render, write_report
+from keyseg_mm.audit.model.summary import summarise
+from keyseg_mm.audit.report.charts import Series, line_chart
+from keyseg_mm.audit.report.pictures import colour_png, painted, png, unpng
 from keyseg_mm.errors import KeysegError
 
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome')

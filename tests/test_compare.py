@@ -21,8 +21,8 @@ from test_families import build
 from test_patch_runs import model_cfg as setr_cfg
 
 from keyseg_mm import KeysegError
-from keyseg_mm.audit.level import SUITES, Level
-from keyseg_mm.audit.pictures import unpng
+from keyseg_mm.audit.engine.suites import SUITES, Level
+from keyseg_mm.audit.report.pictures import unpng
 from keyseg_mm.cli import demo
 from keyseg_mm.cli import main as commands_main
 from keyseg_mm.compare import configs, keyspace, measure, methods, photos, process

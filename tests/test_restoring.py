@@ -15,23 +15,23 @@ from mmengine.config import Config
 from scipy.ndimage import gaussian_filter
 from test_audit_report import PHONE, SCREEN, _look, _Page, browser  # noqa: F401 - a fixture
 
-import keyseg_mm.audit.restoring as package
+import keyseg_mm.audit as package
 from keyseg_mm import SecretKey, find_leaks, write_key_file
-from keyseg_mm.audit.case import Budget
-from keyseg_mm.audit.restoring import suite
-from keyseg_mm.audit.restoring.attack import RESTORINGS, Restored, Restoring, register
-from keyseg_mm.audit.restoring.case import ImageCase
-from keyseg_mm.audit.restoring.controls import CONTROLS
-from keyseg_mm.audit.restoring.depth import DEPTHS, Depth
-from keyseg_mm.audit.restoring.keyspace import key_spaces
-from keyseg_mm.audit.restoring.photos import common_size
-from keyseg_mm.audit.restoring.plans import bare_patch_plan
-from keyseg_mm.audit.restoring.referee import ImageReferee
-from keyseg_mm.audit.restoring.report import render, write_report
-from keyseg_mm.audit.restoring.runner import ImageRunner, Stand
-from keyseg_mm.audit.restoring.scheme import BlockMap, Scheme, cut, join
-from keyseg_mm.audit.restoring.scoring import edge_agreement, likeness, psnr, ssim
-from keyseg_mm.audit.restoring.summary import summarise
+from keyseg_mm.audit.images import audit as suite
+from keyseg_mm.audit.images.attack import RESTORINGS, Restored, Restoring, register
+from keyseg_mm.audit.images.case import ImageCase
+from keyseg_mm.audit.images.controls import CONTROLS
+from keyseg_mm.audit.images.keyspace import key_spaces
+from keyseg_mm.audit.images.page import render, write_report
+from keyseg_mm.audit.images.photos import common_size
+from keyseg_mm.audit.images.plans import bare_patch_plan
+from keyseg_mm.audit.images.referee import ImageReferee
+from keyseg_mm.audit.images.runner import ImageRunner, Stand
+from keyseg_mm.audit.images.scheme import BlockMap, Scheme, cut, join
+from keyseg_mm.audit.images.scoring import edge_agreement, likeness, psnr, ssim
+from keyseg_mm.audit.images.suites import DEPTHS, Depth
+from keyseg_mm.audit.images.summary import summarise
+from keyseg_mm.audit.model.case import Budget
 from keyseg_mm.bind import derive_image_cipher
 from keyseg_mm.cli import main
 from keyseg_mm.errors import KeysegError, SecretExposedError
@@ -45,7 +45,7 @@ KEY = SecretKey(bytes(range(32)))
 SALT = bytes(range(SALT_BYTES))
 TINY = Depth(12, 20.0, 6, 8, 96, (1, 2))
 FACTS = {'config': 'a.py', 'checkpoint': None, 'suite': 'quick', 'full_size': [96, 192]}
-ATTACKS = Path(package.__file__).parent / 'attacks'
+AUDIT = Path(package.__file__).parent
 
 
 def plan(method, block):
@@ -232,12 +232,12 @@ def test_attacks_do_not_know_the_referee():
         'suite',
         'runner',
         'keyseg_mm.keys.key',
-        'keyseg_mm.runtime.encryptor',
+        'keyseg_mm.bind',
         'keyseg_mm.images.cipher',
     )
     files = [
-        *ATTACKS.glob('*.py'),
-        *(ATTACKS.parent / f'{name}.py' for name in ('case', 'attack', 'controls', 'scheme')),
+        *(p for name in ('images', 'restoring') for p in (AUDIT / name / 'attacks').glob('*.py')),
+        *(AUDIT / 'images' / f'{name}.py' for name in ('case', 'attack', 'controls', 'scheme')),
     ]
     assert len(files) > 12
     for path in files:

@@ -12,7 +12,7 @@ from mmseg.registry import MODELS
 from test_audit import scenes, small_model_cfg
 
 from keyseg_mm import attach, lock, stamps_of, unlock
-from keyseg_mm.audit.training import segmentation_loss
+from keyseg_mm.audit.model.training import segmentation_loss
 from keyseg_mm.mm.dryrun import trace_module
 
 STEPS, SALT = 12, bytes(16)

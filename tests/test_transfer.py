@@ -20,18 +20,18 @@ from test_audit_report import _Page, make_report
 from torch import nn
 
 from keyseg_mm import find_leaks
-from keyseg_mm.audit import suite
-from keyseg_mm.audit.attack import ATTACKS, KEY_HOLDER, Attempt
-from keyseg_mm.audit.case import Budget, Case, Photos
-from keyseg_mm.audit.controls import CONTROLS, FromScratch
-from keyseg_mm.audit.level import Level
-from keyseg_mm.audit.material import Protected, architecture, other_classes
-from keyseg_mm.audit.referee import Elsewhere, Referee
-from keyseg_mm.audit.report import render
-from keyseg_mm.audit.runner import Runner
-from keyseg_mm.audit.situation import Situation
-from keyseg_mm.audit.summary import summarise
-from keyseg_mm.audit.transfer_summary import transferred
+from keyseg_mm.audit.engine.attack import ATTACKS, KEY_HOLDER, Attempt
+from keyseg_mm.audit.engine.scenario import Situation
+from keyseg_mm.audit.engine.suites import Level
+from keyseg_mm.audit.model import audit as suite
+from keyseg_mm.audit.model.case import Budget, Case, Photos
+from keyseg_mm.audit.model.controls import CONTROLS, FromScratch
+from keyseg_mm.audit.model.loading import Protected, architecture, other_classes
+from keyseg_mm.audit.model.page import render
+from keyseg_mm.audit.model.referee import Elsewhere, Referee
+from keyseg_mm.audit.model.runner import Runner
+from keyseg_mm.audit.model.summary import summarise
+from keyseg_mm.audit.model.transfer_summary import transferred
 from keyseg_mm.bind import derive_map
 from keyseg_mm.cli import main
 from keyseg_mm.errors import KeysegError

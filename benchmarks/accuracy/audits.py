@@ -12,7 +12,7 @@ the advantages beside the best attack and the best control. Attacks and controls
 for the columns without them.
 
 Finished steps are kept in OUT. `--part 1/2` and `--part 2/2` share the work between two processes; without `--part`
-all results are printed. Each audit has its report: `python -c "from keyseg_mm.audit.report import write_report;
+all results are printed. Each audit has its report: `python -c "from keyseg_mm.audit.model.page import write_report;
 write_report('OUT/MODEL-cityscapes-seed0/audit-NAME')"`.
 """
 
@@ -28,8 +28,8 @@ from locking import keyseg
 from run import HERE, keyed_as, suffix_of, train
 
 from keyseg_mm import SecretKey, read_key_file, write_key_file
-from keyseg_mm.audit import suite
-from keyseg_mm.audit.summary import advantage
+from keyseg_mm.audit.model import audit as suite
+from keyseg_mm.audit.model.summary import advantage
 from keyseg_mm.errors import LockError
 
 # Steps that a small training learns in, and for all of it to run in a few hours on two cores.

@@ -65,8 +65,8 @@ def main() -> None:
     if not key_file.exists():
         write_key_file(key_file, SecretKey.generate())
     import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
-    from keyseg_mm.audit.restoring.report import write_report
-    from keyseg_mm.audit.restoring.suite import ImageOrder, audit_images
+    from keyseg_mm.audit.images.audit import ImageOrder, audit_images
+    from keyseg_mm.audit.images.page import write_report
 
     print('| layout, method, block | ciphers | encrypted images alone | and photos | and known pairs | minutes |')
     for layout, method, block in itertools.product(args.layout, args.methods, args.blocks):

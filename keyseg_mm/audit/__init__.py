@@ -1,7 +1,7 @@
 """The audit: what does somebody without the key really get out of a protected checkpoint?
 
-An attacker holds a :class:`~keyseg_mm.audit.case.Case`: all that is public, and what the situation grants besides.
-Attacks are registered classes in ``attacks/``, one file each. The referee alone holds the true key; it scores attacks
-and controls by the same path. The headline is *attack advantage* = best attack mIoU - best control mIoU at the same
-data.
+Two arenas, ``model/`` (what is the file worth) and ``images/`` (what do encrypted pictures still show), share
+``engine/`` and ``report/``. An attacker holds a case: all that is public, and what the scenario grants besides. Attacks
+are registered classes. The referee alone holds the true key; it scores attacks and controls by the same path. The
+headline is *attack advantage*: best attack less best control at the same data.
 """

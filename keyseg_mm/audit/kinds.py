@@ -1,10 +1,5 @@
-"""What of a model is encrypted: attacks are made for some of these, and a referee judges each in its own way."""
+"""Old address of :mod:`keyseg_mm.audit.engine.targets`, for the attacks until they have moved."""
 
-from __future__ import annotations
+from keyseg_mm.audit.engine.targets import ALL, BLOCKS, IMAGES, MAPS, WEIGHTS
 
-MAPS = 'maps'  # feature maps, by channel maps
-BLOCKS = 'blocks'  # feature maps, by block-wise transforms
-WEIGHTS = 'weights'  # the values of weights
-IMAGES = 'images'  # the images that the model takes
-
-ALL = frozenset({MAPS, BLOCKS, WEIGHTS, IMAGES})
+__all__ = ['ALL', 'BLOCKS', 'IMAGES', 'MAPS', 'WEIGHTS']

@@ -100,8 +100,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists() and not args.out.is_dir():
         raise KeysegError(f'{args.out} is a file; --out takes a folder')
     import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
-    from keyseg_mm.audit.report import write_report
-    from keyseg_mm.audit.suite import Order, audit
+    from keyseg_mm.audit.model.audit import Order, audit
+    from keyseg_mm.audit.model.page import write_report
 
     order = Order(
         args.config,

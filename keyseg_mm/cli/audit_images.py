@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists() and not args.out.is_dir():
         raise KeysegError(f'{args.out} is a file; --out takes a folder')
     import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
-    from keyseg_mm.audit.restoring.report import write_report
-    from keyseg_mm.audit.restoring.suite import ImageOrder, audit_images
+    from keyseg_mm.audit.images.audit import ImageOrder, audit_images
+    from keyseg_mm.audit.images.page import write_report
 
     bars = sys.stderr.isatty()
     order = ImageOrder(args.config, key, args.out, args.checkpoint, args.suite, args.photos, args.seed, bars)
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _conclude(report: dict[str, Any], page: Path) -> None:
     """The headline, and where to read on."""
-    from keyseg_mm.audit.restoring.summary import decibels
+    from keyseg_mm.audit.images.summary import decibels
 
     summary = report['summary']
     print(f'\n{summary["verdict"]}\n')

@@ -23,8 +23,8 @@ def read_public_for(path: Path, weights: dict[str, Any]) -> dict[str, Any]:
     """
     import torch
 
-    from keyseg_mm.audit.closeness import by_model_names
-    from keyseg_mm.audit.material import read_public
+    from keyseg_mm.audit.model.loading import read_public
+    from keyseg_mm.audit.model.spectra import by_model_names
     from keyseg_mm.lockplan import unwrap
 
     found = by_model_names(unwrap(read_public(path, torch.device('cpu'))), weights)
@@ -42,7 +42,7 @@ def show_nearness(entries: Sequence[Entry], weights: dict[str, Any], public: dic
     They are compared by their singular values, as an attacker would compare the locked ones. But large layers of random
     weights have much the same ones without having anything to do with each other, and here the plain weights tell.
     """
-    from keyseg_mm.audit.closeness import CLOSE, layer_distances
+    from keyseg_mm.audit.model.spectra import CLOSE, layer_distances
 
     found = layer_distances(entries, weights, public)
     found = {name: max(value, _unrelated(weights[name], public[name])) for name, value in found.items()}

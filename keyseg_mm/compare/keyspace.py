@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from keyseg_mm.audit.restoring.scheme import Scheme
+from keyseg_mm.audit.images.scheme import Scheme
 from keyseg_mm.baselines.blockwise import DEFAULT_BLOCK
 from keyseg_mm.images.plan import ImagePlan
 from keyseg_mm.maps.keyspace import bits_of_half, bits_of_permutation

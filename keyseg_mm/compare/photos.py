@@ -12,8 +12,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from numpy.typing import NDArray
 
-from keyseg_mm.audit.material import num_classes_of
-from keyseg_mm.audit.pictures import colour_png, png
+from keyseg_mm.audit.model.loading import num_classes_of
+from keyseg_mm.audit.report.pictures import colour_png, png
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.mm.config import build_plain_model
 from keyseg_mm.mm.floor import constant_prediction_floor

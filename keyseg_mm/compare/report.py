@@ -11,9 +11,9 @@ from markupsafe import Markup
 
 from keyseg_mm import __version__
 from keyseg_mm.atomic import write_json, write_new
-from keyseg_mm.audit.charts import bar_chart
-from keyseg_mm.audit.page import page
-from keyseg_mm.audit.pictures import painted
+from keyseg_mm.audit.report.charts import bar_chart
+from keyseg_mm.audit.report.page import page
+from keyseg_mm.audit.report.pictures import painted
 from keyseg_mm.compare.choices import NONE, RIGHT, Choices
 from keyseg_mm.compare.methods import PLAIN, Method
 from keyseg_mm.compare.run import Subject

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from keyseg_mm.audit.advantage import LITTLE, NOISE
+from keyseg_mm.audit.model.advantage import LITTLE, NOISE
 from keyseg_mm.compare.choices import NONE, RIGHT
 from keyseg_mm.compare.methods import PLAIN
 from keyseg_mm.compare.run import DONE, FAILED, NOT_APPLICABLE, UNCOUNTABLE

@@ -1,0 +1,112 @@
+"""The referee of attacks on images: it alone has the key and the plain images, and it checks itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from keyseg_mm.audit.images.attack import Restored
+from keyseg_mm.audit.images.scheme import BlockMap, Images, Scheme, cut
+from keyseg_mm.audit.images.scoring import Likeness, likeness
+from keyseg_mm.bind import derive_cipher, derive_image_cipher, verify
+from keyseg_mm.errors import KeyMismatchError
+from keyseg_mm.images.plan import ImagePlan
+from keyseg_mm.keys.key import SecretKey, wrong_key
+from keyseg_mm.keys.secret import Secret
+from keyseg_mm.patches import cipher_of
+from keyseg_mm.patchplan import PatchPlan, patch_plan_of
+
+_PROBES = 24  # random blocks by which a guess is compared with the cipher
+_STRANGERS = 3  # random keys of the negative control
+_DECRYPTED = 30.0  # dB that one of them must stay below
+Convert = Callable[[Images], Images]
+
+
+class ImageReferee(Secret):
+    """Encrypts the images under attack, and scores what attackers make of them.
+
+    Args:
+        key: the true key.
+        plan: how images are encrypted.
+        plain: the images under attack, uint8 (N, H, W, 3), red first, of whole blocks.
+
+    Raises:
+        KeyMismatchError: the plan is of another key.
+    """
+
+    __slots__ = ('scheme', 'encrypted', '_plan', '_plain', '_encrypt', '_decrypt')
+
+    def __init__(self, key: SecretKey, plan: ImagePlan | PatchPlan, plain: Images) -> None:
+        if plan.key_id != key.id:
+            raise KeyMismatchError(f'these images are encrypted with key {plan.key_id}, and the key given is {key.id}')
+        self.scheme, self._plan, self._plain = Scheme.of(plan), plan, plain
+        self._encrypt, self._decrypt = _cipher(key, plan)
+        self.encrypted = self._encrypt(plain)
+
+    @property
+    def public_id(self) -> str:
+        return str(self.scheme)
+
+    def pairs(self, plain: Images) -> tuple[Images, Images]:
+        """Plain images and what the key makes of them: granted to an attacker, or found out by him."""
+        return plain, self._encrypt(plain)
+
+    def judge(self, restored: Restored) -> tuple[Likeness, float | None]:
+        """How near the restored images are, and which share of random values a guess decrypts, None without one."""
+        return likeness(restored.images, self._plain), self._found(restored.guess)
+
+    def positive_control(self) -> dict[str, Any]:
+        """The true cipher's own decryption must score full marks in the way that attacks are scored."""
+        score = likeness(self._decrypt(self.encrypted), self._plain)
+        return {**score.as_dict(), 'passed': score.exact == 1.0 and score.ssim > 1 - 1e-9}
+
+    def negative_control(self, seed: int) -> dict[str, Any]:
+        """Random keys' decryptions must not: the middle one's score, and whether the worst one fails as it should.
+
+        The worst, because a block of one pixel has so few ciphers that a random key may well be right.
+        """
+        keys = [wrong_key(f'{seed}-{i}') for i in range(_STRANGERS)]
+        scores = [likeness(_cipher(key, self._plan)[1](self.encrypted), self._plain) for key in keys]
+        scores.sort(key=lambda score: score.psnr)
+        worst, middle = scores[0], scores[_STRANGERS // 2]
+        return {**middle.as_dict(), 'passed': worst.psnr < _DECRYPTED and worst.exact == 0.0}
+
+    def _found(self, guess: BlockMap | None) -> float | None:
+        """Share of the values of random blocks that a guess decrypts right."""
+        if guess is None:
+            return None
+        block = self.scheme.block
+        probe = np.random.default_rng(0).integers(0, 256, (1, block, _PROBES * block, 3), dtype=np.uint8)
+        right = cut(guess.decrypt(self._encrypt(probe)), block) == cut(probe, block)
+        return float(right.mean())
+
+
+def trusted_patch_plan(key: SecretKey, state_dict: Mapping[str, Any]) -> PatchPlan | None:
+    """The stamp of a model that takes encrypted images, checked; None where there is none.
+
+    Raises:
+        KeyMismatchError: another key's.
+        IntegrityError: its MAC does not fit.
+    """
+    plan = patch_plan_of(state_dict)
+    if plan is not None:
+        cipher_of(key, plan)  # refuses another key, before its MAC could only be called wrong
+        verify(key, plan, state_dict)
+    return plan
+
+
+def _cipher(key: SecretKey, plan: ImagePlan | PatchPlan) -> tuple[Convert, Convert]:
+    """What the key does to images, red first, and how to undo it."""
+    if isinstance(plan, PatchPlan):
+        patches = derive_cipher(key, plan.salt, plan.patch, plan.permute, plan.negate)
+        back = patches.inverse()
+        return lambda x: np.stack([patches(i) for i in x]), lambda x: np.stack([back(i) for i in x])
+    cipher = derive_image_cipher(key, plan)
+    # the host loads blue first, and so EncryptImage numbers the values of a block
+
+    def each(convert: Callable[[Any], Any], images: Images) -> Images:
+        return np.stack([np.ascontiguousarray(convert(image[..., ::-1])[..., ::-1]) for image in images])
+
+    return lambda x: each(cipher.encrypt, x), lambda x: each(cipher.decrypt, x)

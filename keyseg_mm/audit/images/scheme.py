@@ -1,0 +1,167 @@
+"""What is public of an image encryption, and what an attacker makes of it: a guess at the map of a block's values.
+
+A block of M by M pixels has ``3 M M`` values, numbered ``(row * M + column) * 3 + colour``, red first. All block-wise
+encryptions of this package do to every block of every image: ``e[k] = f(v[order[k]])``, where f is one secret function
+of bytes at some secret places k and nothing at the others. What is known of them differs by the :class:`Scheme`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keyseg_mm.errors import KeysegError
+from keyseg_mm.images.plan import ImagePlan
+from keyseg_mm.maps.keyspace import bits_of_half, bits_of_permutation
+from keyseg_mm.maps.patches import key_space
+from keyseg_mm.patchplan import PatchPlan
+
+Images = NDArray[np.uint8]  # (N, H, W, 3), red first
+Blocks = NDArray[np.uint8]  # (N, down, across, 3 M M)
+
+COLOURS = 3
+BYTES = 256
+#: Which places a permutation moves values between, and what is done to values, by what places.
+MOVES = ('none', 'channel', 'all')
+CHANGES = ('none', 'half negated', 'negated', 'half mapped')
+_OF_METHOD = {'SHF': ('all', 'none'), 'NP': ('none', 'half negated'), 'FFX': ('none', 'half mapped')}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """An image encryption as its attacker knows it; all public.
+
+    Attributes:
+        method: ``SHF``, ``NP``, ``FFX``, or ``patches`` for a model of ``keyseg lock-patches``.
+        block: side of a block, in pixels.
+        moves: ``'all'``, values change places, across colours too; ``'channel'``, within each colour; ``'none'``.
+        changes: ``'half negated'``, 255 - p at a secret half of the places; ``'negated'``, at secret places, however
+            many; ``'half mapped'``, a secret permutation of the bytes at a secret half; ``'none'``.
+        key_id: public id of the key.
+        salt: in hex; empty for none.
+    """
+
+    method: str
+    block: int
+    moves: str
+    changes: str
+    key_id: str = ''
+    salt: str = ''
+
+    def __post_init__(self) -> None:
+        if self.moves not in MOVES or self.changes not in CHANGES:
+            raise KeysegError(f'no image encryption with moves={self.moves!r} and changes={self.changes!r}')
+
+    @classmethod
+    def of(cls, plan: ImagePlan | PatchPlan) -> Scheme:
+        """The scheme of a public plan."""
+        if isinstance(plan, PatchPlan):
+            changes = 'negated' if plan.negate else 'none'
+            return cls('patches', plan.patch, plan.permute, changes, plan.key_id, plan.salt.hex())
+        return cls(plan.method, plan.block, *_OF_METHOD[plan.method], plan.key_id, plan.salt.hex())
+
+    def __str__(self) -> str:
+        return f'{self.method}, block {self.block}, key id {self.key_id}'
+
+    @property
+    def values(self) -> int:
+        """Values of a block."""
+        return COLOURS * self.block**2
+
+    @property
+    def ciphers(self) -> float:
+        """log2 of the number of different ciphers, exact; the key that chooses among them has 256 bits."""
+        n = self.values
+        if self.method == 'patches':
+            return key_space(self.block, self.moves, self.changes == 'negated')
+        runs = {'all': [n], 'channel': [self.block**2] * COLOURS, 'none': []}[self.moves]
+        found = sum(map(bits_of_permutation, runs))
+        if self.changes.startswith('half'):
+            found += bits_of_half(n)
+        if self.changes == 'half mapped':
+            found += bits_of_permutation(BYTES)
+        return found
+
+    @property
+    def unknowns(self) -> str:
+        """What an attack on statistics or pairs has to find, in words: far less than the number of ciphers says."""
+        n, parts = self.values, []
+        if self.moves != 'none':
+            parts.append(f'the place of each of {n} values')
+        if self.changes != 'none':
+            parts.append(f'one bit for each of {n} places')
+        if self.changes == 'half mapped':
+            parts.append(f'where each of {BYTES} bytes goes')
+        return ', and '.join(parts)
+
+
+class BlockMap:
+    """A map of blocks that an attacker made up: a guess at the cipher, or one of his own to learn from.
+
+    Args:
+        block: side of a block, in pixels.
+        order: ``e[k] = f(v[order[k]])``, shape (3 M M,); None for no permutation.
+        changed: at which k the function of bytes is applied, boolean (3 M M,); None for none.
+        table: that function, a permutation of 0 to 255, shape (256,); None for 255 - p.
+    """
+
+    def __init__(self, block: int, order: Any = None, changed: Any = None, table: Any = None) -> None:
+        n = COLOURS * block**2
+        self.block = block
+        self.order = np.arange(n) if order is None else np.asarray(order, dtype=np.int64)
+        self.changed = np.zeros(n, dtype=bool) if changed is None else np.asarray(changed, dtype=bool)
+        self.table = (255 - np.arange(BYTES) if table is None else np.asarray(table)).astype(np.uint8)
+        if self.order.shape != (n,) or self.changed.shape != (n,) or self.table.shape != (BYTES,):
+            raise KeysegError(f'a map of blocks of {block} has {n} places and a table of {BYTES} bytes')
+
+    @classmethod
+    def drawn(cls, scheme: Scheme, rng: np.random.Generator) -> BlockMap:
+        """One of the scheme's family, drawn as a stranger's key would: for attackers who learn from their own."""
+        n, pixels = scheme.values, scheme.block**2
+        order = None
+        if scheme.moves == 'all':
+            order = rng.permutation(n)
+        elif scheme.moves == 'channel':
+            colours = [rng.permutation(pixels) * COLOURS + c for c in range(COLOURS)]
+            order = np.stack(colours, axis=1).ravel()
+        changed = None
+        if scheme.changes == 'negated':
+            changed = rng.random(n) < 0.5
+        elif scheme.changes.startswith('half'):
+            changed = rng.permutation(n) < n // 2
+        table = rng.permutation(BYTES) if scheme.changes == 'half mapped' else None
+        return cls(scheme.block, order, changed, table)
+
+    def encrypt(self, images: Images) -> Images:
+        """Apply it to images (N, H, W, 3) whose sides are multiples of the block."""
+        moved = cut(images, self.block)[..., self.order]
+        return join(np.where(self.changed, self.table[moved], moved), self.block)
+
+    def decrypt(self, images: Images) -> Images:
+        """Undo :meth:`encrypt`."""
+        back = np.argsort(self.table).astype(np.uint8)
+        blocks = cut(images, self.block)
+        return join(np.where(self.changed, back[blocks], blocks)[..., np.argsort(self.order)], self.block)
+
+
+def cut(images: Images, block: int) -> Blocks:
+    """Images (N, H, W, 3) as blocks of values (N, H / M, W / M, 3 M M).
+
+    Raises:
+        KeysegError: they are not made of whole blocks.
+    """
+    count, high, wide, colours = images.shape
+    if high % block or wide % block or colours != COLOURS:
+        raise KeysegError(f'images of {wide} x {high} pixels are not made of whole blocks of {block} x {block}')
+    parts = images.reshape(count, high // block, block, wide // block, block, colours)
+    return parts.transpose(0, 1, 3, 2, 4, 5).reshape(count, high // block, wide // block, -1)
+
+
+def join(blocks: NDArray[Any], block: int) -> NDArray[Any]:
+    """Undo :func:`cut`; also for blocks of floats."""
+    count, down, across, n = blocks.shape
+    parts = blocks.reshape(count, down, across, block, block, n // block**2).transpose(0, 1, 3, 2, 4, 5)
+    return np.ascontiguousarray(parts.reshape(count, down * block, across * block, -1))

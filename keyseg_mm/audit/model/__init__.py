@@ -1,0 +1,1 @@
+"""What a protected file is worth to somebody without its key: cases, training, scoring, referees, transfer."""

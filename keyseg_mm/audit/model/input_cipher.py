@@ -1,0 +1,113 @@
+"""A model with something in front of it that changes its images: an encryption, or an attacker's stand-in for one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from keyseg_mm.images.plan import ImagePlan
+from keyseg_mm.mm.embeddings import normalisation
+from keyseg_mm.patchplan import PatchPlan
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How normalised images and bytes go together; public, as the config is.
+
+    Attributes:
+        mean, std: of the normalisation, in the order of the normalised channels.
+        turned: the normalised channels come in the other order than the bytes.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    turned: bool
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Pixels:
+        """Those of a segmentor of the host.
+
+        Raises:
+            LockError: its data preprocessor does more to pixels than that.
+        """
+        order, mean, std = normalisation(model)
+        return cls(mean, std, order == 'rgb')
+
+    def values(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) as values from 0 to 255 in the order of the bytes; gradients flow."""
+        values = images * self._like(self.std, images) + self._like(self.mean, images)
+        return values.flip(1) if self.turned else values
+
+    def normalised(self, values: Tensor) -> Tensor:
+        """Undo :meth:`values`."""
+        images = values.flip(1) if self.turned else values
+        return (images - self._like(self.mean, images)) / self._like(self.std, images)
+
+    @staticmethod
+    def _like(numbers: tuple[float, ...], images: Tensor) -> Tensor:
+        return torch.tensor(numbers, device=images.device, dtype=images.dtype).view(1, -1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Code:
+    """What is public of the encrypted images that a model takes.
+
+    Attributes:
+        plan: of the encryption.
+        pixels: how the model normalises.
+    """
+
+    plan: ImagePlan | PatchPlan
+    pixels: Pixels
+
+    @property
+    def block(self) -> int:
+        """Side of a block, in pixels."""
+        return self.plan.block if isinstance(self.plan, ImagePlan) else self.plan.patch
+
+    @property
+    def method(self) -> str:
+        """Name of the encryption."""
+        return self.plan.method if isinstance(self.plan, ImagePlan) else 'patches'
+
+
+class Fronted(nn.Module):
+    """A segmentor behind a change of its images: ``scores(change(images))``.
+
+    Args:
+        model: the segmentor.
+        change: from normalised images (N, 3, H, W) to such. A module's parameters are part of this one's.
+    """
+
+    def __init__(self, model: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.change = model, change
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores (N, classes, H, W)."""
+        from keyseg_mm.audit.model.case import logits  # which knows this module's Code
+
+        return logits(self.model, self.change(images))
+
+
+def in_blocks(x: Tensor, block: int) -> tuple[Tensor, tuple[int, ...]]:
+    """A map (N, C, H, W) as blocks (N, rows, columns, C * block * block), for whole blocks; and what undoes it needs.
+
+    Values of a block are counted channel by channel, in each row by row.
+    """
+    n, c, h, w = x.shape
+    down, across = h // block, w // block
+    whole = x[:, :, : down * block, : across * block].reshape(n, c, down, block, across, block)
+    return whole.permute(0, 2, 4, 1, 3, 5).reshape(n, down, across, c * block * block), (n, c, down, across)
+
+
+def from_blocks(blocks: Tensor, shape: tuple[int, ...], block: int, rest: Tensor) -> Tensor:
+    """Undo :func:`in_blocks`; what fills no whole block is taken from ``rest``."""
+    n, c, down, across = shape
+    whole = blocks.reshape(n, down, across, c, block, block).permute(0, 3, 1, 4, 2, 5)
+    whole = whole.reshape(n, c, down * block, across * block)
+    right = torch.cat([whole, rest[:, :, : down * block, across * block :]], 3)
+    return torch.cat([right, rest[:, :, down * block :]], 2)

@@ -1,0 +1,229 @@
+"""What an audit works on: config, checkpoints and photos, read and checked before anything long begins."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
+from torch import Tensor, nn
+
+from keyseg_mm.audit.engine.keeping import seed_everything
+from keyseg_mm.audit.model.case import load_weights
+from keyseg_mm.audit.model.referee import whole_model_plan
+from keyseg_mm.checkpoint.files import read_checkpoint
+from keyseg_mm.errors import KeysegError, PlainCheckpointError, StampError
+from keyseg_mm.images.plan import ImagePlan, only_plan_in_meta
+from keyseg_mm.mm.config import build_plain_model
+from keyseg_mm.mm.dryrun import trace_module
+from keyseg_mm.model.points import Point
+from keyseg_mm.model.sites import Site
+from keyseg_mm.patchplan import PatchPlan, patch_plan_of
+from keyseg_mm.stamp import STAMP_PREFIX, Plan, stamps_of
+
+# Where a config names files of pretrained weights.
+_PRETRAINED = ('init_cfg', 'pretrained')
+
+
+@dataclass(frozen=True)
+class Protected:
+    """A protected checkpoint, taken apart.
+
+    Attributes:
+        stamp: the plan as the stamp has it.
+        prefix: of the module that the stamp belongs to.
+        plan: the same with the names of the whole model.
+        weights: the state_dict without the stamp.
+        images: how the images are encrypted that the model takes; None where they are plain.
+    """
+
+    stamp: Plan
+    prefix: str
+    plan: Plan
+    weights: dict[str, Tensor]
+    images: ImagePlan | PatchPlan | None = None
+
+
+def read_protected(path: Path, device: torch.device) -> Protected:
+    """Read a protected checkpoint.
+
+    Raises:
+        PlainCheckpointError: it carries no stamp.
+        StampError: it carries several.
+    """
+    content = read_checkpoint(path)
+    state = content['state_dict']
+    images = _images_of(content)
+    if images is not None:
+        unpointed = Plan(images.key_id, images.salt, ())
+        return Protected(unpointed, '', unpointed, _tensors(state, device), images)
+    stamps = stamps_of(state)
+    if not stamps:
+        raise PlainCheckpointError(
+            f'{path} is plain (it carries no stamp, and its meta tells of no encrypted images), so there is nothing to '
+            'audit: train with a key, or lock it first'
+        )
+    if len(stamps) > 1:
+        raise StampError(f'{path} carries {len(stamps)} stamps; an audit takes models with one protection')
+    prefix, stamp = next(iter(stamps.items()))
+    return Protected(stamp, prefix, whole_model_plan(stamp, prefix), _tensors(state, device))
+
+
+def _images_of(content: Mapping[str, Any]) -> ImagePlan | PatchPlan | None:
+    """How the images of a checkpoint are encrypted, by its stamp, or by what ``ImageKeyHook`` wrote into its meta."""
+    return patch_plan_of(content['state_dict']) or only_plan_in_meta(content.get('meta'))
+
+
+def read_public(path: Path, device: torch.device) -> dict[str, Tensor]:
+    """Read public plain weights.
+
+    Raises:
+        KeysegError: the file is protected: then it is no public weights file.
+    """
+    state = read_checkpoint(path)['state_dict']
+    if stamps_of(state):
+        raise KeysegError(f'{path} is protected; --public takes the plain weights that anybody can have')
+    return _tensors(state, device)
+
+
+def _tensors(state: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+    kept = {n: v for n, v in state.items() if not n.rpartition('.')[2].startswith(STAMP_PREFIX)}
+    return {name: value.to(device) for name, value in kept.items() if isinstance(value, Tensor)}
+
+
+def architecture(cfg: Config, device: torch.device, seed: int) -> Callable[[], nn.Module]:
+    """What makes the plain model of a config, with seeded initial weights, in eval mode.
+
+    Initial weights are those of the layers' own rules. Files of pretrained weights that the config names are not
+    loaded: what an attacker may have of those is a grant of its own (``--public``).
+    """
+    own = _without_pretrained(cfg)
+    return functools.partial(_build, own, device, seed)
+
+
+def _build(cfg: Config, device: torch.device, seed: int) -> nn.Module:
+    states = random.getstate(), np.random.get_state()
+    logger = MMLogger.get_current_instance()
+    muted, logger.disabled = logger.disabled, True  # init_weights tells of every single layer
+    try:
+        with torch.random.fork_rng(devices=[]):  # an attack that draws numbers before and after must not see it
+            seed_everything(seed)
+            model = build_plain_model(cfg)
+            initialise: Any = getattr(model, 'init_weights', None)
+            if initialise is not None:
+                initialise()
+    finally:
+        logger.disabled = muted
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+    plain: nn.Module = revert_sync_batchnorm(model)  # a synchronised one waits for other processes
+    return plain.to(device).eval()
+
+
+def _without_pretrained(cfg: Config) -> Config:
+    # the model alone: whatever else a config says has no part in what is built, nor in whether a result is still good
+    own = Config({'model': cfg.to_dict()['model'], 'default_scope': cfg.get('default_scope', 'mmseg')})
+
+    def strip(part: Any) -> None:
+        if isinstance(part, dict):
+            for name in _PRETRAINED:
+                value = part.get(name)
+                from_file = isinstance(value, str) or (isinstance(value, dict) and value.get('type') == 'Pretrained')
+                if from_file:
+                    part[name] = None
+            for item in part.values():
+                strip(item)
+        elif isinstance(part, (list, tuple)):
+            for item in part:
+                strip(item)
+
+    strip(own.model)
+    return own
+
+
+def other_classes(
+    build: Callable[[], nn.Module], found: Protected, classes: tuple[int, int], config: Path
+) -> tuple[Protected, tuple[str, ...]]:
+    """The protected weights in the same architecture with other classes.
+
+    Args:
+        build: makes the plain model with the other classes.
+        found: the protected checkpoint.
+        classes: how many the file knows, and how many there are here.
+        config: of the other model, for messages.
+
+    Returns:
+        The checkpoint with the weights that belong to classes at their initial values where they have another shape,
+        and the names of the weights that belong to classes.
+
+    Raises:
+        KeysegError: another architecture: names differ, or shapes in more than the number of classes.
+    """
+    state, theirs = build().state_dict(), found.weights
+    counters = {name for name in (*state, *theirs) if name.endswith('num_batches_tracked')}
+    apart = (set(state) ^ set(theirs)) - counters
+    odd = [n for n in state if n in theirs and not _apart_by_classes(theirs[n].shape, state[n].shape, classes)]
+    if apart or odd:
+        few = ', '.join([*sorted(apart), *odd][:4])
+        raise KeysegError(
+            f'{config} is another architecture than that of the checkpoint ({len(apart)} weights are in one of the two '
+            f'only, {len(odd)} have another shape for more than the number of classes: {few} ...); --transfer takes '
+            'a config with the same backbone, neck and heads, and data sets and a number of classes of its own'
+        )
+    own = {n: theirs[n] if n in theirs and theirs[n].shape == v.shape else v for n, v in state.items()}
+    changed = [n for n in state if n in theirs and theirs[n].shape != state[n].shape]
+    # as many classes as the file has: its classifier fits, and is where a start may be of use or not
+    heads = [n for n, v in state.items() if 'head' in n.split('.')[0] and v.dim() and v.shape[0] == classes[1]]
+    return dataclasses.replace(found, weights=own), tuple(changed or heads)
+
+
+def _apart_by_classes(theirs: torch.Size, ours: torch.Size, classes: tuple[int, int]) -> bool:
+    """Whether two shapes are the same but for dimensions that count classes, alone or with something beside them."""
+    gap = classes[1] - classes[0]
+    return len(theirs) == len(ours) and all(b - a in (0, gap) for a, b in zip(theirs, ours))
+
+
+def fitting_sites(build: Callable[[], nn.Module], found: Protected, config: Path) -> dict[str, Site]:
+    """What a dry run of the plain model shows of the plan's points; checks that config and checkpoint belong together.
+
+    Raises:
+        KeysegError: the weights do not fit the config's model, or a point of the stamp does not fire in it.
+    """
+    model = build()
+    try:
+        load_weights(model, found.weights)
+    except KeysegError as error:
+        raise KeysegError(f'the checkpoint is not one of {config}: {error}') from None
+    sites = trace_module(model).sites
+    lacking = [e.point for e in found.plan.entries if Point.parse(e.point) not in sites]
+    if lacking:
+        raise KeysegError(
+            f'points of the stamp that do not fire in the model of {config}: {", ".join(lacking)}; is it the right one?'
+        )
+    return {entry.point: sites[Point.parse(entry.point)] for entry in found.plan.entries}
+
+
+def num_classes_of(model: nn.Module) -> int:
+    """Number of classes of a segmentor of the host.
+
+    Raises:
+        KeysegError: it does not say.
+    """
+    head = getattr(model, 'decode_head', None)
+    if isinstance(head, nn.ModuleList):  # cascades: the last one answers
+        head = head[-1]
+    count = getattr(head, 'num_classes', None) or getattr(model, 'num_classes', None)
+    if not isinstance(count, int):
+        raise KeysegError(
+            f'this {type(model).__name__} does not say how many classes it has; the audit is for segmentors'
+        )
+    return count

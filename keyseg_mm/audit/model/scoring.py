@@ -1,0 +1,158 @@
+"""Figures for an attempt: mIoU, fidelity to the authorised output, and the share of the key that was recovered.
+
+Pixel accuracy alone is never shown: an all-background guess scores high. Fidelity comes as agreement with the
+authorised output and as Cohen's kappa (Cohen 1960), which takes the agreement off that chance would give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from keyseg_mm.audit.model.case import Photos, logits
+from keyseg_mm.maps import ChannelMap, ChannelPermutation, ChannelRotation
+from keyseg_mm.stamp import Entry
+
+#: A row of a guessed rotation counts as right from this cosine on.
+RIGHT_COSINE = 0.9
+_BATCH = 4  # photos through a model at once
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model is worth.
+
+    Attributes:
+        miou: against the true labels, percent; the mean over classes that occur in them or are predicted.
+        agreement: share of pixels on which it says what the authorised model says, percent; None where that one speaks
+            of other classes.
+        kappa: Cohen's kappa between the two, -1 to 1; 0 is what chance gives. None as for the agreement.
+    """
+
+    miou: float
+    agreement: float | None = None
+    kappa: float | None = None
+
+    def as_dict(self) -> dict[str, float | None]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How much of the key a set of guesses holds.
+
+    Attributes:
+        mean: share of right entries over all points of the plan, points without a guess counting as wrong.
+        points: by point.
+    """
+
+    mean: float
+    points: dict[str, float] = field(default_factory=dict)
+
+
+def predict(model: nn.Module, images: Tensor) -> Tensor:
+    """Label maps (N, H, W) that a model gives images (N, 3, H, W)."""
+    return torch.cat(list(_predictions(model, images)))
+
+
+def _predictions(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
+    model.eval()
+    with torch.no_grad():
+        for start in range(0, len(images), _BATCH):
+            scores = logits(model, images[start : start + _BATCH])
+            # a model with a single channel of scores is binary, and says yes above one half
+            yield scores.argmax(1) if scores.shape[1] > 1 else (scores[:, 0].sigmoid() > 0.5).long()
+
+
+def confusion(truth: Tensor, said: Tensor, num_classes: int, ignore_index: int = 255) -> NDArray[np.int64]:
+    """Counts (classes, classes): rows are the truth, columns what was said. Ignored pixels of the truth do not count.
+
+    Args:
+        truth: label maps of any shape.
+        said: of the same shape.
+        num_classes: number of classes.
+        ignore_index: label that does not count.
+    """
+    kept = truth != ignore_index
+    index = truth[kept].long() * num_classes + said[kept].long()
+    counts = torch.bincount(index, minlength=num_classes**2)[: num_classes**2]
+    return counts.reshape(num_classes, num_classes).cpu().numpy().astype(np.int64)
+
+
+def miou(counts: NDArray[np.int64]) -> float:
+    """Mean IoU, percent, from a confusion matrix, as the host's IoUMetric: classes of empty union have no IoU."""
+    hit = np.diag(counts).astype(float)
+    union = counts.sum(0) + counts.sum(1) - hit
+    seen = union > 0
+    return float(100.0 * (hit[seen] / union[seen]).mean()) if seen.any() else 0.0
+
+
+def kappa(counts: NDArray[np.int64]) -> float:
+    """Cohen's kappa of a confusion matrix; 1 where both always say the same one class."""
+    total = float(counts.sum())
+    if not total:
+        return 0.0
+    agree = float(np.trace(counts)) / total
+    chance = float((counts.sum(0) / total) @ (counts.sum(1) / total))
+    return 1.0 if chance >= 1.0 else (agree - chance) / (1.0 - chance)
+
+
+def score(said: Tensor, photos: Photos, authorised: Tensor | None, num_classes: int) -> Score:
+    """Score label maps.
+
+    Args:
+        said: label maps (N, H, W) of the attacked model.
+        photos: the held-out photos.
+        authorised: label maps of the authorised model; None where it speaks of other classes.
+        num_classes: number of classes.
+    """
+    assert photos.labels is not None
+    against_truth = confusion(photos.labels, said, num_classes, photos.ignore_index)
+    if authorised is None:
+        return Score(miou(against_truth))
+    against_right = confusion(authorised, said, num_classes, ignore_index=-1)
+    agreement = 100.0 * float(np.trace(against_right)) / float(against_right.sum())
+    return Score(miou(against_truth), agreement, kappa(against_right))
+
+
+def recovery(guesses: Mapping[str, Any], truth: Mapping[str, Any], entries: tuple[Entry, ...]) -> Recovery:
+    """Share of right entries of the key, by point and over all of them.
+
+    Args:
+        guesses: channel maps by point; may lack some.
+        truth: by point, all of them.
+        entries: of the plan.
+    """
+    points = {e.point: right_share(guesses[e.point], truth[e.point]) for e in entries if e.point in guesses}
+    rows = sum(e.channels for e in entries)
+    right = sum(points.get(e.point, 0.0) * e.channels for e in entries)
+    return Recovery(right / rows if rows else 0.0, points)
+
+
+def right_share(guess: ChannelMap, truth: ChannelMap) -> float:
+    """Share of rows of a guess that are right.
+
+    For (signed) permutations a row is right where its largest entry stands in the right place with the right sign, so
+    that a soft guess is read as an attacker would round it. For rotations it is right from a cosine of 0.9 on.
+    """
+    if type(guess) is ChannelPermutation and type(truth) is ChannelPermutation:  # the quick way
+        return float(np.mean(guess.tables()['permutation'] == truth.tables()['permutation']))
+    a, b = guess.matrix().detach().double(), truth.matrix().double()
+    if a.shape != b.shape:
+        return 0.0
+    if isinstance(truth, ChannelRotation) or not truth.exact:
+        lengths = (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-12)
+        right: Any = (a * b).sum(1) / lengths > RIGHT_COSINE
+    else:
+        place = b.abs().argmax(1)
+        picked = a.gather(1, place[:, None])[:, 0]
+        signs = b.gather(1, place[:, None])[:, 0]
+        right = (a.abs().argmax(1) == place) & (picked * signs > 0)
+    return float(right.double().mean())

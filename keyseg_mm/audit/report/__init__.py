@@ -1,0 +1,1 @@
+"""Pages of audits: templates, charts and pictures, one file that needs no network."""
