@@ -1,14 +1,12 @@
-"""Writes derive.json. Only for a new format version: existing vectors never change, or locked models would not open."""
+"""Writes derive.json. Only for a new format version: existing vectors never change, or locked models would not open.
+
+Run as ``python -m tests.vectors.make``.
+"""
 
 import json
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from test_derive import VECTORS, derived, derived_images
 
 from keyseg_mm import SecretKey
+from tests.support.vectors import DERIVE, derived, derived_images
 
 KEYS = (bytes(range(32)), bytes(32), b'\xff' * 32)
 CASES = [
@@ -46,4 +44,4 @@ if __name__ == '__main__':
     for which, salt, method, block, channels in IMAGES:
         case = {'key': KEYS[which].hex(), 'salt': salt, 'method': method, 'block': block, 'channels': channels}
         images.append({**case, 'gives': derived_images(case)})
-    VECTORS.write_text(json.dumps({'keys': keys, 'tables': tables, 'images': images}, indent=1) + '\n')
+    DERIVE.write_text(json.dumps({'keys': keys, 'tables': tables, 'images': images}, indent=1) + '\n')

@@ -1,12 +1,11 @@
-"""Writes patches.json. Only for a new format version: existing vectors never change, or images would be lost."""
+"""Writes patches.json. Only for a new format version: existing vectors never change, or images would be lost.
+
+Run as ``python -m tests.vectors.make_patches``.
+"""
 
 import json
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from test_patches import VECTORS, encrypted_ramp
+from tests.support.vectors import PATCHES, encrypted_ramp
 
 CASES = [
     (bytes(range(32)), '00' * 16, 2, 'all', True),
@@ -20,4 +19,4 @@ CASES = [
 if __name__ == '__main__':
     names = ('key', 'salt', 'patch', 'permute', 'negate')
     cases = [dict(zip(names, (key.hex(), *rest))) for key, *rest in CASES]
-    VECTORS.write_text(json.dumps([{**case, 'gives': encrypted_ramp(case)} for case in cases], indent=1) + '\n')
+    PATCHES.write_text(json.dumps([{**case, 'gives': encrypted_ramp(case)} for case in cases], indent=1) + '\n')

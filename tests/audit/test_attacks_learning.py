@@ -1,0 +1,311 @@
+"""Attacks that learn or search on labelled images: each breaks the lock built for it, and no more."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import keyseg_mm.audit.attacks  # noqa: F401 - registers them
+from keyseg_mm.audit.attacks._learn import Fitness, SoftPermutation
+from keyseg_mm.audit.attacks._search import completed
+from keyseg_mm.audit.attacks._spots import Spot, array_of, spots_of
+from keyseg_mm.audit.attacks.genetic_search import order_crossover
+from keyseg_mm.audit.engine.attack import ATTACKS
+from keyseg_mm.audit.engine.targets import MAPS
+from keyseg_mm.audit.model.case import Budget, Case
+from keyseg_mm.maps import ChannelPermutation, SignedChannelPermutation
+from keyseg_mm.model.points import Point
+from tests.support.locks import (
+    CLASSES,
+    TinyNet,
+    accuracy,
+    attack,
+    build,
+    case_of,
+    lock,
+    make_plan,
+    pictures,
+    random_maps,
+    right,
+    trained,
+)
+
+
+def few(count=12, seed=50):
+    return pictures(count, seed)
+
+
+def shuffled(photos, seed=1):
+    """The same photos with labels that have nothing to do with them."""
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.randint(CLASSES, photos.labels.shape, generator=draw)
+    return dataclasses.replace(photos, labels=labels)
+
+
+@pytest.mark.parametrize('name', ['substitute-layer', 'substitute-stages', 'substitute-sinkhorn'])
+def test_a_single_point_falls_to_a_substitute(name):
+    case, maps = case_of(['in:b'], labelled=few(), steps=400)
+    assert accuracy(case.model()) < 0.6
+    attempt = attack(name, case)
+    assert accuracy(case.model(attempt.guesses)) > accuracy(case.model(maps)) - 0.06
+    assert attempt.images_used == 12 and attempt.trail
+
+
+def test_the_soft_permutation_finds_the_table_itself():
+    case, maps = case_of(['in:b'], labelled=few(24), steps=500)
+    assert right(attack('substitute-sinkhorn', case).guesses['in:b'], maps['in:b']) > 0.6
+
+
+@pytest.mark.parametrize('name', ['substitute-layer', 'substitute-sinkhorn'])
+def test_a_substitute_learns_nothing_from_wrong_labels(name):
+    case, _ = case_of(['in:b'], labelled=shuffled(few()), steps=100)
+    assert accuracy(case.model(attack(name, case).guesses)) < 0.5
+
+
+@pytest.mark.parametrize('transform', ['ChannelPermutation', 'SignedChannelPermutation', 'ChannelRotation'])
+def test_soft_maps_stay_in_their_family(transform):
+    entry = make_plan(['in:b'], transform).entries[0]
+    soft = SoftPermutation(Spot(entry, Point.parse(entry.point)), np.random.default_rng(0))
+    with torch.no_grad():
+        soft.scores.normal_(generator=torch.Generator().manual_seed(0))
+        soft.scores += 6 * torch.eye(16)[torch.from_numpy(np.random.default_rng(1).permutation(16))]
+        soft.signs is not None and soft.signs.fill_(3.0)
+    soft.anneal(1.0)
+    matrix = soft.matrix().detach()
+    assert torch.allclose(matrix.norm(dim=1), torch.ones(16), atol=0.2)
+    rounded = array_of(soft.rounded())
+    assert np.abs(rounded @ rounded.T - np.eye(16)).max() < 1e-6
+    assert (rounded * matrix.numpy()).sum() > 12
+
+
+def one_swap(signed=False):
+    table = np.arange(16)
+    table[[2, 9]] = table[[9, 2]]
+    if not signed:
+        return {'in:b': ChannelPermutation(table)}
+    signs = np.ones(16, dtype=np.int8)
+    signs[4] = -1
+    return {'in:b': SignedChannelPermutation(table, signs)}
+
+
+def busiest():
+    """Two channels whose exchange does harm: those that the reader weighs most."""
+    weight = trained()['b.weight'].flatten(1).norm(dim=0)
+    return weight.argsort(descending=True)[:2].tolist()
+
+
+@pytest.mark.parametrize('signed', [False, True])
+def test_a_one_swap_key_falls_to_hill_climbing(signed):
+    case, maps = case_of(
+        ['in:b'], one_swap(signed), 'SignedChannelPermutation' if signed else 'ChannelPermutation', labelled=few(8)
+    )
+    before = Fitness(case, few(8), spots_of(case))
+    attempt = attack('hill-climbing', case)
+    assert right(attempt.guesses['in:b'], maps['in:b']) > 0.85
+    assert before(attempt.guesses) <= before(maps) + 0.01 < before({}) - 0.005
+
+
+def test_hill_climbing_finds_nothing_in_wrong_labels():
+    case, maps = case_of(['in:b', 'in:c'], labelled=shuffled(few(4)), steps=60)
+    attempt = attack('hill-climbing', case)
+    assert attempt.exhausted
+    assert np.mean([right(attempt.guesses[p], maps[p]) for p in maps]) < 0.3
+
+
+def test_hill_climbing_lowers_the_cross_entropy_on_a_whole_key():
+    case, _ = case_of(['in:b'], transform='ChannelRotation', labelled=few(8), steps=150)
+    curve = [t['cross_entropy'] for t in attack('hill-climbing', case).trail if t['start'] == 0]
+    assert curve == sorted(curve, reverse=True) and curve[-1] < 0.8 * curve[0]
+
+
+def test_order_crossover_makes_permutations_of_both_parents():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        one, other = rng.permutation(9), rng.permutation(9)
+        child = order_crossover(one, other, rng)
+        assert sorted(child) == list(range(9))
+    assert any((order_crossover(one, other, rng) != one).any() for _ in range(20))
+
+
+@pytest.mark.parametrize('transform', ['ChannelPermutation', 'SignedChannelPermutation', 'ChannelRotation'])
+def test_genetic_search_beats_random_keys(transform):
+    case, _ = case_of(['in:b'], transform=transform, labelled=few(4), steps=250)
+    found, drawn = attack('genetic-search', case), attack('random-keys', case)
+    fitness = Fitness(case, few(4), spots_of(case))
+    assert fitness(found.guesses) < fitness(drawn.guesses)
+    assert len(found.trail) > 3
+
+
+def test_a_random_key_without_images_is_a_key_of_the_family_and_of_no_use():
+    case, maps = case_of(['in:b', 'in:c'])
+    attempt = attack_quietly('random-keys', case)
+    assert set(attempt.guesses) == set(maps)
+    assert np.mean([right(attempt.guesses[p], maps[p]) for p in maps]) < 0.3
+    assert accuracy(case.model(attempt.guesses)) < 0.6
+
+
+def attack_quietly(name, case):
+    """An attack that may be over before it has anything to report."""
+    return ATTACKS[name]().run(case, lambda share, words: None)
+
+
+def test_zeroed_maps_choose_the_lesser_evil():
+    case, _ = case_of(['in:b', 'in:c'], labelled=few(8))
+    attempt = attack('zeroed-maps', case)
+    fitness = Fitness(case, few(8), spots_of(case))
+    assert fitness(attempt.guesses) <= fitness({})
+    without = attack_quietly('zeroed-maps', dataclasses.replace(case, labelled=None))
+    assert array_of(without.guesses['in:b'])[0, 0] == pytest.approx(1 / 16)
+
+
+def leak(maps, share, seed=4):
+    rng, known, tables = np.random.default_rng(seed), {}, {}
+    for point, secret in maps.items():
+        matrix = array_of(secret)
+        known[point] = np.zeros(len(matrix), dtype=bool)
+        known[point][rng.permutation(len(matrix))[: round(share * len(matrix))]] = True
+        tables[point] = np.where(known[point][:, None], matrix, 0)
+    return dict(known=known, known_tables=tables)
+
+
+@pytest.mark.parametrize('transform', ['ChannelPermutation', 'SignedChannelPermutation', 'ChannelRotation'])
+def test_a_partial_key_keeps_what_leaked_and_draws_the_rest(transform):
+    case, maps = case_of(['in:b', 'in:c'], transform=transform, labelled=few(8))
+    case = dataclasses.replace(case, **leak(maps, 0.75))
+    attempt = attack('partial-key', case)
+    for point, secret in maps.items():
+        guess, truth, known = array_of(attempt.guesses[point]), array_of(secret), case.known[point]
+        assert np.abs(guess - truth)[known].max() < 1e-6 < np.abs(guess - truth)[~known].max()
+        assert np.abs(guess @ guess.T - np.eye(len(guess))).max() < 1e-6
+    assert [t['share'] for t in attempt.trail][-1] == pytest.approx(0.75, abs=0.02)
+    # three quarters of the rows of a rotation are of little use: every block has lost some
+    assert attempt.trail[-1]['miou'] > attempt.trail[0]['miou'] + (10 if transform != 'ChannelRotation' else 0)
+
+
+def test_the_whole_key_gives_the_whole_model_and_none_of_it_nothing():
+    case, maps = case_of(['in:b', 'in:c'])
+    whole = attack('partial-key', dataclasses.replace(case, **leak(maps, 1.0)))
+    assert accuracy(case.model(whole.guesses)) == pytest.approx(accuracy(case.model(maps)), abs=1e-3)
+    none = attack('partial-key', dataclasses.replace(case, **leak(maps, 0.0)))
+    assert accuracy(case.model(none.guesses)) < 0.6
+
+
+def test_a_block_is_completed_within_its_family():
+    entry = make_plan(['in:b'], 'ChannelRotation').entries[0]
+    spot, rng = Spot(entry, Point.parse(entry.point)), np.random.default_rng(0)
+    known = np.zeros(16, dtype=bool)
+    made = array_of(completed(spot, known, np.zeros((16, 16)), rng))
+    assert np.abs(made @ made.T - np.eye(16)).max() < 1e-9 and np.abs(made[:8, 8:]).max() == 0
+
+
+def test_most_of_a_key_is_completed_by_climbing():
+    case, maps = case_of(['in:b'], labelled=few(16), steps=200)
+    case = dataclasses.replace(case, **leak(maps, 0.7))
+    attempt = attack('partial-key-completed', case)
+    known = case.known['in:b']
+    assert (array_of(attempt.guesses['in:b']) == array_of(maps['in:b'])).all(1)[known].all()
+    drawn = attack('partial-key', case)
+    assert accuracy(case.model(attempt.guesses)) > accuracy(case.model(drawn.guesses)) + 0.01
+
+
+@pytest.mark.parametrize('name', ['finetune-all', 'finetune-head', 'finetune-norm'])
+def test_fine_tuning_trains_what_it_says(name):
+    case, _ = case_of(['in:b'], labelled=few(16), steps=80)
+    attempt = attack(name, case)
+    assert accuracy(attempt.model) > accuracy(case.model()) + 0.05
+    moved = {k for k, v in attempt.model.state_dict().items() if not torch.equal(v, case.weights[k])}
+    assert ('b.weight' in moved) == (name == 'finetune-all')
+    assert ('head.weight' in moved) == (name != 'finetune-norm')
+    assert ('b_bn.weight' in moved) == (name != 'finetune-head')
+
+
+def test_fine_tuning_on_wrong_labels_gives_nothing():
+    case, _ = case_of(['in:b'], labelled=shuffled(few()), steps=60)
+    assert accuracy(attack('finetune-all', case).model) < 0.5
+
+
+def test_norm_fine_tuning_of_a_model_without_norms_trains_its_head():
+    class Bare(nn.Sequential):
+        pass
+
+    model = Bare(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1))
+    learning = {n for n, _ in model.named_parameters() if ATTACKS['finetune-norm']().learns(model, n)}
+    assert learning == {'1.weight', '1.bias'}
+
+
+def test_distillation_draws_the_function_out_of_the_oracle():
+    weights = trained()
+
+    def oracle(images):
+        model = build()
+        model.load_state_dict(weights)
+        with torch.no_grad():
+            return model(images)
+
+    case, _ = case_of(['in:b', 'in:c'], unlabelled=few(32).unlabelled(), oracle=oracle, steps=150)
+    attempt = attack('distillation', case)
+    assert accuracy(attempt.model) > max(0.85, accuracy(case.model()) + 0.2)
+    noise = torch.Generator().manual_seed(0)
+    deaf = dataclasses.replace(case, oracle=lambda x: torch.randn(len(x), CLASSES, *x.shape[2:], generator=noise))
+    assert accuracy(attack('distillation', deaf).model) < 0.6
+
+
+@pytest.mark.parametrize('name', sorted(ATTACKS))
+def test_no_attack_is_possible_without_what_it_needs(name):
+    case, _ = case_of(['in:b'])
+    assert ATTACKS[name].possible(case) == (not ATTACKS[name].needs and MAPS in ATTACKS[name].against)
+    assert ATTACKS[name].__doc__ and len(ATTACKS[name].__doc__) > 200
+
+
+@pytest.mark.parametrize('name', sorted(name for name, cls in ATTACKS.items() if MAPS in cls.against))
+def test_every_attack_keeps_to_a_budget_of_no_time(name):
+    plan = make_plan(['in:b'])
+    maps = random_maps(plan)
+    second = (make_plan(['in:b'], salt=bytes(range(16))), lock(trained(), random_maps(plan, 8)))
+    everything = dict(
+        labelled=few(4),
+        unlabelled=few(4).unlabelled(),
+        public=trained(),
+        second=second,
+        recorded={'in:b': (torch.ones(1, 16, 2, 2), torch.ones(1, 16, 2, 2))},
+        oracle=lambda x: torch.zeros(len(x), CLASSES, *x.shape[2:]),
+        **leak(maps, 0.5),
+    )
+    case, _ = case_of(['in:b'], maps, steps=3, seconds=0.0, **everything)
+    attempt = attack_quietly(name, case)
+    assert set(attempt.guesses) <= {'in:b'}
+    assert case.model(attempt.guesses) is not None
+
+
+class WithAuxiliaryHead(TinyNet):
+    """A point whose map no output of the test pass depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aux = nn.Conv2d(16, CLASSES, 1)
+
+    def forward(self, x):
+        self.aux(torch.relu(self.a_bn(self.a(x))))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize('name', ['hill-climbing', 'genetic-search', 'substitute-layer'])
+def test_points_of_auxiliary_heads_do_not_stop_an_attack(name):
+    plan = make_plan(['in:head'])
+    plan = dataclasses.replace(plan, entries=(*plan.entries, dataclasses.replace(plan.entries[0], point='in:aux')))
+
+    def build_with_head():
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            return WithAuxiliaryHead().eval()
+
+    weights = {**build_with_head().state_dict(), **trained()}
+    maps = random_maps(plan)
+    weights['head.weight'] = maps['in:head'](weights['head.weight'], 1)
+    case = Case(plan, weights, build_with_head, CLASSES, budget=Budget(60, 30.0), labelled=pictures(4, 50))
+    attempt = attack(name, case)
+    assert accuracy(case.model(attempt.guesses)) > accuracy(case.model())

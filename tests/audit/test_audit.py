@@ -1,0 +1,588 @@
+"""The audit's frame: cases without secrets, a referee that checks itself, runs that resume, and an honest summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from keyseg_mm import attach, find_leaks
+from keyseg_mm.audit.engine.attack import ATTACKS, Attack, Attempt, register
+from keyseg_mm.audit.engine.scenario import Situation
+from keyseg_mm.audit.model import audit as suite
+from keyseg_mm.audit.model.case import Budget, Case, MatrixMap, Photos, logits
+from keyseg_mm.audit.model.controls import CONTROLS, ConstantModel, FromPublic, FromScratch, PublicAsIs
+from keyseg_mm.audit.model.data import nested_shares
+from keyseg_mm.audit.model.loading import architecture, fitting_sites, read_protected, read_public
+from keyseg_mm.audit.model.referee import Referee
+from keyseg_mm.audit.model.runner import Runner
+from keyseg_mm.audit.model.scoring import confusion, kappa, miou, predict, right_share, score
+from keyseg_mm.audit.model.spectra import close_points, distances
+from keyseg_mm.audit.model.summary import advantage, summarise
+from keyseg_mm.audit.model.training import train
+from keyseg_mm.bind import derive_map
+from keyseg_mm.cli import main
+from keyseg_mm.errors import KeyMismatchError, KeysegError, PlainCheckpointError, SecretExposedError
+from keyseg_mm.maps import CHANNEL_MAPS, ChannelPermutation, ChannelRotation, SignedChannelPermutation
+from keyseg_mm.mm.dryrun import trace_module
+from keyseg_mm.mm.floor import constant_prediction_floor
+from keyseg_mm.stamp import Entry, Plan
+from tests.support.audits import CLASSES, IN_POINTS, SALT, build, lock, scenes
+from tests.support.source import imports
+
+AUDIT = Path(__file__).parents[2] / 'keyseg_mm' / 'audit'
+REFEREES = ('referee.py', 'referees.py')
+
+
+@pytest.fixture
+def case(plain, key, plan):
+    sites = {str(point): site for point, site in trace_module(build()).sites.items()}
+    photos = scenes(4, seed=1)
+    return Case(
+        plan,
+        lock(plain, key, plan),
+        build,
+        CLASSES,
+        labelled=photos,
+        unlabelled=photos.unlabelled(),
+        budget=Budget(6, 30.0),
+        sites={entry.point: sites[entry.point] for entry in plan.entries},
+    )
+
+
+@pytest.fixture
+def referee(case, key, plan):
+    return Referee(key, plan, case, scenes(6, seed=2))
+
+
+# --- cases
+
+
+def _hiding_places(key):
+    model = build()
+    trace = trace_module(model)
+    site = next(s for p, s in trace.sites.items() if str(p) == 'in:decode_head.conv_seg')
+    attach(model, key, [site])
+    cmap = ChannelPermutation(np.arange(4))
+    return {
+        'a key': {'second': (None, {'weights': key})},
+        'a map': {'known_tables': {'in:x': cmap}},
+        'a keyed model': {'public': {'model': model}},
+        'closed over': {'build': lambda: (key, build())[1]},
+        'a default': {'build': lambda k=key: build()},
+        'a partial': {'build': functools.partial(build, key)},
+        'a bound method': {'oracle': key.subkey},
+        'photos': {'labelled': Photos(cmap)},
+    }
+
+
+@pytest.mark.parametrize(
+    'place', ['a key', 'a map', 'a keyed model', 'closed over', 'a default', 'a partial', 'a bound method', 'photos']
+)
+def test_a_case_that_holds_a_secret_refuses_to_be_built(case, key, place):
+    dataclasses.replace(case)  # the same without the secret is welcome
+    with pytest.raises(SecretExposedError, match='may not be among'):
+        dataclasses.replace(case, **_hiding_places(key)[place])
+
+
+def test_an_oracle_is_a_black_box(case, referee):
+    granted = dataclasses.replace(case, oracle=referee.oracle())
+    images = referee.held_out.images
+    assert granted.oracle(images).argmax(1).equal(referee.authorised)
+    assert not predict(case.model(), images).equal(referee.authorised)
+
+
+def test_guesses_are_applied_at_their_points(case, referee, key, plan):
+    images = referee.held_out.images[:2]
+    without = logits(case.model(), images)
+    identity = {e.point: MatrixMap(torch.eye(e.channels)) for e in plan.entries}
+    assert torch.allclose(logits(case.model(identity), images), without, atol=1e-5)
+    for entry in plan.entries:  # each point for itself
+        guess = {entry.point: derive_map(key, plan.salt, entry)}
+        assert not torch.allclose(logits(case.model(guess), images), without, atol=1e-3), entry.point
+    with pytest.raises(KeysegError, match='in:nowhere'):
+        case.model({'in:nowhere': identity[plan.entries[0].point]})
+
+
+def test_a_guess_is_differentiable_in_matrix_and_map():
+    matrix = torch.randn(5, 5, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 5, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda m, v: MatrixMap(m)(v), (matrix, x))
+    tokens = torch.randn(2, 7, 5)
+    assert torch.allclose(MatrixMap(matrix)(tokens, -1), tokens @ matrix.detach().float().T, atol=1e-5)
+
+
+def test_scores_of_a_sliding_window_have_the_photos_size(plain):
+    model, images = build(), scenes(2).images
+    model.load_state_dict(plain)
+    whole = logits(model, images)
+    model.test_cfg = type(model.test_cfg)(mode='slide', crop_size=(32, 32), stride=(16, 16))
+    slid = logits(model, images.requires_grad_())
+    assert slid.shape == whole.shape == (2, CLASSES, 64, 64) and not torch.allclose(slid, whole)
+    slid.sum().backward()
+    assert images.grad.abs().sum() > 0
+
+
+# --- the referee
+
+
+def test_the_true_key_scores_full_marks_and_a_random_one_the_floor(referee, plain):
+    model = build()
+    model.load_state_dict(plain)
+    truth = score(predict(model, referee.held_out.images), referee.held_out, referee.authorised, CLASSES)
+    assert truth.miou > 60  # or nothing below would mean anything
+    assert referee.full.miou == pytest.approx(truth.miou, abs=0.5)
+    good, bad = referee.positive_control(), referee.negative_control(0)
+    assert good['passed'] and good['recovery'] == 1.0 and good['miou'] == pytest.approx(referee.full.miou, abs=0.1)
+    floor = constant_prediction_floor([referee.held_out.labels.numpy()], CLASSES)
+    assert bad['passed'] and bad['recovery'] < 0.25 and bad['miou'] < 2.5 * floor < good['miou']
+
+
+def test_a_referee_that_scores_wrongly_is_found_out(referee, other_key, plan):
+    assert referee.positive_control()['passed']
+    entry = plan.entries[0]
+    referee._maps[entry.point] = derive_map(other_key, plan.salt, entry)
+    assert not referee.positive_control()['passed']
+
+
+def test_the_referee_wants_the_right_key(case, other_key, plan):
+    with pytest.raises(KeyMismatchError, match=other_key.id):
+        Referee(other_key, plan, case, scenes(2))
+
+
+def test_a_referee_is_a_secret_itself(case, referee):
+    with pytest.raises(SecretExposedError):
+        dataclasses.replace(case, build=functools.partial(build, referee))
+
+
+def test_leaked_rows_are_right_and_the_others_absent(referee, key, plan):
+    masks, tables = referee.leak(0.5, seed=3)
+    for entry in plan.entries:
+        matrix = derive_map(key, plan.salt, entry).matrix().numpy()
+        mask = masks[entry.point]
+        assert mask.sum() == entry.channels // 2
+        assert (tables[entry.point][mask] == matrix[mask]).all() and not tables[entry.point][~mask].any()
+    assert not np.array_equal(masks[plan.entries[1].point], referee.leak(0.5, seed=4)[0][plan.entries[1].point])
+
+
+def test_a_recorded_run_shows_what_enters_and_leaves(referee, key, plan):
+    seen = referee.record(referee.held_out.images[:1])
+    assert set(seen) == {e.point for e in plan.entries}
+    for entry in plan.entries:
+        x, y = seen[entry.point]
+        assert not torch.equal(x, y)
+        assert torch.equal(derive_map(key, plan.salt, entry)(x), y)
+
+
+# --- figures
+
+
+def test_miou_and_kappa_of_a_constant_guess():
+    photos = scenes(6, seed=5)
+    truth = photos.labels
+    majority = int(truth.flatten().bincount().argmax())
+    said = predict(ConstantModel(majority, CLASSES), photos.images)
+    counts = confusion(truth, said, CLASSES)
+    assert miou(counts) == pytest.approx(constant_prediction_floor([truth.numpy()], CLASSES))
+    assert kappa(counts) == pytest.approx(0.0, abs=1e-12)
+    assert kappa(confusion(truth, truth, CLASSES)) == 1.0 and miou(confusion(truth, truth, CLASSES)) == 100.0
+
+
+def test_ignored_pixels_do_not_count():
+    truth, said = torch.tensor([[0, 1, 255, 255]]), torch.tensor([[0, 1, 1, 0]])
+    assert confusion(truth, said, 2).tolist() == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize('name', sorted(CHANNEL_MAPS))
+def test_right_share(name, key):
+    entry = Entry('in:x', 24, {'type': name})
+    truth, other = (derive_map(key, salt * 16, entry) for salt in (b'a', b'b'))
+    assert right_share(truth, truth) == 1.0
+    assert right_share(MatrixMap(truth.matrix()), truth) == 1.0
+    assert right_share(other, truth) < 0.4
+    half = truth.matrix()
+    half[:12] = half[:12].flip(1)
+    assert right_share(MatrixMap(half), truth) == pytest.approx(0.5, abs=0.1)
+    assert right_share(MatrixMap(torch.eye(7)), truth) == 0.0
+
+
+def test_wrong_signs_are_wrong():
+    table, signs = np.arange(8), np.ones(8, np.int8)
+    flipped = signs.copy()
+    flipped[:2] = -1
+    assert right_share(SignedChannelPermutation(table, flipped), SignedChannelPermutation(table, signs)) == 0.75
+
+
+def test_a_soft_guess_is_read_as_it_would_be_rounded():
+    truth = ChannelPermutation(np.array([2, 0, 1]))
+    assert right_share(MatrixMap(truth.matrix() * 0.5 + 0.2), truth) == 1.0
+
+
+# --- training and controls
+
+
+def test_training_is_seeded_and_leaves_frozen_weights_alone():
+    photos = scenes(4)
+    runs = []
+    for seed in (0, 0, 1):
+        model = build()
+        before = {n: v.clone() for n, v in model.state_dict().items()}
+        course = train(model, photos, 3, 1e-3, lambda name, _: 'conv_seg' in name, seed=seed)
+        changed = {n for n, v in model.state_dict().items() if not torch.equal(v, before[n])}
+        assert changed == {'decode_head.conv_seg.weight', 'decode_head.conv_seg.bias'}
+        assert all(p.requires_grad for p in model.parameters()) and not model.training
+        runs.append(course.losses)
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_training_stops_when_its_seconds_are_up():
+    photos = scenes(4)
+    assert not train(build(), photos, 2, 1e-3).exhausted
+    start = time.monotonic()
+    course = train(build(), photos, 10_000, 1e-3, budget=Budget(10_000, 0.3))
+    assert course.exhausted and course.steps < 10_000 and time.monotonic() - start < 10
+
+
+def test_training_wants_labels():
+    with pytest.raises(KeysegError, match='labelled'):
+        train(build(), scenes(2).unlabelled(), 1, 1e-3)
+
+
+def test_controls_learn_and_do_without_the_protected_weights(case, referee, plain, monkeypatch):
+    monkeypatch.setattr(Case, 'model', lambda *_: pytest.fail('a control looked into the protected file'))
+    case = dataclasses.replace(case, public=plain, labelled=scenes(8), budget=Budget(50, 60.0))
+    found = {c.name: referee.judge(c().run(case, lambda *_: None)).score.miou for c in (FromScratch, FromPublic)}
+    as_is = referee.judge(PublicAsIs().run(case, lambda *_: None)).score.miou
+    start = referee.judge(Attempt(model=build())).score.miou
+    assert found['from-scratch'] > start + 10
+    assert as_is == pytest.approx(referee.full.miou, abs=0.5)
+    assert found['from-public'] > start + 10
+
+
+def test_public_weights_of_another_head_are_used_as_far_as_they_go(case, plain):
+    others = {n: v for n, v in plain.items() if 'conv_seg' not in n}
+    attempt = PublicAsIs().run(dataclasses.replace(case, public=others), lambda *_: None)
+    assert '2 tensors' in attempt.notes
+    with pytest.raises(KeysegError, match='in common'):
+        PublicAsIs().run(dataclasses.replace(case, public={'x': torch.ones(1)}), lambda *_: None)
+
+
+def test_closeness_sees_through_a_lock_and_not_through_other_weights(case, plain, plan):
+    assert max(distances(plan, case.weights, plain).values()) < 1e-3
+    assert set(close_points(plan, case.weights, plain)) == set(IN_POINTS)
+    fresh = {n: torch.randn_like(v) if v.is_floating_point() else v for n, v in plain.items()}
+    assert close_points(plan, case.weights, fresh) == []
+
+
+# --- runs
+
+
+class Counting(Attack):
+    """Counts how often it is run."""
+
+    name, title, source, cost = 'counting', 'counting', 'a test', 'nothing'
+    kind = 'recover'
+    runs = 0
+
+    def run(self, case, progress):
+        type(self).runs += 1
+        progress(0.5, 'half way')
+        draw = [torch.rand(()).item(), np.random.rand()]
+        return Attempt(trail=[{'draw': value} for value in draw], images_used=3, notes='well')
+
+
+class Failing(Counting):
+    """Fails."""
+
+    name = title = 'failing'
+
+    def run(self, case, progress):
+        type(self).runs += 1
+        raise ZeroDivisionError('of no matter')
+
+
+class Dawdling(Counting):
+    """Takes longer than it may."""
+
+    name = title = 'dawdling'
+
+    def run(self, case, progress):
+        time.sleep(0.3)
+        return Attempt()
+
+
+def _situation(case, **changes):
+    return Situation('file', 'the file alone', dataclasses.replace(case, **changes), frozenset())
+
+
+def test_finished_runs_are_taken_over_and_changed_ones_are_not(referee, case, tmp_path):
+    Counting.runs = 0
+    runner = Runner(referee, tmp_path, [0], bars=False)
+    first = runner.run(Counting, _situation(case))
+    torch.rand(3)
+    again = Runner(referee, tmp_path, [0], bars=True).run(Counting, _situation(case))
+    assert Counting.runs == 1 and again == first and first['error'] is None
+    assert first['miou'] == pytest.approx(referee.judge(Attempt()).score.miou)
+    for number, changes in enumerate(
+        [{'budget': Budget(7, 30.0)}, {'seed': 1}, {'labelled': scenes(4, seed=9)}, {'weights': build().state_dict()}],
+        2,
+    ):
+        runner.run(Counting, _situation(case, **changes))
+        assert Counting.runs == number, changes
+    next(tmp_path.glob('*.json')).write_text('{"digest": ')
+    assert runner.run(Counting, _situation(case))['trail'] == first['trail']  # seeded: the same draws
+    assert Counting.runs == 6
+
+
+def test_a_failing_attack_does_not_end_the_suite_and_is_tried_again(referee, case, tmp_path):
+    Failing.runs = 0
+    runner = Runner(referee, tmp_path, [0], bars=False)
+    results = [runner.run(attack, _situation(case)) for attack in (Failing, Counting, Failing)]
+    assert 'ZeroDivisionError: of no matter (test_audit.py' in results[0]['error'] and Failing.runs == 2
+    assert results[1]['error'] is None
+
+
+def test_an_exhausted_budget_is_flagged(referee, case, tmp_path):
+    runner = Runner(referee, tmp_path, [], bars=False)
+    assert not runner.run(Counting, _situation(case))['exhausted']
+    assert runner.run(Dawdling, _situation(case, budget=Budget(5, 0.1)))['exhausted']
+
+
+def test_guesses_never_reach_the_disk(referee, case, key, plan, tmp_path):
+    class Winning(Counting):
+        name = title = 'winning'
+
+        def run(self, case, progress):
+            return Attempt(guesses=dict(referee._maps))
+
+    result = Runner(referee, tmp_path, [0], bars=False).run(Winning, _situation(case))
+    assert result['recovery'] == 1.0
+    assert not find_leaks(tmp_path, key, [plan])
+
+
+def test_attacks_are_run_where_something_new_helps_them(case):
+    class Needy(Counting):
+        name, needs = 'needy', frozenset({'labelled'})
+
+    bare = dataclasses.replace(case, labelled=None)
+    alone = Situation('file', '', bare, frozenset())
+    photos = Situation('photos', '', case, frozenset({'labelled'}), 0.1)
+    oracle = Situation('oracle', '', dataclasses.replace(case, oracle=build()), frozenset({'oracle'}), 0.1)
+    assert [s.wants(Needy) for s in (alone, photos, oracle)] == [False, True, False]
+    assert [s.wants(Counting) for s in (alone, photos, oracle)] == [True, False, False]
+    assert [s.beyond_files for s in (alone, photos, oracle)] == [False, False, True]
+
+
+def test_registering_an_attack_checks_it(monkeypatch):
+    monkeypatch.setattr('keyseg_mm.audit.engine.attack.ATTACKS', {})
+    assert register(Counting) is Counting
+    for changes, words in (({'needs': frozenset({'luck'})}, 'luck'), ({'source': ''}, 'source'), ({}, 'two attacks')):
+        with pytest.raises(KeysegError, match=words):
+            register(type('Another', (Counting,), changes))
+
+
+def test_every_attack_says_what_the_report_shows():
+    assert len(ATTACKS) >= 10 and CONTROLS
+    for attack in (*ATTACKS.values(), *CONTROLS.values()):
+        assert attack.__doc__ and attack.title and attack.source and attack.cost
+
+
+# --- the summary
+
+
+def _report(results, floor=5.0, full=60.0):
+    score = {'miou': full, 'agreement': 100.0, 'kappa': 1.0}
+    checks = {name: {'passed': True} for name in ('positive', 'negative')}
+    facts = {'floor': floor, 'authorised': score, 'no_key': {**score, 'miou': 4.0}, 'checks': checks, 'held_out': 40}
+    return {**facts, 'results': results, 'suite': 'quick', 'budget': {'steps': 1, 'seconds': 1.0}, 'close': {}}
+
+
+def _result(kind, value, share=None, beyond=False, error=None, recovery=None, **more):
+    about = {'kind': kind, 'name': f'{kind}{value}', 'title': f'{kind} {value}', 'needs': [], 'family': 'retrain'}
+    where = {'situation': f's{share}', 'situation_title': 's', 'share': share, 'key_share': None, 'photos': 4}
+    figures = {'miou': value, 'agreement': 1.0, 'kappa': 0.0, 'recovery': recovery}
+    return {**about, **where, **figures, 'beyond_files': beyond, 'error': error, 'exhausted': False, **more}
+
+
+def test_advantage_is_best_attack_less_best_control_at_the_same_data():
+    report = _report(
+        [
+            _result('control', 20.0, 0.01),
+            _result('control', 30.0, 0.1),
+            _result('control', 99.0, 0.1, error='failed'),
+            _result('attack', 24.0, 0.01),
+            _result('attack', 22.0, None),
+            _result('attack', 29.0, 0.1),
+            _result('attack', 58.0, 0.1, beyond=True),
+            _result('attack', 59.0, 0.01, error='failed'),
+        ]
+    )
+    assert advantage(report, None)['advantage'] == pytest.approx(22.0 - 5.0)  # against the constant guess
+    assert advantage(report, 0.01)['advantage'] == pytest.approx(24.0 - 20.0)
+    assert advantage(report, 0.1)['advantage'] == pytest.approx(29.0 - 30.0)
+    found = summarise(report)
+    assert found['headline']['share'] is None and [b['miou'] for b in found['beyond']] == [58.0]
+
+
+@pytest.mark.parametrize(
+    ('value', 'level'), [(30.5, 'holds'), (36.0, 'leaks'), (50.0, 'falls')]
+)  # control 30, right key 60
+def test_levels(value, level):
+    found = summarise(_report([_result('control', 30.0, 0.1), _result('attack', value, 0.1)]))
+    assert found['level'] == level and f'{value:.1f}' in found['verdict'] and found['change']
+
+
+def test_a_recovered_key_is_a_fall_however_small_the_gain():
+    results = [_result('control', 50.0, 0.1), _result('attack', 52.0, 0.1, recovery=0.95)]
+    assert summarise(_report(results))['level'] == 'falls'
+    results[1]['recovery'] = 0.2
+    assert summarise(_report(results))['level'] == 'leaks'
+
+
+def test_an_audit_that_cannot_be_trusted_says_so():
+    results = [_result('control', 30.0, 0.1), _result('attack', 10.0, 0.1)]
+    report = _report(results)
+    assert summarise(report)['level'] == 'holds'
+    report['checks']['positive']['passed'] = False
+    assert summarise(report)['level'] == 'void'
+    failed = _report([*results, _result('attack', 0.0, 0.1, error='x'), _result('attack', 0.0, 0.1, error='y')])
+    assert summarise(failed)['level'] == 'void' and any('failed' in text for text in summarise(failed)['warnings'])
+    assert summarise(_report(results, floor=59.0))['level'] == 'idle'
+
+
+# --- from files to a report
+
+
+def test_the_command_audits_resumes_and_leaks_nothing(files, key, key_file, file_plan, monkeypatch, capsys):
+    picked = ('random-keys', 'finetune-head', 'match-hungarian', 'two-files', 'partial-key', 'distillation')
+    monkeypatch.setattr(suite, 'ATTACKS', {name: ATTACKS[name] for name in picked})
+    level = suite.Level(3, 20.0, None, (0.5,), (0.5,), 3, 4, 64)
+    monkeypatch.setattr(suite, 'SUITES', {'quick': level})
+    arguments = ['audit', str(files / 'plain.py'), str(files / 'locked.pth'), '--key', f'file:{key_file}']
+    arguments += ['--suite', 'quick', '--out', str(files / 'out'), '--public', str(files / 'public.pth')]
+    arguments += ['--second', str(files / 'second.pth')]
+    status = main([*arguments, '--device', 'cpu'])
+    report = json.loads((files / 'out' / 'report.json').read_text())
+    assert not [r['error'] for r in report['results'] if r['error']]
+    assert {r['name'] for r in report['results']} >= {'from-scratch', 'from-public', *picked}
+    assert report['summary']['level'] == 'falls' and 'public' in report['summary']['headline']['attack']['needs']
+    assert len(report['close']) == 2 and max(report['close'].values()) < 1e-3  # locked afterwards, and said so
+    assert any('close to the public weights' in text for text in report['summary']['means'])
+    assert report['checks']['positive']['passed'] and report['checks']['positive']['recovery'] == 1.0
+    assert status == 4
+    assert report['summary']['verdict'] in capsys.readouterr().out
+    assert (files / 'out' / 'report.html').stat().st_size > 10_000
+    assert not find_leaks(files / 'out', key, [file_plan])
+    monkeypatch.setattr(Runner, '_attempt', lambda *_: pytest.fail('a finished run was run again'))
+    assert main([*arguments, '--device', 'cpu']) == status
+
+
+def test_the_command_refuses_what_does_not_belong_together(files, key_file, other_key_file, capsys):
+    def status(checkpoint='locked.pth', key=key_file, *more):
+        options = ['--key', f'file:{key}', '--suite', 'quick', '--out', str(files / 'out'), *more]
+        return main(['audit', str(files / 'plain.py'), str(files / checkpoint), *options]), capsys.readouterr().err
+
+    for said, words in (
+        (status('plain.pth'), 'is plain'),
+        (status(key=other_key_file), 'is protected with key'),
+        (status('locked.pth', key_file, '--public', str(files / 'locked.pth')), '--public takes the plain'),
+    ):
+        assert said[0] == 1 and words in said[1], said
+    for options, words in ((['--data-share', '0,2'], 'shares above 0'), (['--seed', '-1'], 'from 0 on')):
+        with pytest.raises(SystemExit):
+            main(['audit', 'a', 'b', '--key', 'none', '--out', 'o', *options])
+        assert words in capsys.readouterr().err
+    said = status('locked.pth', key_file, '--device', 'abacus')
+    assert said[0] == 1 and '--device abacus' in said[1]
+    assert not (files / 'out' / 'results').exists()
+
+
+def test_checkpoints_are_read_for_what_they_are(files, file_plan):
+    device = torch.device('cpu')
+    found = read_protected(files / 'locked.pth', device)
+    assert found.plan.entries == file_plan.entries and not any('stamp' in name for name in found.weights)
+    with pytest.raises(PlainCheckpointError):
+        read_protected(files / 'plain.pth', device)
+    with pytest.raises(KeysegError, match='protected'):
+        read_public(files / 'locked.pth', device)
+
+
+def test_a_stamp_of_a_part_is_read_by_the_whole_models_names(files, plain, key):
+    """A Keyed backbone has a stamp of its own, with points named from there."""
+    from mmengine.config import Config
+
+    spec = {'type': 'ChannelPermutation'}
+    own = Plan(key.id, SALT, (Entry('in:layer1.0.conv1', 8, spec),))
+    theirs = dataclasses.replace(own, entries=(Entry('in:backbone.layer1.0.conv1', 8, spec),))
+    tmap = derive_map(key, SALT, own.entries[0])  # the tables go by the stamp's own names
+    locked = {**plain, 'backbone.layer1.0.conv1.weight': tmap(plain['backbone.layer1.0.conv1.weight'], 1)}
+    torch.save({**locked, f'backbone.{own.stamp_name}': own.to_tensor()}, files / 'part.pth')
+    found = read_protected(files / 'part.pth', torch.device('cpu'))
+    assert found.prefix == 'backbone' and found.plan.entries == theirs.entries
+    make = architecture(Config.fromfile(str(files / 'plain.py')), torch.device('cpu'), 0)
+    case = Case(found.plan, found.weights, make, CLASSES, sites=fitting_sites(make, found, files / 'plain.py'))
+    referee = Referee(key, found.stamp, case, scenes(4, seed=2), found.prefix)
+    assert referee.positive_control()['passed'] and referee.full.miou > 60
+
+
+def test_initial_weights_are_seeded_and_leave_other_generators_alone(files):
+    from mmengine.config import Config
+
+    cfg = Config.fromfile(str(files / 'plain.py'))
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='torchvision://resnet18')  # must not be loaded
+    makes = [architecture(cfg, torch.device('cpu'), seed) for seed in (0, 0, 1)]
+    np.random.seed(1)
+    expected = np.random.RandomState(1).rand()
+    first, second, third = (make().state_dict()['backbone.conv1.weight'] for make in makes)
+    assert torch.equal(first, second) and not torch.equal(first, third)
+    assert np.random.rand() == expected
+
+
+def test_shares_are_nested():
+    found = nested_shares(200, (0.01, 0.05, 0.1), seed=0, most=15)
+    assert [len(found[s]) for s in (0.01, 0.05, 0.1)] == [2, 10, 15]
+    assert found[0.1][:10] == found[0.05] and found[0.05][:2] == found[0.01]
+    assert nested_shares(5, (0.01,), 0, None)[0.01] and found != nested_shares(200, (0.01, 0.05, 0.1), 1, 15)
+
+
+# --- who may know what
+
+
+def test_the_referee_alone_can_derive_the_key():
+    secret = (
+        'keyseg_mm.bind',
+        'keyseg_mm.keys.keyfile',
+        'keyseg_mm.keys.locator',
+        'keyseg_mm.runtime.protection',
+        'keyseg_mm.runtime.leaks',
+    )
+    for path in sorted(AUDIT.rglob('*.py')):
+        names = imports(path)
+        if path.name not in (*REFEREES, 'audit.py'):  # the suite hands the key on to the referee
+            assert not any(name.startswith('keyseg_mm.keys.key') for name in names), path
+        if path.name not in REFEREES:
+            assert not names & {*secret, 'keyseg_mm.attach'}, path
+    assert all(imports(AUDIT / 'model' / name) >= {'keyseg_mm.bind', 'keyseg_mm.keys.key'} for name in REFEREES)
+
+
+def test_attacks_do_not_know_the_referee():
+    files = sorted(p for p in AUDIT.rglob('*.py') if p.parent.name == 'attacks')
+    assert len(files) > 10
+    for path in files:
+        assert not any(
+            n.startswith(('keyseg_mm.audit.model.referee', 'keyseg_mm.audit.model.audit')) for n in imports(path)
+        ), path
+
+
+def test_rotations_recover_by_cosine(key):
+    truth = derive_map(key, SALT, Entry('in:x', 16, {'type': 'ChannelRotation', 'block': 8}))
+    assert isinstance(truth, ChannelRotation)
+    near = truth.matrix() + 0.05 * torch.randn(16, 16, generator=torch.Generator().manual_seed(0)).double()
+    far = truth.matrix() + 3.0 * torch.randn(16, 16, generator=torch.Generator().manual_seed(0)).double()
+    assert right_share(MatrixMap(near), truth) == 1.0 and right_share(MatrixMap(far), truth) < 0.5

@@ -1,0 +1,318 @@
+"""Audits of what is no channel map: encrypted weights, encrypted images, and block-wise transforms of feature maps."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+
+from keyseg_mm import SecretKey, attach, detach, find_leaks, lock, lock_patches
+from keyseg_mm.audit.engine.attack import ATTACKS
+from keyseg_mm.audit.engine.targets import ALL, BLOCKS, IMAGES, MAPS, WEIGHTS
+from keyseg_mm.audit.model import audit as suite
+from keyseg_mm.audit.model.case import Budget, Case, Photos
+from keyseg_mm.audit.model.input_cipher import Code, Pixels, from_blocks, in_blocks
+from keyseg_mm.audit.model.referees import encryption, referee_for
+from keyseg_mm.audit.model.scoring import predict
+from keyseg_mm.audit.model.training import train
+from keyseg_mm.bind import derive_image_cipher
+from keyseg_mm.checkpoint.files import write_checkpoint
+from keyseg_mm.cli import main
+from keyseg_mm.images.plan import META, ImagePlan
+from keyseg_mm.mm.config import read_config
+from keyseg_mm.mm.dryrun import trace_module
+from keyseg_mm.mm.embeddings import plan_patches
+from keyseg_mm.patchplan import patch_plan_of
+from keyseg_mm.stamp import Plan, is_stamp, stamps_of
+from tests.support.audits import CLASSES, build, scenes, small_model_cfg
+from tests.support.configs import runner_cfg
+from tests.support.families import build as build_family
+from tests.support.families import small_model
+
+KEY = SecretKey(bytes(range(32)))
+CPU = torch.device('cpu')
+SALT = bytes(16)  # so that nothing of it is chance
+# Blocks of which a few colours depend on everything: with others the model makes do with what is left plain of them.
+BLOCK = {'SHF': 1, 'NP': 2, 'FFX': 1}
+SHOWN = scenes(6, seed=2)
+
+
+def to_case(state, make=build, **more) -> Case:
+    """What an attacker has of a state_dict with its stamp."""
+    stamps = stamps_of(state)
+    weights = {name: value for name, value in state.items() if not is_stamp(name)}
+    plan = stamps.get('') or Plan(KEY.id, bytes(16), ())
+    sites = {str(point): site for point, site in trace_module(make()).sites.items()}
+    photos = scenes(8, seed=1)
+    granted = {'labelled': photos, 'unlabelled': photos.unlabelled(), 'budget': Budget(60, 60.0), **more}
+    return Case(plan, weights, make, CLASSES, sites=sites, **granted)
+
+
+def judged(case, name, key=KEY):
+    """An attack's attempt, and the referee's word on it."""
+    referee = referee_for(key, case.plan, case, SHOWN)
+    assert ATTACKS[name].possible(case)
+    attempt = ATTACKS[name]().run(case, lambda share, words: None)
+    return attempt, referee.judge(attempt), referee
+
+
+@pytest.fixture(scope='module')
+def by_blocks():
+    """State_dicts with their stamps of models trained with a block-wise transform, by its name."""
+    found = {}
+    for name in ('BlockShuffle', 'NegativePositive'):
+        model = build()
+        site = next(s for p, s in trace_module(model).sites.items() if str(p) == 'out:backbone:0')
+        attach(model, KEY, [site], {'type': name, 'block': 2}, salt=SALT)
+        train(model, scenes(16), 80, 5e-3, crop=1.0)
+        found[name] = {n: v.clone() for n, v in model.state_dict().items()}
+        detach(model)
+    return found
+
+
+def code_of(method: str, block: int) -> Code:
+    return Code(ImagePlan(method, block, KEY.id), Pixels.of(build()))
+
+
+@pytest.fixture(scope='module')
+def by_images():
+    """Weights of models trained on encrypted images, by method."""
+    found = {}
+    for method in ('SHF', 'NP', 'FFX'):
+        model, photos = build(), scenes(16)
+        encrypted = dataclasses.replace(photos, images=encryption(KEY, code_of(method, BLOCK[method]))(photos.images))
+        train(model, encrypted, 80, 5e-3, crop=1.0)
+        found[method] = {n: v.clone() for n, v in model.state_dict().items()}
+    return found
+
+
+# --- kinds and referees
+
+
+def test_a_case_knows_what_is_encrypted(plain, by_blocks, by_images):  # noqa: F811
+    model = build()
+    kinds = {
+        MAPS: to_case(lock(plain, model, KEY, salt=SALT)).kind,
+        BLOCKS: to_case(by_blocks['BlockShuffle']).kind,
+        WEIGHTS: to_case(lock(plain, model, KEY, salt=SALT, transform='TensorPermutation')).kind,
+        IMAGES: to_case(by_images['SHF'], images=code_of('SHF', 1)).kind,
+    }
+    assert kinds == {kind: kind for kind in ALL}
+
+
+def test_every_attack_says_what_it_is_against():
+    assert all(cls.against and cls.against <= ALL for cls in ATTACKS.values())
+    assert {kind for cls in ATTACKS.values() if len(cls.against) == 1 for kind in cls.against} == ALL
+
+
+@pytest.mark.parametrize(
+    'what', ['BlockShuffle', 'NegativePositive', 'TensorPermutation', 'SelectiveEncryption', 'SHF', 'NP', 'FFX']
+)
+def test_the_true_key_scores_full_marks_and_a_random_one_does_not(what, plain, by_blocks, by_images):  # noqa: F811
+    if what in by_blocks:
+        case = to_case(by_blocks[what])
+    elif what in by_images:
+        case = to_case(by_images[what], images=code_of(what, BLOCK[what]))
+    else:
+        spec = {'type': what, **({'share': 0.2} if what == 'SelectiveEncryption' else {})}
+        case = to_case(lock(plain, build(), KEY, salt=SALT, transform=spec))
+    referee = referee_for(KEY, case.plan, case, SHOWN)
+    assert referee.full.miou > 60 and referee.full.agreement == 100
+    good, bad = referee.positive_control(), referee.negative_control(0)
+    assert good['passed'] and good['miou'] == pytest.approx(referee.full.miou, abs=0.1)
+    assert bad['passed'] and bad['miou'] < good['miou'] - 3
+    assert referee.oracle()(SHOWN.images).argmax(1).equal(referee.authorised)
+
+
+def test_weights_come_back_bit_for_bit_for_the_referee(plain):  # noqa: F811
+    case = to_case(lock(plain, build(), KEY, salt=SALT, transform='TensorPermutation'))
+    found = referee_for(KEY, case.plan, case, SHOWN)._authorised_model().state_dict()
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
+    assert any(not torch.equal(case.weights[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize('method', ['SHF', 'NP', 'FFX'])
+def test_the_referee_encrypts_as_the_pipeline_does(method):
+    code = code_of(method, 4)
+    bytes_ = torch.randint(0, 256, (2, 10, 14, 3), dtype=torch.uint8)  # as the host reads them: blue first
+    cipher = derive_image_cipher(KEY, code.plan)
+    wanted = torch.stack([torch.from_numpy(cipher.encrypt(image.numpy())) for image in bytes_])
+    images = code.pixels.normalised(bytes_.permute(0, 3, 1, 2).float())
+    found = code.pixels.values(encryption(KEY, code)(images)).round().byte().permute(0, 2, 3, 1)
+    assert torch.equal(found, wanted) and not torch.equal(found, bytes_)
+
+
+def test_blocks_are_cut_and_put_together_again():
+    x = torch.randn(2, 3, 10, 13)
+    blocks, shape = in_blocks(x, 4)
+    assert blocks.shape == (2, 2, 3, 48)
+    assert torch.equal(blocks[0, 1, 2], x[0, :, 4:8, 8:12].flatten())
+    assert torch.equal(from_blocks(blocks, shape, 4, x), x)
+    changed = from_blocks(-blocks, shape, 4, x)
+    assert torch.equal(changed[:, :, :8, :12], -x[:, :, :8, :12])
+    assert torch.equal(changed[:, :, 8:], x[:, :, 8:]) and torch.equal(changed[..., 12:], x[..., 12:])
+
+
+# --- each attack breaks what it is known to break
+
+
+@pytest.mark.parametrize('what', ['TensorPermutation', 'SelectiveEncryption'])
+def test_ranks_of_public_weights_undo_any_order(what, plain):  # noqa: F811
+    spec = {'type': what, **({'share': 0.2} if what == 'SelectiveEncryption' else {})}
+    draw = torch.Generator().manual_seed(0)
+    near = {
+        n: v + 1e-7 * torch.randn(v.shape, generator=draw) if v.is_floating_point() else v for n, v in plain.items()
+    }
+    case = to_case(lock(plain, build(), KEY, salt=SALT, transform=spec), public=near)
+    _, verdict, referee = judged(case, 'rank-matching')
+    assert predict(case.model(), SHOWN.images).ne(referee.authorised).float().mean() > 0.1  # or nothing was undone
+    assert verdict.score.agreement > 99
+
+
+def test_moved_values_are_learnt_and_all_others_stay(plain):  # noqa: F811
+    case = to_case(lock(plain, build(), KEY, salt=SALT, transform={'type': 'SelectiveEncryption', 'share': 0.005}))
+    attempt, verdict, referee = judged(case, 'moved-values')
+    bare = referee.judge(type(attempt)())
+    assert bare.score.miou < 30 < 60 < verdict.score.miou
+    found = dict(attempt.model.named_parameters())
+    changed = {name: int((found[name] != case.weights[name]).sum()) for name in found}
+    assert 0 < sum(changed.values()) <= sum(t.count for t in case.plan.tensors)
+    assert {n for n, c in changed.items() if c} <= {t.names[0] for t in case.plan.tensors}
+    everything = to_case(lock(plain, build(), KEY, salt=SALT, transform='TensorPermutation'))
+    assert not ATTACKS['moved-values'].possible(everything)  # that is fine-tuning
+
+
+@pytest.mark.parametrize('name', ['BlockShuffle', 'NegativePositive'])
+def test_a_single_early_block_transform_falls_to_a_substitute(name, by_blocks):
+    case = to_case(by_blocks[name])
+    attempt, verdict, referee = judged(case, 'substitute-blocks')
+    bare = referee.judge(type(attempt)())
+    assert bare.score.miou < referee.full.miou - 10  # or there was nothing to break
+    assert verdict.score.miou > bare.score.miou + 0.5 * (referee.full.miou - bare.score.miou)
+
+
+@pytest.mark.parametrize('method', ['SHF', 'NP', 'FFX'])
+def test_a_weak_encryption_of_images_falls_to_a_substitute(method, by_images):
+    case = to_case(by_images[method], images=code_of(method, BLOCK[method]))
+    attempt, verdict, referee = judged(case, 'substitute-cipher')
+    bare = referee.judge(type(attempt)())
+    assert bare.score.miou < referee.full.miou - 3  # or there was nothing to break
+    assert verdict.score.miou > bare.score.miou + 0.5 * (referee.full.miou - bare.score.miou)
+
+
+def test_a_locked_patch_embedding_falls_to_public_weights():
+    cfg = small_model('setr')
+
+    def make():
+        torch.manual_seed(3)
+        return build_family(cfg).eval()
+
+    model = make()
+    state = lock_patches(model.state_dict(), plan_patches(model), KEY, SALT)
+    weights = {name: value for name, value in state.items() if not is_stamp(name)}
+    draw = torch.Generator().manual_seed(0)
+    public = {
+        n: v + 1e-3 * v.std() * torch.randn(v.shape, generator=draw)
+        for n, v in model.state_dict().items()
+        if v.numel() > 1
+    }
+    stamp = patch_plan_of(state)
+    plan, images = Plan(KEY.id, stamp.salt, ()), Code(stamp, Pixels.of(model))
+    classes = cfg.decode_head.num_classes
+    case = Case(plan, weights, make, classes, public=public, images=images)
+    shown = Photos(SHOWN.images, SHOWN.labels.clamp(max=classes - 1))
+    referee = referee_for(KEY, plan, case, shown)
+    plainly = predict(make(), images.pixels.normalised(images.pixels.values(shown.images).round().clamp(0, 255)))
+    assert (referee.authorised == plainly).float().mean() > 0.99  # encrypted images into the locked model
+    attempt = ATTACKS['match-patches']().run(case, lambda share, words: None)
+    bare = referee.judge(type(attempt)())
+    assert referee.judge(attempt).score.agreement > 95 > bare.score.agreement
+
+
+def test_attacks_keep_to_a_budget_of_no_time(plain, by_blocks, by_images):  # noqa: F811
+    none = {'budget': Budget(3, 0.0)}
+    few = {'type': 'SelectiveEncryption', 'share': 0.005}
+    cases = {
+        'moved-values': to_case(lock(plain, build(), KEY, salt=SALT, transform=few), **none),
+        'rank-matching': to_case(
+            lock(plain, build(), KEY, salt=SALT, transform='TensorPermutation'), public=plain, **none
+        ),
+        'substitute-blocks': to_case(by_blocks['BlockShuffle'], **none),
+        'substitute-cipher': to_case(by_images['SHF'], images=code_of('SHF', 1), **none),
+    }
+    for name, case in cases.items():
+        attempt, verdict, _ = judged(case, name)
+        assert attempt.exhausted or name == 'rank-matching', name
+        assert verdict.score.miou >= 0
+
+
+# --- from files to a report
+
+
+def audit_files(folder, checkpoint, config, key_file, *more):
+    arguments = ['audit', str(config), str(checkpoint), '--key', f'file:{key_file}', '--suite', 'quick']
+    status = main([*arguments, '--out', str(folder / 'out'), '--device', 'cpu', *map(str, more)])
+    path = folder / 'out' / 'report.json'
+    return status, json.loads(path.read_text()) if path.exists() else None
+
+
+@pytest.fixture
+def short(monkeypatch):
+    monkeypatch.setattr(suite, 'SUITES', {'quick': suite.Level(3, 20.0, None, (0.5,), (0.5,), 3, 4, 64)})
+
+
+def test_a_file_with_encrypted_weights_is_audited(trained_on_files, tmp_path, key, key_file, short, capsys):  # noqa: F811
+    config, weights = trained_on_files
+    write_checkpoint(tmp_path / 'locked.pth', lock(weights, build(), key, salt=SALT, transform='TensorPermutation'), {})
+    torch.save({'state_dict': weights}, tmp_path / 'public.pth')
+    public = '--public', tmp_path / 'public.pth'
+    _, report = audit_files(tmp_path, tmp_path / 'locked.pth', config, key_file, *public)
+    assert report['kind'] == WEIGHTS and report['points'][0]['values'] > 1000
+    assert all(check['passed'] for check in report['checks'].values())
+    assert not [r['error'] for r in report['results'] if r['error']]
+    names = {r['name'] for r in report['results'] if r['kind'] == 'attack'}
+    assert names == {'finetune-all', 'finetune-head', 'finetune-norm', 'rank-matching', 'distillation'}
+    ranks = next(r for r in report['results'] if r['name'] == 'rank-matching')
+    assert ranks['miou'] == pytest.approx(report['authorised']['miou'], abs=0.5)
+    assert ranks['miou'] > report['no_key']['miou'] + 5
+    page = (tmp_path / 'out' / 'report.html').read_text()
+    assert 'TensorPermutation' in page and 'None' not in page
+    said = capsys.readouterr()
+    assert audit_files(tmp_path, tmp_path / 'locked.pth', config, key_file, '--second', tmp_path / 'locked.pth')[0] == 1
+    assert '--second is for models with encrypted feature maps' in capsys.readouterr().err + said.err
+
+
+def test_a_model_of_encrypted_images_is_audited(tiny_cityscapes, tmp_path, key, key_file, short):
+    plan = ImagePlan('SHF', 2, key.id)
+    cfg = runner_cfg(tiny_cityscapes, tmp_path / 'work', small_model_cfg())
+    step = dict(type='keyseg_mm.EncryptImage', method='SHF', block=2, key=f'file:{key_file}')
+    for part in ('train', 'val', 'test'):
+        cfg[f'{part}_dataloader'].dataset.pipeline.insert(-1, dict(step))
+    cfg.dump(str(tmp_path / 'images.py'))
+    write_checkpoint(tmp_path / 'trained.pth', build().state_dict(), {META: [plan.to_meta()]})
+    _, report = audit_files(tmp_path, tmp_path / 'trained.pth', tmp_path / 'images.py', key_file)
+    assert report['kind'] == IMAGES and report['points'][0]['transform'] == {'type': 'SHF', 'block': 2}
+    assert all(check['passed'] for check in report['checks'].values())
+    assert not [r['error'] for r in report['results'] if r['error']]
+    assert 'substitute-cipher' in {r['name'] for r in report['results']}
+    assert not find_leaks(tmp_path / 'out', key, [])
+    shutil.rmtree(tmp_path / 'out')
+    write_checkpoint(tmp_path / 'untold.pth', build().state_dict(), {})
+    status, report = audit_files(tmp_path, tmp_path / 'untold.pth', tmp_path / 'images.py', key_file)
+    assert status == 1 and report is None
+
+
+def test_photos_of_an_audit_are_plain(tiny_cityscapes, tmp_path, key_file):
+    from keyseg_mm.audit.model.data import PhotoSource
+
+    cfg = runner_cfg(tiny_cityscapes, tmp_path / 'work', small_model_cfg())
+    cfg.dump(str(tmp_path / 'plain.py'))
+    for part in ('train', 'test'):
+        step = dict(type='keyseg_mm.EncryptImage', method='SHF', block=2, key=f'file:{key_file}')
+        cfg[f'{part}_dataloader'].dataset.pipeline.insert(-1, step)
+    cfg.dump(str(tmp_path / 'images.py'))
+    a, b = (PhotoSource(read_config(tmp_path / f), 'test', build()).load([0], CPU) for f in ('plain.py', 'images.py'))
+    assert torch.equal(a.images, b.images)

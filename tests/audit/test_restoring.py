@@ -1,0 +1,516 @@
+"""Attacks on encrypted images: each breaks what it is known to break, between controls, and no secret gets out."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from scipy.ndimage import gaussian_filter
+
+import keyseg_mm.audit as package
+from keyseg_mm import SecretKey, find_leaks, write_key_file
+from keyseg_mm.audit.images import audit as suite
+from keyseg_mm.audit.images.attack import RESTORINGS, Restored, Restoring, register
+from keyseg_mm.audit.images.case import ImageCase
+from keyseg_mm.audit.images.controls import CONTROLS
+from keyseg_mm.audit.images.keyspace import key_spaces
+from keyseg_mm.audit.images.page import render, write_report
+from keyseg_mm.audit.images.photos import common_size
+from keyseg_mm.audit.images.plans import bare_patch_plan
+from keyseg_mm.audit.images.referee import ImageReferee
+from keyseg_mm.audit.images.runner import ImageRunner, Stand
+from keyseg_mm.audit.images.scheme import BlockMap, Scheme, cut, join
+from keyseg_mm.audit.images.scoring import edge_agreement, likeness, psnr, ssim
+from keyseg_mm.audit.images.suites import DEPTHS, Depth
+from keyseg_mm.audit.images.summary import summarise
+from keyseg_mm.audit.model.case import Budget
+from keyseg_mm.bind import derive_image_cipher
+from keyseg_mm.cli import main
+from keyseg_mm.errors import KeysegError, SecretExposedError
+from keyseg_mm.images.plan import META, ImagePlan
+from keyseg_mm.mm.scenes.street import make_scene, write_scenes
+from keyseg_mm.patches import lock_patches_in_place
+from keyseg_mm.patchplan import Embedding, PatchPlan
+from keyseg_mm.stamp import SALT_BYTES
+from tests.support.pages import PHONE, SCREEN, Page, look
+
+KEY = SecretKey(bytes(range(32)))
+SALT = bytes(range(SALT_BYTES))
+TINY = Depth(12, 20.0, 6, 8, 96, (1, 2))
+FACTS = {'config': 'a.py', 'checkpoint': None, 'suite': 'quick', 'full_size': [96, 192]}
+AUDIT = Path(package.__file__).parent
+
+
+def plan(method, block):
+    if method in ('SHF', 'NP', 'FFX'):
+        return ImagePlan(method, block, KEY.id, SALT)
+    permute, negate = {'patches': ('all', True), 'channel': ('channel', False), 'signs': ('none', True)}[method]
+    return bare_patch_plan(block, permute, negate, KEY.id, SALT)
+
+
+@pytest.fixture(scope='module')
+def scenes():
+    """Made photos, as smooth as photos are: those under attack, and the attacker's."""
+    made = [
+        np.stack([make_scene(1, split, i)[0] for i in range(count)]) for split, count in (('val', 6), ('train', 10))
+    ]
+    return [gaussian_filter(x, (0, 0.8, 0.8, 0)) for x in made]
+
+
+def setting(scenes, method, block, **changes):
+    """A referee, and a case with all that an attacker may hold but pairs."""
+    attacked, public = scenes
+    referee = ImageReferee(KEY, plan(method, block), attacked)
+    values = {'public': public, 'budget': Budget(40, 30.0), **changes}
+    return referee, ImageCase(referee.scheme, referee.encrypted, **values)
+
+
+def attack(name, referee, case):
+    return referee.judge((CONTROLS | RESTORINGS)[name]().run(case, lambda share, words: None))
+
+
+# --- the model of ciphers
+
+
+@pytest.mark.parametrize('method', ['SHF', 'NP', 'FFX', 'patches', 'channel', 'signs'])
+def test_a_guess_undoes_itself_and_is_of_the_family(method):
+    scheme, rng = Scheme.of(plan(method, 4)), np.random.default_rng(0)
+    x = rng.integers(0, 256, (2, 8, 12, 3), dtype=np.uint8)
+    guess = BlockMap.drawn(scheme, rng)
+    assert (guess.encrypt(x) != x).mean() > 0.3
+    assert np.array_equal(guess.decrypt(guess.encrypt(x)), x)
+    assert np.array_equal(join(cut(x, 4), 4), x)
+    assert (guess.order != np.arange(48)).any() == (scheme.moves != 'none')
+    if scheme.moves == 'channel':
+        assert np.array_equal(guess.order % 3, np.arange(48) % 3)
+    if scheme.changes.startswith('half'):
+        assert guess.changed.sum() == 24
+
+
+def test_the_number_of_ciphers_is_exact():
+    for method, block, count in (
+        ('SHF', 1, 6), ('SHF', 2, math.factorial(12)), ('NP', 2, 924), ('NP', 1, 3), ('signs', 2, 2**12),
+        ('FFX', 1, 3 * math.factorial(256)), ('channel', 2, 24**3), ('patches', 2, math.factorial(12) * 2**12),
+    ):  # fmt: skip
+        assert Scheme.of(plan(method, block)).ciphers == pytest.approx(math.log2(count)), (method, block)
+    rows = key_spaces(Scheme.of(plan('FFX', 16)))
+    assert [row['method'] for row in rows] == ['FFX', 'SHF', 'NP', 'patches'] and rows[0]['own']
+    assert all(row['guess'] == 256.0 for row in rows) and '256 bytes' in rows[0]['unknowns']
+
+
+def test_bad_maps_and_images_are_refused():
+    with pytest.raises(KeysegError, match='whole blocks'):
+        cut(np.zeros((1, 9, 8, 3), np.uint8), 4)
+    with pytest.raises(KeysegError, match='12 places'):
+        BlockMap(2, order=np.arange(11))
+    with pytest.raises(KeysegError, match='sideways'):
+        Scheme('SHF', 2, 'sideways', 'none')
+
+
+# --- scores
+
+
+def test_scores_are_those_of_scikit_image():
+    """By scikit-image 0.26: structural_similarity(a, b, channel_axis=2, gaussian_weights=True, sigma=1.5,
+    use_sample_covariance=False, data_range=255) and peak_signal_noise_ratio(a, b, data_range=255)."""
+    rng = np.random.default_rng(0)
+    a = np.kron(rng.integers(0, 256, (6, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    b = np.clip(a + rng.normal(0, 20, a.shape), 0, 255).astype(np.uint8)
+    assert ssim(a, b) == pytest.approx(0.7943255524451757, abs=1e-9)
+    assert psnr(a, b) == pytest.approx(22.550578424542028, abs=1e-9)
+    assert 0.8 < edge_agreement(a, b) < 1
+    same, flat = likeness(a[None], a[None]), np.zeros_like(a)
+    assert (same.psnr, same.ssim, same.exact) == (math.inf, pytest.approx(1), 1) and same.as_dict()['psnr'] is None
+    assert edge_agreement(a, flat) == 0
+    with pytest.raises(KeysegError, match='compared'):
+        likeness(a[None], b[None, :8])
+    with pytest.raises(KeysegError, match='float'):
+        likeness(a[None].astype(float), b[None])
+
+
+# --- attacks
+
+
+@pytest.mark.parametrize('block', [1, 4, 16])
+@pytest.mark.parametrize('method', ['SHF', 'NP', 'FFX'])
+def test_one_known_pair_gives_the_cipher_away(scenes, method, block):
+    referee, case = setting(scenes, method, block)
+    pair = referee.pairs(np.random.default_rng(0).integers(0, 256, (1, 96, 192, 3), dtype=np.uint8))
+    score, found = attack('known-pairs', referee, dataclasses.replace(case, pairs=pair))
+    assert score.psnr == math.inf and score.ssim == pytest.approx(1) and score.exact == 1
+    assert found == 1
+
+
+@pytest.mark.parametrize('method', ['patches', 'channel', 'signs'])
+def test_one_known_photo_opens_the_images_of_vision_transformers(scenes, method):
+    referee, case = setting(scenes, method, 8)
+    case = dataclasses.replace(case, pairs=referee.pairs(scenes[1][:2]))
+    score, found = attack('known-pairs', referee, case)
+    assert score.psnr > 40 and found > 0.9
+
+
+@pytest.mark.parametrize('public', [True, False])
+@pytest.mark.parametrize(('method', 'block'), [('NP', 1), ('NP', 4), ('NP', 16), ('signs', 4)])
+def test_negated_places_fall_to_correlation_signs(scenes, method, block, public):
+    referee, case = setting(scenes, method, block)
+    case = case if public else dataclasses.replace(case, public=None)
+    score, found = attack('correlation-signs', referee, case)
+    assert score.psnr == math.inf and found == 1
+    folded, _ = attack('folded-values', referee, case)
+    assert folded.edges > 0.5 > attack('as-is', referee, case)[0].edges or block == 1
+
+
+@pytest.mark.parametrize(('method', 'block'), [('SHF', 2), ('SHF', 4), ('SHF', 8), ('patches', 4), ('channel', 8)])
+def test_moved_values_fall_to_a_comparison_with_photos(scenes, method, block):
+    referee, case = setting(scenes, method, block)
+    score, found = attack('neighbour-order', referee, case)
+    assert found > 0.85 and score.ssim > 0.9
+    assert score.ssim > 0.2 + max(attack(name, referee, case)[0].ssim for name in CONTROLS)
+
+
+def test_moved_values_fall_to_a_comparison_with_noise(scenes):
+    referee, case = setting(scenes, 'SHF', 4, public=None)
+    score, _ = attack('neighbour-order-noise', referee, case)
+    assert score.ssim > 0.7 and score.edges > 0.9
+    assert score.ssim > 0.1 + attack('block-means', referee, case)[0].ssim
+
+
+@pytest.mark.parametrize('block', [1, 4, 16])
+def test_byte_maps_fall_to_interpolation(scenes, block):
+    referee, case = setting(scenes, 'FFX', block, public=None)
+    score, found = attack('byte-statistics', referee, case)
+    assert score.psnr > 30 and score.ssim > 0.9 and found > 0.5
+
+
+def test_outlines_are_seen_in_means_of_blocks(scenes):
+    for method in ('SHF', 'channel'):
+        referee, case = setting(scenes, method, 8)
+        score, _ = attack('block-means', referee, case)
+        assert score.ssim > attack('flat', referee, case)[0].ssim + 0.05 and score.psnr > 15
+
+
+@pytest.mark.parametrize(
+    ('name', 'method', 'gain'),
+    [('inverse-network', 'SHF', 2), ('inverse-network-pairs', 'NP', 2), ('generative-prior', 'SHF', 2),
+     ('generative-prior', 'NP', 3), ('generative-prior', 'FFX', 2)],
+)  # fmt: skip
+def test_learning_attacks_beat_one_colour_everywhere(scenes, name, method, gain):
+    referee, case = setting(scenes, method, 2, budget=Budget(40 if 'prior' in name else 20, 60.0))
+    if 'pairs' in name:
+        case = dataclasses.replace(case, pairs=referee.pairs(scenes[1]))
+    score, flat = (attack(which, referee, case)[0] for which in (name, 'flat'))
+    assert score.psnr > flat.psnr + gain
+
+
+def test_learning_attacks_give_the_same_again(scenes):
+    referee, case = setting(scenes, 'SHF', 8, budget=Budget(3, 60.0))
+    for name in ('inverse-network', 'generative-prior', 'neighbour-order-noise'):
+        first, second = (RESTORINGS[name]().run(case, lambda share, words: None).images for _ in range(2))
+        assert np.array_equal(first, second), name
+
+
+def test_every_attack_says_what_the_report_shows():
+    assert len(RESTORINGS) >= 9
+    for found in (*RESTORINGS.values(), *CONTROLS.values()):
+        assert found.__doc__ and found.title and found.source and found.cost
+    for changes, words in (({'needs': frozenset({'luck'})}, 'luck'), ({'source': ''}, 'source'), ({}, 'two attacks')):
+        body = {'name': 'known-pairs', 'title': 'x', 'source': 'x', 'cost': 'x', **changes}
+        with pytest.raises(KeysegError, match=words):
+            register(type('Other', (Restoring,), body))
+
+
+def test_attacks_do_not_know_the_referee():
+    secret = (
+        'referee',
+        'suite',
+        'runner',
+        'keyseg_mm.keys.key',
+        'keyseg_mm.bind',
+        'keyseg_mm.images.cipher',
+    )
+    files = [
+        *(p for name in ('images', 'restoring') for p in (AUDIT / name / 'attacks').glob('*.py')),
+        *(AUDIT / 'images' / f'{name}.py' for name in ('case', 'attack', 'controls', 'scheme')),
+    ]
+    assert len(files) > 12
+    for path in files:
+        nodes = [
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, (ast.Import, ast.ImportFrom))
+        ]
+        names = ' '.join(ast.unparse(node) for node in nodes)
+        assert not any(word in names for word in secret), path
+
+
+# --- cases, the referee and runs
+
+
+def test_a_case_holds_no_secret_and_only_images(scenes):
+    referee, case = setting(scenes, 'SHF', 4)
+    cipher = derive_image_cipher(KEY, plan('SHF', 4))
+    for changes in ({'public': referee}, {'pairs': (cipher, cipher)}, {'seed': KEY}):
+        with pytest.raises(SecretExposedError):
+            dataclasses.replace(case, **changes)
+    for bad in (case.encrypted[0], case.encrypted.astype(float), case.encrypted[:, :-1], case.encrypted[:0]):
+        with pytest.raises(KeysegError, match='images under attack'):
+            dataclasses.replace(case, encrypted=bad)
+
+
+@pytest.mark.parametrize('method', ['SHF', 'NP', 'FFX', 'patches'])
+def test_the_referee_checks_itself(scenes, method):
+    referee, case = setting(scenes, method, 4)
+    positive, negative = referee.positive_control(), referee.negative_control(0)
+    assert positive['passed'] and positive['psnr'] is None and positive['ssim'] == pytest.approx(1)
+    assert negative['passed'] and negative['psnr'] < 25
+    assert not np.array_equal(case.encrypted, scenes[0]) and 'KEY' not in repr(referee)
+    with pytest.raises(KeysegError, match='key given'):
+        ImageReferee(SecretKey(bytes(32)), plan(method, 4), scenes[0])
+
+
+def test_the_referee_encrypts_as_the_pipeline_does(scenes):
+    """The host's images are blue first, and so are those that EncryptImage numbers."""
+    image = scenes[0][0]
+    expected = derive_image_cipher(KEY, plan('SHF', 4)).encrypt(np.ascontiguousarray(image[..., ::-1]))[..., ::-1]
+    assert np.array_equal(ImageReferee(KEY, plan('SHF', 4), scenes[0]).encrypted[0], expected)
+
+
+def test_finished_runs_are_taken_over_and_failures_tried_again(scenes, tmp_path):
+    calls = []
+
+    class Counting(Restoring):
+        """Counts."""
+
+        name, title, source, cost = 'counting', 'counting', 'here', 'nothing'
+
+        def run(self, case, progress):
+            calls.append(case)
+            if len(calls) == 1:
+                raise ValueError('the first time')
+            return Restored(case.encrypted)
+
+    referee, case = setting(scenes, 'NP', 4)
+    runner = ImageRunner(referee, tmp_path, [0], bars=False)
+    stand = Stand('images', 'images', case, frozenset(), 'images')
+    first = runner.run(Counting, stand)
+    assert first['error'].startswith('ValueError: the first time')
+    second, third = runner.run(Counting, stand), runner.run(Counting, stand)
+    assert second['error'] is None and second == third and len(calls) == 2 and len(second['pictures']) == 1
+    other = Stand('images', 'images', dataclasses.replace(case, seed=1), frozenset(), 'images')
+    ImageRunner(referee, tmp_path, [0], bars=False).run(Counting, other)
+    assert len(calls) == 3
+
+
+@pytest.fixture(scope='module')
+def report(scenes, tmp_path_factory):
+    """A whole audit with next to no training, and its folder."""
+    folder = tmp_path_factory.mktemp('audit')
+    found = suite.attack_images(KEY, suite.Subject(plan('SHF', 8), *scenes, FACTS), TINY, folder)
+    return found, folder
+
+
+def test_a_whole_audit_says_what_falls(report):
+    found, folder = report
+    assert not [r['error'] for r in found['results'] if r['error']]
+    assert {r['name'] for r in found['results']} >= {'neighbour-order', 'known-pairs', 'inverse-network', 'as-is'}
+    summary = found['summary']
+    assert summary['level'] == 'falls' and 'restored' in summary['verdict'] and 'known pairs' in summary['verdict']
+    assert [row['group'] for row in summary['advantages']] == ['images', 'photos', 'pairs']
+    assert summary['advantages'][2]['attack']['name'] == 'known-pairs'
+    assert json.loads((folder / 'report.json').read_text()) == json.loads(json.dumps(found))
+
+
+def test_an_interrupted_audit_goes_on(report, scenes, monkeypatch):
+    found, folder = report
+    monkeypatch.setattr(ImageRunner, '_attempt', lambda *args: pytest.fail('run again'))
+    again = suite.attack_images(KEY, suite.Subject(plan('SHF', 8), *scenes, FACTS), TINY, folder)
+    assert again['results'] == found['results']
+
+
+def test_nothing_secret_is_written(report):
+    _, folder = report
+    write_report(folder)
+    assert find_leaks(folder, KEY, images=[plan('SHF', 8)]) == []
+    wrong = np.array2string(derive_image_cipher(KEY, plan('SHF', 8)).tables()['block permutation'][:40], separator=',')
+    (folder / 'leak.txt').write_text(wrong.strip('[]').replace('\n', '').replace(' ', ''))
+    assert find_leaks(folder, KEY, images=[plan('SHF', 8)])  # the search would have found it
+    (folder / 'leak.txt').unlink()
+
+
+@pytest.mark.parametrize(
+    ('ssims', 'level'),
+    [((0.3, 0.31), 'holds'), ((0.3, 0.5), 'leaks'), ((0.3, 0.9), 'falls'), ((0.3, None), 'void')],
+)
+def test_the_verdict_goes_by_what_the_best_attack_without_pairs_has_over_the_best_control(report, ssims, level):
+    found, _ = report
+    kinds = {'control': ssims[0], 'attack': ssims[1]}
+    results = []
+    for result in found['results']:
+        value = 1.0 if result['group'] == 'pairs' else kinds[result['kind']]
+        failed = {'error': 'ValueError: x'} if value is None else {'ssim': value, 'psnr': 10.0, 'exact': 0.0}
+        results.append({**result, **failed})
+    changed = {**found, 'results': results}
+    changed['summary'] = summarise(changed)
+    assert changed['summary']['level'] == level
+    parsed = Page()
+    parsed.feed(render(changed))
+    assert not parsed.open and changed['summary']['change']
+
+
+def test_a_failed_check_voids_the_audit(report):
+    found, _ = report
+    checks = {**found['checks'], 'positive': {**found['checks']['positive'], 'passed': False}}
+    assert summarise({**found, 'checks': checks})['level'] == 'void'
+
+
+# --- the page
+
+
+def test_the_page_stands_alone_and_says_it_all(report):
+    found, _ = report
+    page = render({**found, 'config': '<b>x</b>.py'})
+    parsed = Page()
+    parsed.feed(page)
+    assert not parsed.open and all(address.startswith('data:image/png;base64,') for address in parsed.addresses)
+    assert '<b>x</b>' not in page and '<script' not in page
+    text = ' '.join(' '.join(parsed.texts).split())
+    summary = found['summary']
+    for words in (summary['verdict'], *summary['means'], *summary['change'], *summary['warnings'], 'under attack', '∞'):
+        assert words in text, words
+    assert text.index(summary['verdict']) < text.index('What everybody sees') < text.index('How many ciphers')
+
+
+@pytest.mark.parametrize('width', [PHONE, SCREEN])
+def test_a_browser_shows_it_without_scrolling_sideways(browser, tmp_path, report, width):  # noqa: F811
+    measures, picture = look(browser, tmp_path, render(report[0]), width)
+    assert measures['client'] == width and measures['scroll'] <= width and not measures['wide'], measures
+    assert len(measures['images']) >= 12 and all(measures['images'])
+    assert (24, 35, 180) in {tuple(p) for p in picture[:400].reshape(-1, 3).tolist()}
+
+
+# --- the command
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Made scenes as Cityscapes has them, and a key."""
+    root = tmp_path_factory.mktemp('command')
+    write_scenes(root / 'data', 0, {'train': 6, 'val': 5})
+    write_key_file(root / 'my.key', KEY)
+    return root
+
+
+def config(root, name, *steps):
+    """A config over those scenes whose test pipeline has these steps before PackSegInputs."""
+    text = {
+        'pipeline': [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), *steps, dict(type='PackSegInputs')]
+    }
+    loaders = {}
+    for split, where in (('train', 'train'), ('test', 'val')):
+        prefix = dict(img_path=f'leftImg8bit/{where}', seg_map_path=f'gtFine/{where}')
+        dataset = dict(type='CityscapesDataset', data_root=str(root / 'data'), data_prefix=prefix, **text)
+        loaders[f'{split}_dataloader'] = dict(dataset=dataset)
+    path = root / f'{name}.py'
+    Config(loaders).dump(str(path))
+    return path
+
+
+def step(**changes):
+    return {'type': 'keyseg_mm.EncryptImage', 'method': 'NP', 'block': 8, 'key': 'env:NOT_SET', **changes}
+
+
+def call(root, path, out, *options):
+    key = () if '--key' in options else ('--key', f'file:{root}/my.key')
+    return main(['audit-images', str(path), *key, '--out', str(out), '--suite', 'quick', *options])
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setitem(DEPTHS, 'quick', dataclasses.replace(TINY, steps=3))
+
+
+def test_the_command_audits_the_images_of_a_config(folder, tmp_path, capsys, tiny):
+    assert call(folder, config(folder, 'np', step()), tmp_path / 'out') == 4
+    told = capsys.readouterr().out
+    assert 'can be restored' in told and 'bit for bit' in told and 'report.html' in told
+    found = json.loads((tmp_path / 'out/report.json').read_text())
+    assert found['scheme']['key_id'] == KEY.id and (found['images'], found['photos']) == (5, 6)
+    assert found['full_size'] == [96, 192] and found['size'] == [48, 96]
+    assert find_leaks(tmp_path, KEY, images=[ImagePlan('NP', 8, KEY.id)]) == []
+    assert str(folder) not in (tmp_path / 'out/report.json').read_text()
+    assert call(folder, config(folder, 'np', step()), tmp_path / 'few', '--photos', '2') == 4
+    assert json.loads((tmp_path / 'few/report.json').read_text())['images'] == 2
+
+
+def test_the_command_audits_the_images_of_a_checkpoint(folder, tmp_path, capsys, tiny):
+    tensors = {'embed.weight': torch.randn(8, 3, 8, 8), 'embed.bias': torch.randn(8)}
+    locked = PatchPlan(8, 'all', True, 'rgb', (127.5,) * 3, (50.0,) * 3, (Embedding('embed.weight', 'embed.bias'),))
+    lock_patches_in_place(tensors, locked, KEY)
+    torch.save({'state_dict': tensors, 'meta': {}}, tmp_path / 'locked.pth')
+    plain = config(folder, 'plain')
+    assert call(folder, plain, tmp_path / 'out', '--checkpoint', str(tmp_path / 'locked.pth')) == 4
+    found = json.loads((tmp_path / 'out/report.json').read_text())
+    assert (found['scheme']['method'], found['scheme']['moves'], found['scheme']['changes']) == (
+        'patches',
+        'all',
+        'negated',
+    )
+    tensors['embed.bias'] = tensors['embed.bias'] + 1
+    torch.save({'state_dict': tensors, 'meta': {}}, tmp_path / 'altered.pth')
+    assert call(folder, plain, tmp_path / 'no', '--checkpoint', str(tmp_path / 'altered.pth')) == 1
+    assert 'altered' in capsys.readouterr().err
+    trained = {META: [ImagePlan('SHF', 4, KEY.id).to_meta()]}
+    torch.save({'state_dict': {'w': torch.zeros(1)}, 'meta': trained}, tmp_path / 'trained.pth')
+    assert (
+        call(folder, config(folder, 'np', step()), tmp_path / 'no', '--checkpoint', str(tmp_path / 'trained.pth')) == 1
+    )
+    assert 'audit one of them' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('steps', 'options', 'words'),
+    [
+        ((), (), 'encrypts no images'),
+        ((step(), step(block=4)), (), 'more than once'),
+        ((step(block=99),), (), 'from 1 to 64'),
+        ((step(method='AES'),), (), 'there are SHF'),
+        ((step(salt='12'),), (), 'salt'),
+        ((dict(type='keyseg_mm.EncryptPatches', key='env:NOT_SET'),), (), 'encrypts no images'),
+        ((step(),), ('--key', 'random:1'), 'real key'),
+        ((step(),), ('--key', 'file:nowhere.key'), 'nowhere.key'),
+    ],
+)
+def test_errors_say_what_is_missing(folder, tmp_path, capsys, steps, options, words):
+    assert call(folder, config(folder, 'bad', *steps), tmp_path / 'out', *options) == 1
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_missing_photos_are_errors(folder, tmp_path, capsys):
+    good = Config.fromfile(str(config(folder, 'np', step())))
+    for changes, words in (
+        ({'test_dataloader.dataset.data_root': str(tmp_path)}, 'check data_root'),
+        (
+            {'train_dataloader.dataset.data_prefix': good.test_dataloader.dataset.data_prefix},
+            'among those under attack',
+        ),
+    ):
+        changed = Config(good.to_dict())
+        changed.merge_from_dict(changes)
+        changed.dump(str(tmp_path / 'config.py'))
+        assert call(folder, tmp_path / 'config.py', tmp_path / 'out') == 1
+        assert words in capsys.readouterr().err
+    good = Config({name: value for name, value in good.to_dict().items() if name != 'train_dataloader'})
+    good.dump(str(tmp_path / 'config.py'))
+    assert call(folder, tmp_path / 'config.py', tmp_path / 'out') == 1
+    assert 'no train_dataloader' in capsys.readouterr().err
+
+
+def test_sizes_are_whole_blocks():
+    assert common_size((96, 192), 16, None) == (96, 192) and common_size((360, 480), 16, 192) == (144, 192)
+    assert common_size((20, 20), 64, 192) == (128, 128) and common_size((1024, 2048), 7, 192) == (98, 189)

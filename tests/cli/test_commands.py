@@ -1,0 +1,179 @@
+"""The command line, as a user types it."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmseg.registry import MODELS
+
+from keyseg_mm import read_key_file
+from keyseg_mm.cli import COMMANDS
+from keyseg_mm.cli.host import host_tool
+from keyseg_mm.cli.scan import FOUND
+from keyseg_mm.errors import SecretExposedError
+from keyseg_mm.keys.locator import refuse_secret
+from tests.support.cli import keyseg
+from tests.support.configs import keyed_cfg, tiny_model_cfg
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def model_files(tmp_path, key_file):
+    """A config, and checkpoints of its protected and its plain model."""
+    config = tmp_path / 'config.py'
+    Config(dict(model=keyed_cfg(tiny_model_cfg(), f'file:{key_file}').to_dict())).dump(str(config))
+    torch.save(
+        {'meta': {}, 'state_dict': MODELS.build(Config.fromfile(str(config)).model).state_dict()},
+        tmp_path / 'keyed.pth',
+    )
+    torch.save(MODELS.build(tiny_model_cfg()).state_dict(), tmp_path / 'plain.pth')
+    return config, tmp_path / 'keyed.pth', tmp_path / 'plain.pth'
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_help_of_each_command(name):
+    done = subprocess.run(
+        [sys.executable, '-c', 'import sys; from keyseg_mm.cli import main; sys.exit(main())', name, '--help'],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert '--' in done.stdout and len(done.stdout) > 300
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        'import sys; from keyseg_mm.cli import build_parser; build_parser([]).format_help(); '
+        "print([m for m in ('torch', 'numpy', 'mmengine') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == '[]'
+
+
+def test_keygen(tmp_path, capsys, monkeypatch):
+    path = tmp_path / 'new.key'
+    assert keyseg('keygen', '--out', path) == 0
+    printed = capsys.readouterr().out
+    key = read_key_file(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert key.id in printed and key.to_text() not in printed and f'file:{path}' in printed
+    before = path.read_bytes()
+    assert keyseg('keygen', '--out', path) == 1
+    assert 'exists already' in capsys.readouterr().err and path.read_bytes() == before
+    assert keyseg('keygen', '--out', tmp_path / 'no' / 'folder.key') == 1
+    assert 'could not write' in capsys.readouterr().err
+
+
+def test_keygen_for_a_licensee(tmp_path, key_file, key, capsys):
+    assert keyseg('keygen', '--master', f'file:{key_file}', '--licensee', 'ACME', '--out', tmp_path / 'acme.key') == 0
+    assert read_key_file(tmp_path / 'acme.key') == key.licensee('ACME')
+    assert keyseg('keygen', '--licensee', 'ACME', '--out', tmp_path / 'x.key') == 1
+    assert keyseg('keygen', '--master', 'none', '--licensee', 'ACME', '--out', tmp_path / 'x.key') == 1
+    assert keyseg('keygen', '--master', key.to_text(), '--licensee', 'ACME', '--out', tmp_path / 'x.key') == 1
+    assert key.to_text() not in ''.join(capsys.readouterr())
+    assert not (tmp_path / 'x.key').exists()
+
+
+def test_sealed_keygen_and_show(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('KEYSEG_PASSPHRASE', 'correct horse')
+    path = tmp_path / 'sealed.key'
+    assert keyseg('keygen', '--out', path, '--passphrase') == 0
+    assert 'KEYSEG-SECRET-KEY' not in path.read_text()
+    assert keyseg('show', path) == 0
+    monkeypatch.setenv('KEYSEG_PASSPHRASE', 'wrong')
+    assert keyseg('show', path) == 1
+    captured = ''.join(capsys.readouterr())
+    assert 'passphrase is wrong' in captured and 'correct horse' not in captured
+
+
+def test_show(model_files, key_file, key, capsys):
+    config, keyed, plain = model_files
+    for path, words in (
+        (key_file, [key.id]),
+        (keyed, [key.id, 'out:backbone:3', 'ChannelPermutation', 'salt']),
+        (plain, ['plain checkpoint']),
+        (config, [key.id, 'EncoderDecoder', f'file:{key_file}']),
+    ):
+        assert keyseg('show', path) == 0
+        printed = capsys.readouterr().out
+        assert all(word in printed for word in words), (path, printed)
+        assert key.to_text() not in printed
+    key_file.chmod(0o644)
+    keyseg('show', key_file)
+    assert 'chmod 600' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('content', [b'', b'garbage', None, 'truncated', 'code'])
+def test_show_of_bad_files(content, tmp_path, model_files, capsys):
+    path = tmp_path / 'bad.pth'
+    witness = tmp_path / 'witness'
+    if content == 'truncated':
+        whole = model_files[1].read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+    elif content == 'code':
+        torch.save({'state_dict': {}, 'x': Malicious(str(witness))}, path)
+    elif content is not None:
+        path.write_bytes(content)
+    assert keyseg('show', path) == 1
+    printed = capsys.readouterr().err
+    assert 'bad.pth' in printed and 'Traceback' not in printed
+    assert not witness.exists()
+
+
+class Malicious:
+    """Its pickle creates a file when it is read by an unguarded reader."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, 'w'))
+
+
+def test_points(model_files, capsys):
+    config = model_files[0]
+    assert keyseg('points', config, '--points', 'stages') == 0
+    printed = capsys.readouterr().out
+    assert 'out:backbone:0' in printed and '4 points of EncoderDecoder' in printed and 'test+train' in printed
+    assert keyseg('points', config, '--match', 'in:auxiliary') == 0
+    assert 'train' in capsys.readouterr().out
+    assert keyseg('points', config, '--points', 'in:nope') == 1
+    assert 'no module of that name' in capsys.readouterr().err
+    assert keyseg('points', 'missing.py') == 1
+
+
+def test_scan(tmp_path, model_files, key_file, key, capsys):
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    model_files[1].rename(folder / 'keyed.pth')
+    assert keyseg('scan', folder, '--key', f'file:{key_file}') == 0
+    assert 'the tables of 4 points' in capsys.readouterr().out
+    (folder / 'log.txt').write_text(key.to_text())
+    assert keyseg('scan', folder, '--key', f'file:{key_file}') == FOUND
+    printed = capsys.readouterr().out
+    assert 'FOUND' in printed and 'log.txt' in printed and key.to_text() not in printed
+    assert keyseg('scan', tmp_path / 'nothing', '--key', f'file:{key_file}') == 1
+    assert keyseg('scan', folder, '--key', 'none') == 1
+
+
+@pytest.mark.parametrize('name', ['train', 'test'])
+def test_host_tools_are_found_and_take_no_secrets(name, key, capsys):
+    assert host_tool(f'{name}.py').is_file()
+    hexadecimal = key.needles()['hex'].decode()
+    for argument in (key.to_text(), f'model.protection.key={key.to_text()}', f'model.protection.key={hexadecimal}'):
+        assert keyseg(name, 'config.py', '--cfg-options', argument) == 1
+        captured = ''.join(capsys.readouterr())
+        assert 'burnt' in captured and key.to_text() not in captured and hexadecimal not in captured
+
+
+def test_a_path_that_is_as_long_as_a_key_is_no_secret():
+    refuse_secret('/a/folder/of/exactly/so/many/characters/abc', by_shape=False)
+    with pytest.raises(SecretExposedError):
+        refuse_secret('/a/folder/of/exactly/so/many/characters/abc')

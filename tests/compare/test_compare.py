@@ -1,0 +1,407 @@
+"""``keyseg compare``: configs, figures and page, and the whole of it, small."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import json
+import math
+import re
+import stat
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+
+from keyseg_mm import KeysegError
+from keyseg_mm.audit.engine.suites import SUITES, Level
+from keyseg_mm.audit.report.pictures import unpng
+from keyseg_mm.cli import demo
+from keyseg_mm.cli import main as commands_main
+from keyseg_mm.compare import configs, keyspace, measure, methods, photos, process
+from keyseg_mm.compare.methods import expanded, pick
+from keyseg_mm.compare.table import HEAD, cells, verdict
+from keyseg_mm.images.plan import ImagePlan
+from tests.support.cli import keyseg
+from tests.support.configs import runner_cfg, setr_cfg, tiny_model_cfg
+from tests.support.families import build
+from tests.support.pages import PHONE, SCREEN, Page, look
+
+TINY = Level(1, 1.0, None, (0.5,), (), 2, 2, 64)
+FIRST = ['image-np-4', 'lock-signed', 'weights-selective', 'patches']
+
+
+class Steps:
+    """Runs the steps in this process, notes them, and lets those that are named break down."""
+
+    def __init__(self):
+        self.ran, self.broken = [], {}
+
+    def __call__(self, module, arguments, log, told=None):
+        arguments = [str(a) for a in arguments]
+        self.ran.append((arguments[0] if module == process.COMMANDS else 'measure', log.parent.name, log.stem))
+        trouble = self.broken.get((log.parent.name, log.stem))
+        if trouble is not None:
+            log.write_text(trouble)
+            return 1
+        with demo.host(log):
+            return (commands_main if module == process.COMMANDS else measure.main)(arguments)
+
+
+@pytest.fixture(scope='module')
+def small():
+    """Steps in this process, and audits and timings that take no time."""
+    with pytest.MonkeyPatch.context() as patch:
+        steps = Steps()
+        patch.setattr(process, 'run_step', steps)
+        patch.setitem(SUITES, 'quick', TINY)
+        patch.setattr(measure, 'ROUNDS', 2)
+        patch.setattr(measure, '_LEAST', 0.0)
+        yield steps
+
+
+@pytest.fixture(scope='module')
+def compared(small, tmp_path_factory, tiny_cityscapes):
+    """A comparison in which one training breaks down, taken up again; and what was run in each of the two."""
+    folder = tmp_path_factory.mktemp('compare')
+    config, out = folder / 'tiny.py', folder / 'out'
+    cfg = runner_cfg(tiny_cityscapes, folder / 'work', tiny_model_cfg(), iterations=2)
+    cfg.train_dataloader.dataset.data_root = 'nowhere'
+    cfg.dump(str(config))
+    command = ['compare', config, '--out', out, '--wrong-keys', 2, '--methods', *FIRST, '--cfg-options']
+    command += [f'train_dataloader.dataset.data_root={tiny_cityscapes}', 'optim_wrapper.optimizer.lr=0.02']
+    found = {'folder': folder, 'config': config, 'out': out, 'command': command, 'data': tiny_cityscapes}
+    small.broken = {('image-np-4', 'train'): 'Traceback\n  File\nRuntimeError: the <loss> is gone\nbye\n'}
+    for name in ('first', 'second'):
+        small.ran = []
+        status = keyseg(*command)
+        found[name] = status, list(small.ran), json.loads((out / 'compare.json').read_text())
+        small.broken = {}
+    found['page'] = (out / 'compare.html').read_text()  # before a test takes the comparison up again
+    return found
+
+
+def row(report, name):
+    return next(r for r in report['subjects'][0]['rows'] if r['name'] == name)
+
+
+# The whole of it
+
+
+def test_a_failure_ends_its_own_row_alone(compared):
+    status, ran, report = compared['first']
+    assert status == 1
+    broken = row(report, 'image-np-4')
+    assert broken['status'] == 'failed' and broken['why'].startswith('RuntimeError: the <loss> is gone')
+    assert {r['name']: r['status'] for r in report['subjects'][0]['rows'] if r['name'] != 'image-np-4'} == {
+        'plain': 'done', 'lock-signed': 'done', 'patches': 'not applicable', 'weights-selective': 'done',
+    }  # fmt: skip
+    assert ('test', 'lock-signed', 'test-none') in ran and ('train', 'plain', 'train') in ran
+
+
+def test_what_is_finished_is_not_run_again(compared):
+    _, ran, _ = compared['first']
+    status, again, report = compared['second']
+    assert status == 0 and len(ran) > 12
+    assert {method for tool, method, _ in again if tool != 'audit'} == {'image-np-4'}
+    assert [step for tool, _, step in again if tool == 'test'] == [
+        f'test-{who}' for who in ('right', 'none', 'wrong-1', 'wrong-2')
+    ]
+    assert row(report, 'image-np-4')['status'] == 'done'
+
+
+def test_a_lost_mark_is_run_again(compared, small, capsys):
+    (compared['out'] / 'tiny' / 'lock-signed' / 'marks' / 'test-none.json').write_text('{"miou"')  # half a mark
+    small.ran = []
+    assert keyseg(*compared['command']) == 0
+    assert [step for step in small.ran if step[0] != 'audit'] == [('test', 'lock-signed', 'test-none')]
+    printed = capsys.readouterr().out
+    assert '3/5 locked, signs: testing with key none' in printed and 'audit advantage' in printed
+    assert json.loads((compared['out'] / 'compare.json').read_text())['subjects'] == compared['second'][2]['subjects']
+
+
+def test_what_belongs_to_another_checkpoint_is_run_again(compared, small):
+    folder = compared['out'] / 'tiny'
+    (folder / 'weights-selective' / 'marks' / 'make.json').unlink()
+    before = (folder / 'weights-selective' / 'locked.pth').read_bytes()
+    small.ran = []
+    assert keyseg(*compared['command']) == 0
+    ran = [step for tool, method, step in small.ran if method == 'weights-selective' and tool != 'audit']
+    assert ran == ['lock', 'test-right', 'test-none', 'test-wrong-1', 'test-wrong-2', 'overhead']
+    after = json.loads((compared['out'] / 'compare.json').read_text())
+    assert (folder / 'weights-selective' / 'locked.pth').read_bytes() != before  # a new salt, another order
+    assert row(after, 'weights-selective')['miou']['right'] == row(after, 'plain')['miou']['right']
+
+
+def test_the_figures(compared):
+    _, _, report = compared['second']
+    subject = report['subjects'][0]
+    plain = row(report, 'plain')['miou']['right']
+    assert subject['photos'] == 4 and 0 < subject['floor'] < 100 and plain > 0
+    assert row(report, 'lock-signed')['miou']['right'] == pytest.approx(plain, abs=0.02)
+    assert row(report, 'weights-selective')['miou']['right'] == plain
+    for name in ('image-np-4', 'lock-signed', 'weights-selective'):
+        found = row(report, name)
+        assert list(found['miou']) == ['right', 'none', 'wrong-1', 'wrong-2']
+        assert 0 < found['overhead']['q1'] <= found['overhead']['median'] <= found['overhead']['q3']
+        assert found['overhead']['size'] == [64, 64]
+        assert 'advantage' in found['audit'] or found['audit']['why']
+    assert row(report, 'image-np-4')['key_space'] == pytest.approx(math.log2(math.comb(48, 24)))
+    assert row(report, 'lock-signed')['audit']['attack']['miou'] >= 0
+    assert 'patch' in row(report, 'patches')['why'] and not row(report, 'patches')['miou']
+    text = (compared['out'] / 'compare.md').read_text()
+    assert all(title in text for title in ('locked, signs', 'encrypted patches: not applicable', 'arXiv 2208.13135'))
+
+
+def test_each_method_runs_by_its_config_alone(compared, tmp_path):
+    folder = compared['out'] / 'tiny'
+    for name, word in (('image-np-4', 'EncryptImage'), ('lock-signed', 'keyseg_mm.Keyed')):
+        text = (folder / name / 'config.py').read_text()
+        assert word in text and len(text) < 3000 and "_base_ = '../base.py'" in text
+        cfg = Config.fromfile(str(folder / name / 'config.py'))
+        assert cfg.train_dataloader.dataset.data_root == str(compared['data'])
+        assert cfg.optim_wrapper.optimizer.lr == 0.02
+    config, checkpoint = folder / 'lock-signed' / 'config.py', folder / 'lock-signed' / 'locked.pth'
+    with demo.host(tmp_path / 'log'):
+        assert keyseg('test', config, checkpoint, '--work-dir', tmp_path / 'work') == 0
+    (metrics,) = tmp_path.glob('work/*/*.json')
+    assert json.loads(metrics.read_text())['mIoU'] == row(compared['second'][2], 'lock-signed')['miou']['right']
+
+
+def test_nothing_secret_is_written(compared):
+    key = compared['out'] / 'compare.key'
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert keyseg('scan', compared['out'] / 'tiny', '--key', f'file:{key}') == 0
+    for path in compared['out'].iterdir():
+        if path.is_file() and path != key:
+            assert keyseg('scan', path, '--key', f'file:{key}') == 0
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (['--seed', '1'], '--seed was 0 and is 1'),
+        (['--suite', 'none'], "--suite was 'quick' and is 'none'"),
+        (['--wrong-keys', '3'], '--wrong-keys was 2 and is 3'),
+        (['--key', 'none'], 'a real key'),
+        (['--key', '-'], 'standard input'),
+        (['--key', '11' * 32], 'a secret was typed'),
+        (['--methods', 'rot13'], "no method 'rot13'; there are plain"),
+        (['--plain', 'no.pth'], 'no such file'),
+        (['--cfg-options', 'train_cfg.max_iters=7'], '--cfg-options was'),
+        (['--cfg-options', 'nonsense'], 'takes NAME=VALUE'),
+    ],
+)
+def test_changed_and_bad_options_are_refused(compared, small, capsys, change, message):
+    small.ran = []
+    kept = (compared['out'] / 'options.json').read_text()
+    assert keyseg(*compared['command'], *change) == 1
+    assert message in capsys.readouterr().err
+    assert not small.ran and (compared['out'] / 'options.json').read_text() == kept
+
+
+def test_a_changed_config_and_a_strange_folder_are_refused(compared, tmp_path, capsys):
+    text = compared['config'].read_text()
+    compared['config'].write_text(text + '\nsomething = 1\n')
+    try:
+        assert keyseg(*compared['command']) == 1
+    finally:
+        compared['config'].write_text(text)
+    assert 'contents of the configs' in capsys.readouterr().err
+    (tmp_path / 'mine.txt').write_text('mine')
+    assert keyseg('compare', compared['config'], '--out', tmp_path) == 1
+    assert 'holds mine.txt' in capsys.readouterr().err and [p.name for p in tmp_path.iterdir()] == ['mine.txt']
+    protected = compared['out'] / 'tiny' / 'lock-signed' / 'config.py'
+    assert keyseg('compare', protected, '--out', tmp_path / 'x', '--suite', 'none') == 1
+    assert 'is protected already' in capsys.readouterr().err and not (tmp_path / 'x').exists()
+    assert keyseg('compare', '--out', tmp_path) == 1 and keyseg('compare', compared['config']) == 1
+
+
+def test_a_vision_transformer_from_a_trained_checkpoint(small, tmp_path, tiny_cityscapes):
+    """Nothing is trained; the patches method is there, and the plain checkpoint stays where it is."""
+    cfg = runner_cfg(tiny_cityscapes, tmp_path / 'work', setr_cfg())
+    cfg.dump(str(tmp_path / 'setr.py'))
+    torch.manual_seed(0)
+    torch.save({'meta': {}, 'state_dict': build(setr_cfg()).state_dict()}, tmp_path / 'plain.pth')
+    command = ['compare', tmp_path / 'setr.py', '--out', tmp_path / 'out', '--plain', tmp_path / 'plain.pth']
+    small.ran = []
+    assert keyseg(*command, '--methods', 'patches', '--suite', 'none', '--wrong-keys', 1) == 0
+    assert not [step for step in small.ran if step[0] == 'train']
+    report = json.loads((tmp_path / 'out' / 'compare.json').read_text())
+    found, plain = row(report, 'patches'), row(report, 'plain')['miou']['right']
+    assert found['miou']['right'] == pytest.approx(plain, abs=0.01) and found['audit'] is None
+    assert found['miou']['none'] != found['miou']['right']
+    assert found['key_space'] > 1000
+
+
+# Its parts
+
+
+def test_a_step_is_a_process_of_its_own(tmp_path):
+    log, key = tmp_path / 'log', tmp_path / 'new.key'
+    assert process.run_step(process.COMMANDS, ['keygen', '--out', key], log) == 0 and key.is_file()
+    assert process.run_step(process.COMMANDS, ['keygen', '--out', key], log) == 1
+    reason = process.reason_in(log)
+    assert reason.refused and 'exists already' in str(reason) and 'keygen' not in str(reason)
+    log.write_text('... Iter(train) [  50/1000]  lr: 1\n... Epoch(train)  [2][ 60/1000]  lr: 1\n')
+    assert process.progress_in(log) == '60 of 1000'
+    log.write_text('')
+    assert process.progress_in(log) == '' and not process.reason_in(log).refused
+
+
+def test_key_spaces():
+    assert 2 ** keyspace.bits_of_permutation(4) == pytest.approx(len(list(itertools.permutations(range(4)))))
+    assert 2 ** keyspace.bits_of_half(6) == pytest.approx(len(list(itertools.combinations(range(6), 3))))
+    assert 2 ** keyspace.bits_of_half(5) == pytest.approx(10)
+    permutation, signed = (
+        keyspace.bits_of_map({'type': t}, 64) for t in ('ChannelPermutation', 'SignedChannelPermutation')
+    )
+    assert permutation == pytest.approx(math.log2(math.factorial(64))) and signed == permutation + 64
+    shuffle = keyspace.bits_of_map({'type': 'BlockShuffle', 'block': 2}, 3)
+    assert 2**shuffle == pytest.approx(math.factorial(12) * math.factorial(3))
+    assert math.isinf(keyspace.bits_of_map({'type': 'ChannelRotation'}, 64))
+    images = [keyspace.bits_of_images(ImagePlan(method, 4, 'id')) for method in ('SHF', 'NP', 'FFX')]
+    assert images[0] == pytest.approx(math.log2(math.factorial(48)))
+    assert images[2] - images[1] == pytest.approx(math.log2(math.factorial(256)))
+
+
+def test_methods_are_picked_by_name_and_pattern():
+    table = expanded((4, 16))
+    assert len(table) == 16 and all(m.does and m.lacks and m.source and m.name == n for n, m in table.items())
+    assert [m.name for m in pick(['image-shf', 'lock-*'])] == [
+        'plain', 'image-shf-4', 'image-shf-16', 'lock-permutation', 'lock-signed', 'lock-rotation',
+    ]  # fmt: skip
+    assert [m.name for m in pick(['image-np-8'], [8])] == ['plain', 'image-np-8']
+    assert len(pick(None)) == 16
+    with pytest.raises(KeysegError, match='no method'):
+        pick(['image-np-8'])
+
+
+def test_the_list(capsys):
+    assert keyseg('compare', '--list', '--blocks', 2) == 0
+    printed = capsys.readouterr().out
+    assert 'image-shf-2' in printed and 'image-shf-4' not in printed and 'arXiv 2206.05422' in printed
+
+
+def test_heirs_hold_what_is_different_and_read_as_wanted(tmp_path):
+    (tmp_path / 'base.py').write_text("a = dict(b=1, c=dict(d=[1, 2], e=(3, 4)), f='x')\ng = 5\nh = dict(i=1)\n")
+    wanted = Config.fromfile(str(tmp_path / 'base.py'))
+    wanted.a.c.d = [1, 2, 3]
+    wanted.h = dict(j=2)
+    wanted.new = dict(k=[dict(type='x')])
+    configs.write_heir(tmp_path / 'sub' / 'heir.py', tmp_path / 'base.py', wanted)
+    text = (tmp_path / 'sub' / 'heir.py').read_text()
+    assert ast.parse(text) and 'g =' not in text and "'b'" not in text and '_delete_' in text
+    assert Config.fromfile(str(tmp_path / 'sub' / 'heir.py')).to_dict() == wanted.to_dict()
+    options = configs.parse_options(['a.b=[1,2]', 'x.y=none', 'z=1.5'])
+    assert options == {'a.b': [1, 2], 'x.y': 'none', 'z': 1.5}
+
+
+def test_pipelines_are_found_wherever_they_are():
+    step = dict(type='keyseg_mm.EncryptImage', key='none')
+    load, labels, pack = dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='mmseg.PackSegInputs')
+    inner = dict(type='A', pipeline=[load, labels, pack])
+    cfg = Config(dict(model=dict(), train_dataloader=dict(dataset=dict(type='RepeatDataset', dataset=dict(inner)))))
+    cfg.test_dataloader = dict(dataset=dict(datasets=[dict(inner), dict(inner)]))
+    configs.change_pipelines(cfg, configs.LOADERS, configs.before_packing(step))
+    assert cfg.train_dataloader.dataset.dataset.pipeline == [load, labels, step, pack]
+    keys = [f'test_dataloader.dataset.datasets.{i}.pipeline.2.key' for i in (0, 1)]
+    assert configs.key_options(cfg) == keys
+    cfg.merge_from_dict(dict.fromkeys(keys, 'random:1'))
+    assert cfg.test_dataloader.dataset.datasets[1].pipeline[2].key == 'random:1'
+    patched = configs.behind_resizing([step], 16)([load, labels, dict(type='Resize', scale=(1, 1)), pack])
+    assert [s['type'].rpartition('.')[2] for s in patched] == [
+        'LoadImageFromFile', 'Resize', 'ResizeToMultiple', 'EncryptImage', 'LoadAnnotations', 'PackSegInputs',
+    ]  # fmt: skip
+    whole = dict(type='ResizeToMultiple', size_divisor=32)
+    assert configs.behind_resizing([step], 16)([load, whole, pack]) == [load, whole, step, pack]
+    cfg.train_dataloader.dataset = dict(type='B')
+    with pytest.raises(KeysegError, match='train_dataloader has no pipeline'):
+        configs.change_pipelines(cfg, configs.LOADERS, configs.before_packing(step))
+
+
+def test_shown_photos_and_their_labels(tmp_path):
+    assert photos.most_varied([1, 5, 2, 2, 9, 3, 4, 4]) == [1, 4, 6] and photos.most_varied([3]) == [0]
+    label = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    cv2.imwrite(str(tmp_path / 'a.png'), label + 1)
+    facts = {'shown': [{'name': 'a'}], 'shifted': True}
+    assert unpng(photos.segmented(tmp_path, facts)[0]).tolist() == label.tolist()
+    assert photos.segmented(tmp_path, {**facts, 'shown': [{'name': 'b'}]}) == []
+    assert unpng(photos.label_png(np.zeros((100, 960), np.uint8))).shape == (50, 480)
+
+
+def test_pairs_in_turn():
+    order = []
+    ratios = measure.ratios_of(lambda: order.append('p'), lambda: order.append('x'), order.append)
+    assert len(ratios) == measure.ROUNDS and order[:2] == [True, 'x'] and order.count(False) == measure.ROUNDS + 1
+
+
+def made_up(plain=40.0, **changes):
+    """A subject with two methods that came to their end and one that did not."""
+    audit = {'advantage': 0.4, 'level': 'holds', 'attack': {'title': 'x|y', 'miou': 20.0}, 'control': {}, 'photos': 4}
+    good = {'miou': {'right': 39.8, 'none': 1.0, 'wrong-1': 3.0}, 'key_space': 'uncountable', 'audit': audit}
+    bad = {'miou': {'right': 30.0, 'none': 12.0, 'wrong-1': 3.0}, 'audit': {**audit, 'advantage': 9.0}}
+    rows = [
+        {'name': 'plain', 'title': 'plain', 'status': 'done', 'why': '', 'miou': {'right': plain}},
+        {'name': 'good', 'title': 'good', 'status': 'done', 'why': '', **good},
+        {'name': 'bad', 'title': 'bad', 'status': 'done', 'why': '', **bad},
+        {'name': 'broken', 'title': 'broken', 'status': 'failed', 'why': 'it <broke>', 'miou': {}},
+    ]
+    return {'name': 'city', 'config': 'city.py', 'floor': 2.5, 'photos': 9, 'rows': rows, **changes}
+
+
+def test_the_verdict_follows_the_figures():
+    said = verdict([made_up()], 'quick')
+    assert (
+        'key 1 of 2 stay within 1 point' in said
+        and 'without it 1 of 2 leave at most' in said
+        and 'good (+0.4) helps' in said
+    )
+    assert '1 failed' in said and 'not audited' in verdict([made_up()], 'none')
+    assert 'learnt too little' in verdict([made_up(plain=4.0)], 'quick')
+    assert cells(made_up(), made_up()['rows'][1]) == [
+        'good', '39.80', '0.20', '1.00', '3.00', '2.50', '–', 'not countable', '+0.4 (x|y, 20.0)',
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def page(compared):
+    return compared['page']
+
+
+def test_the_page_stands_alone_and_says_it_all(compared, page):
+    parsed = Page()
+    parsed.feed(page)
+    assert not parsed.open and parsed.addresses
+    assert all(address.startswith('data:image/png;base64,') for address in parsed.addresses)
+    assert not re.search(r'url\(|@import|<script|<link', page)
+    text = ' '.join(' '.join(parsed.texts).split())
+    report = compared['second'][2]
+    for words in (report['verdict'], *HEAD, 'Locked, signs', 'Not applicable', row(report, 'patches')['why'][:40]):
+        assert ' '.join(words.split()) in text, words
+    assert all(method['does'] in text and method['lacks'] in text for method in report['methods'])
+    # three photos and their truth, the plain model, and two strips for each of the three methods
+    assert parsed.tags.count('img') == 3 * (2 + 1 + 2 * 3) and parsed.tags.count('svg') == 1
+
+
+def test_nothing_from_outside_becomes_markup():
+    from keyseg_mm.compare.report import render
+
+    report = {'subjects': [made_up(name='<i>city')], 'verdict': '<b>', 'methods': [], 'suite': 'quick', 'seed': 0}
+    text = render({**report, 'wrong_keys': 1, 'made_by': '<u>', 'when': ''}, [[]])
+    assert not re.search(r'<(broke|i|b|u)>', text.replace('<b class', '')) and 'it &lt;broke&gt;' in text
+
+
+@pytest.mark.parametrize('width', [PHONE, SCREEN])
+def test_a_browser_shows_it_without_scrolling_sideways(browser, tmp_path, page, width):  # noqa: F811
+    measures, picture = look(browser, tmp_path, page, width, height=2200)
+    assert measures['client'] == width and measures['scroll'] <= width and not measures['wide'], measures
+    assert len(measures['images']) == 27 and all(measures['images'])
+    assert (168, 99, 37) in {tuple(p) for p in picture[:1600].reshape(-1, 3).tolist()}  # the bars' blue, #2563a8
+    assert (picture[:40] > 240).mean() > 0.5
+
+
+def test_methods_name_only_what_there_is():
+    assert all(m.timed in ('nothing', 'images', 'encryptors', 'unlocked') for m in methods.METHODS.values())

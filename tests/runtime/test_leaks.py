@@ -1,0 +1,175 @@
+"""Every planted form of a secret is found, and the guard stops a run that would write one."""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from keyseg_mm import Plan, detach, find_leaks, protections
+from keyseg_mm.bind import derive_map
+from keyseg_mm.errors import LeakError, NotFiredError
+from keyseg_mm.runtime.leaks import Needles, search_object
+from keyseg_mm.stamp import Entry
+from tests.support.configs import keyed_cfg, runner_cfg, tiny_model_cfg
+
+
+@pytest.fixture
+def protection(key_file):
+    from mmseg.registry import MODELS as MMSEG
+
+    return protections(MMSEG.build(keyed_cfg(tiny_model_cfg(), f'file:{key_file}', points=['out:backbone:3'])))[0]
+
+
+def table(protection):
+    return protection.encryptors[0].map.tables()['permutation']
+
+
+PLANTS = {
+    'raw key': lambda key, t: b'xx' + bytes(range(32)) + b'yy',
+    'hex key': lambda key, t: bytes(range(32)).hex().encode(),
+    'upper hex': lambda key, t: b'key=' + bytes(range(32)).hex().upper().encode(),
+    'text': lambda key, t: key.to_text().encode(),
+    'text without its prefix': lambda key, t: key.to_text()[20:].encode(),
+    'base32': lambda key, t: base64.b32encode(bytes(range(32))),
+    'base64': lambda key, t: base64.b64encode(bytes(range(32))),
+    'base64 inside more': lambda key, t: base64.b64encode(b'a longer text ' + bytes(range(32)) + b' and on'),
+    'base64 at another offset': lambda key, t: base64.b64encode(b'ab' + bytes(range(32))),
+    'int64 table': lambda key, t: t.tobytes(),
+    'int32 table': lambda key, t: t.astype('<i4').tobytes(),
+    'uint8 table': lambda key, t: t.astype('u1').tobytes(),
+    'float table': lambda key, t: t.astype('f4').tobytes(),
+    'inverse table': lambda key, t: np.argsort(t).tobytes(),
+    'JSON table': lambda key, t: json.dumps(t.tolist()).encode(),
+    'indented JSON table': lambda key, t: json.dumps({'a': t.tolist()}, indent=0).encode(),
+    'printed table': lambda key, t: str(t.tolist()).encode(),
+    'pickled table': lambda key, t: pickle.dumps({'perm': t.tolist()}, protocol=2),
+}
+
+
+@pytest.mark.parametrize('plant', PLANTS)
+def test_planted_leaks_are_found(plant, protection, key, tmp_path):
+    haystack = tmp_path / 'haystack'
+    (haystack / 'deep').mkdir(parents=True)
+    (haystack / 'clean.bin').write_bytes(np.random.default_rng(0).bytes(100_000) + str(list(range(500))).encode())
+    assert find_leaks(haystack, key, [protection.plan]) == []
+    (haystack / 'deep' / 'leak.bin').write_bytes(b'before ' + PLANTS[plant](key, table(protection)) + b' after')
+    found = find_leaks(haystack, key, [protection.plan])
+    assert found and all('leak.bin' in leak.where for leak in found)
+    assert not any(key.to_text()[20:28] in str(leak) for leak in found)
+
+
+def test_compressed_archives_are_opened(protection, key, tmp_path):
+    with zipfile.ZipFile(tmp_path / 'a.npz', 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('inner.bin', table(protection).tobytes() * 3)
+    assert find_leaks(tmp_path, key, [protection.plan])
+
+
+def test_signs_are_looked_for_where_chance_does_not_give_them(key, tmp_path):
+    """Eight signs are all +1 for one salt in 256, and a fresh batch norm's weights are as well."""
+
+    def plan(channels):
+        spec = {'type': 'SignedChannelPermutation'}
+        salts = (index.to_bytes(16, 'big') for index in range(4000))
+        return next(p for s in salts for p in [Plan(key.id, s, (Entry('in:x', channels, spec),))] if fits(p, channels))
+
+    def fits(found, channels):
+        return channels > 8 or signs_of(found).sum() == channels
+
+    def signs_of(found):
+        return derive_map(key, found.salt, found.entries[0]).tables()['signs']
+
+    path = tmp_path / 'norm.bin'
+    few, many = plan(8), plan(64)
+    path.write_bytes(torch.ones(8).numpy().tobytes())
+    assert find_leaks(path, key, [few]) == []
+    path.write_bytes(signs_of(many).astype('<f4').tobytes())
+    assert [leak.what for leak in find_leaks(path, key, [many])] == ['the signs at in:x (numpy <f4)']
+
+
+def test_objects_are_searched_throughout(protection, key):
+    needles = Needles(key, [protection.plan])
+    clean = {'a': torch.randn(50_000), 'b': [1, 2, 3], 'c': {'d': 'text', 'e': np.arange(1000)}, 'f': None}
+    assert search_object('x', clean, needles) == []
+    big = torch.randn(500_000)
+    big.view(torch.uint8)[100:132] = torch.tensor(list(range(32)), dtype=torch.uint8)
+    for leak in (big, [[torch.from_numpy(table(protection))]], table(protection).tolist(), {'k': key.to_text()}):
+        assert search_object('x', {**clean, 'leak': leak}, needles)[0].where.startswith('x.leak')
+
+
+@HOOKS.register_module(force=True)
+class CarelessHook(Hook):
+    """Puts a table into the checkpoint."""
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        checkpoint['message_hub'] = {
+            'note': protections(runner.model)[0].encryptors[0].map.tables()['permutation'].tolist()
+        }
+
+
+@HOOKS.register_module(force=True)
+class StampEaterHook(Hook):
+    """Drops the stamp."""
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        for name in [n for n in checkpoint['state_dict'] if 'keyseg_stamp' in n]:
+            del checkpoint['state_dict'][name]
+
+
+@HOOKS.register_module(force=True)
+class DetachHook(Hook):
+    """Takes the encryptors off in the middle of a run."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        for module in runner.model.modules():
+            module._forward_hooks.clear()
+
+
+def guarded(data, work_dir, key_file, *hooks, model=None):
+    cfg = runner_cfg(data, work_dir, model or keyed_cfg(tiny_model_cfg(), f'file:{key_file}'), 2)
+    cfg.custom_hooks = [*(dict(type=h) for h in hooks), dict(type='keyseg_mm.KeyGuardHook')]
+    return Runner.from_cfg(cfg)
+
+
+@pytest.mark.parametrize(
+    ('hook', 'error', 'words'),
+    [
+        ('CarelessHook', LeakError, 'permutation at out:backbone'),
+        ('StampEaterHook', LeakError, 'lacks the stamp'),
+        ('DetachHook', NotFiredError, 'out:backbone:0'),
+    ],
+)
+def test_guard_stops_bad_runs(hook, error, words, tiny_cityscapes, tmp_path, key_file):
+    with pytest.raises(error, match=words):
+        guarded(tiny_cityscapes, tmp_path / 'work', key_file, hook).train()
+    assert not list((tmp_path / 'work').glob('*.pth'))
+
+
+def test_guard_wants_a_protection(tiny_cityscapes, tmp_path, key_file):
+    with pytest.raises(NotFiredError, match='keyseg_mm.Keyed'):
+        guarded(tiny_cityscapes, tmp_path / 'work', key_file, model=tiny_model_cfg()).train()
+
+
+def test_guard_finds_a_secret_in_the_config(tiny_cityscapes, tmp_path, key_file, key):
+    runner = guarded(tiny_cityscapes, tmp_path / 'work', key_file)
+    runner.cfg.note = 'remember: ' + key.to_text()
+    with pytest.raises(LeakError, match='the config') as caught:
+        runner.train()
+    assert key.to_text() not in str(caught.value)
+
+
+def test_guard_lets_a_good_run_pass_and_detach_is_seen(tiny_cityscapes, tmp_path, key_file):
+    runner = guarded(tiny_cityscapes, tmp_path / 'work', key_file)
+    runner.train()
+    assert (tmp_path / 'work' / 'iter_2.pth').exists()
+    (log,) = (tmp_path / 'work').glob('*/*.log')
+    assert log.read_text().count('labelled photos') == 1  # that a few maps do not keep out whoever has some
+    assert detach(runner.model) == 6

@@ -1,0 +1,113 @@
+"""A small model on made pictures, locked, and a report as an audit makes it."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+from torch import nn
+
+from keyseg_mm.audit.model.case import Photos
+from keyseg_mm.audit.model.summary import summarise
+from keyseg_mm.audit.report.pictures import colour_png, png
+from keyseg_mm.bind import derive_map
+from tests.support.configs import tiny_model_cfg
+
+CLASSES, SALT = 5, bytes(range(16))
+
+IN_POINTS = {'in:backbone.layer1.0.conv1': 8, 'in:decode_head.convs.0.conv': 8, 'in:decode_head.conv_seg': 16}
+
+
+def small_model_cfg():
+    """The tiny model with its head at the first, finest stage, so that it learns 16-pixel blocks."""
+    cfg = tiny_model_cfg(CLASSES, aux=False)
+    cfg.decode_head.update(in_channels=8, in_index=0)
+    return cfg
+
+
+def scenes(count: int, seed: int = 0) -> Photos:
+    """Blocks of five classes, each of its own colour: learnt in no time."""
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, CLASSES, (count, 4, 4), generator=draw)
+    labels = labels.repeat_interleave(16, 1).repeat_interleave(16, 2)
+    colours = torch.tensor([[2.0, 0, 0], [0, 2, 0], [0, 0, 2], [-2, -2, 0], [0, -2, -2]])
+    images = colours[labels].permute(0, 3, 1, 2) + 0.3 * torch.randn(count, 3, 64, 64, generator=draw)
+    return Photos(images.contiguous(), labels)
+
+
+def build() -> nn.Module:
+    from mmseg.registry import MODELS
+
+    torch.manual_seed(7)
+    level, logging.root.manager.disable = logging.root.manager.disable, logging.INFO
+    model = MODELS.build(small_model_cfg())
+    model.init_weights()
+    logging.root.manager.disable = level
+    return model.eval()
+
+
+def lock(weights, key, plan):
+    """What a lock does: W' = W T^-1 at the input of a layer."""
+    locked = dict(weights)
+    for entry in plan.entries:
+        name = entry.point[len('in:') :] + '.weight'
+        locked[name] = derive_map(key, plan.salt, entry)(weights[name], 1)
+    return locked
+
+
+def _labels(seed):
+    blocks = torch.randint(0, 4, (4, 8), generator=torch.Generator().manual_seed(seed))
+    return png(blocks.repeat_interleave(8, 0).repeat_interleave(8, 1))
+
+
+def made_run(kind, name, value, situation, share=None, key_share=None, beyond=False, error=None):
+    result = {
+        'kind': kind, 'name': name, 'title': f'{name} by a rather long-winded method', 'needs': ['labelled'],
+        'source': 'Somebody & Else <2024>, arXiv 2109.00224', 'cost': 'little', 'family': 'recover', 'error': error,
+        'situation': situation, 'situation_title': f'the situation {situation}', 'share': share, 'photos': 7,
+        'key_share': key_share, 'beyond_files': beyond, 'seconds': 12.3,
+    }  # fmt: skip
+    if error is None:
+        figures = {'miou': value, 'agreement': 71.0, 'kappa': 0.51, 'recovery': 0.25, 'exhausted': name == 'hill'}
+        result.update(figures, notes='a note', labels_png=[_labels(2), _labels(3)], trail=[], images_used=3)
+    return result
+
+
+def make_report(**changes):
+    score = {'miou': 58.8, 'agreement': 100.0, 'kappa': 1.0}
+    photo = colour_png(np.random.default_rng(0).integers(0, 255, (32, 64, 3), dtype=np.uint8))
+    point = {
+        'point': 'in:backbone.layer1.0.conv1',
+        'channels': 64,
+        'transform': {'type': 'ChannelRotation', 'block': 8},
+    }
+    report = {
+        'format': 'keyseg_mm audit', 'version': 1, 'made_by': '0.1.0', 'when': '2026-01-01 12:00', 'seed': 0,
+        'config': 'a_rather_long_config_name_8xb2-160k_ade20k-512x512.py',
+        'checkpoint': '<b>best</b>_mIoU_iter_500.pth',
+        'public': 'public.pth', 'second': None, 'key_id': 'ks1wxf3zvg5exqn3cuv', 'points': [point], 'suite': 'quick',
+        'budget': {'steps': 60, 'seconds': 11.1}, 'device': 'cpu', 'held_out': 16, 'train_photos': 160,
+        'photo_size': [32, 64], 'floor': 2.2, 'authorised': score, 'no_key': {**score, 'miou': 0.7},
+        'close': {point['point']: 0.01}, 'seconds': 70.0,
+        'checks': {
+            'positive': {**score, 'recovery': 1.0, 'passed': True},
+            'negative': {**score, 'miou': 0.9, 'recovery': 0.02, 'chance': 0.01, 'passed': True},
+        },
+        'pictures': {
+            'photos': [photo, photo], 'truth': [_labels(0)] * 2, 'authorised': [_labels(0)] * 2,
+            'no_key': [_labels(1)] * 2, 'classes': ['a', 'b', 'c', 'd'],
+            'palette': [[128, 64, 128], [244, 35, 232], [70, 70, 70], [102, 102, 156]],
+        },
+        'results': [
+            made_run('control', 'scratch', 14.6, 'photos-0.1', 0.1),
+            made_run('attack', 'hill', 54.4, 'photos-0.1', 0.1),
+            made_run('attack', 'broken', 0.0, 'photos-0.1', 0.1, error='ValueError: <script>alert(1)</script>'),
+            made_run('attack', 'random', 0.5, 'file'), made_run('control', 'scratch', 6.0, 'photos-0.01', 0.01),
+            made_run('attack', 'hill', 20.0, 'photos-0.01', 0.01), made_run('attack', 'file', 1.0, 'file'),
+            made_run('attack', 'partial', 40.0, 'leak-0.5', 0.1, 0.5, True),
+        ],
+    }  # fmt: skip
+    report.update(changes)
+    report['summary'] = summarise(report)
+    return report
