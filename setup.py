@@ -32,6 +32,7 @@ setup(
         **STACKS,
         'keyring': ['keyring>=24'],
         'safetensors': ['safetensors>=0.4'],
+        'dask': ['distributed>=2024.1'],
         'dev': [
             'pytest>=8',
             'pytest-timeout>=2.3',
@@ -40,6 +41,7 @@ setup(
             'ruff>=0.6',
             'mypy>=1.11',
             'safetensors>=0.4',
+            'distributed>=2024.1',
             'tensorboard>=2.17',
             'build>=1.2',
             'pre-commit>=3.8',
