@@ -218,7 +218,7 @@ def encryptions(model: nn.Module) -> int:
 def counting() -> Iterator[Counter[str]]:
     """Count what must not happen in the hot path: tables derived, inverted, or made into tensors on a device."""
     counts: Counter[str] = Counter(derived=0, inverted=0, placed=0)
-    derive, inverse, place = keyseg_mm.runtime.protection.derive_map, Map.inverse, Map._place
+    derive, inverse, place = keyseg_mm.runtime.protection.derive_map, Map.inverse, Map.placed
 
     def count_derive(*args: Any) -> Map:
         counts['derived'] += 1
@@ -228,15 +228,13 @@ def counting() -> Iterator[Counter[str]]:
         counts['inverted'] += self._inverse is None
         return inverse(self)
 
-    def count_place(self: Map, *args: Any) -> torch.Tensor:
-        before = len(self._placed)
-        placed = place(self, *args)
-        counts['placed'] += len(self._placed) - before
-        return placed
+    def count_place(self: Map, *args: Any) -> tuple[torch.Tensor, ...]:
+        counts['placed'] += args not in self._placed
+        return place(self, *args)
 
     with (
         mock.patch.object(keyseg_mm.runtime.protection, 'derive_map', count_derive),
         mock.patch.object(Map, 'inverse', count_inverse),
-        mock.patch.object(Map, '_place', count_place),
+        mock.patch.object(Map, 'placed', count_place),
     ):
         yield counts

@@ -7,6 +7,7 @@ take in: these are for training with the key, and for comparison with channel ma
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from keyseg_mm.errors import TransformError
 from keyseg_mm.keys import derive
 from keyseg_mm.keys.derive import KeyStream
 from keyseg_mm.maps import Map, register
-from keyseg_mm.maps.base import select_channels
+from keyseg_mm.maps.base import Tables, select_channels
 
 DEFAULT_BLOCK = 2  # at stride 32 the maps of a picture of 512 pixels are 16 wide
 LARGEST_BLOCK = 32
@@ -49,12 +50,6 @@ class BlockTransform(Map):
     @property
     def public_id(self) -> str:
         return f'of {self.channels} channels in blocks of {self.block}'
-
-    def _keep_layout(self, x: Tensor, dim: int) -> Tensor:
-        return self._apply(x)
-
-    def _apply(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
 
 
 @register
@@ -90,22 +85,26 @@ class BlockShuffle(BlockTransform):
         found = {'block permutation': self._table, 'permutation of the rest': self._rest}
         return {**found, **{f'inverse {name}': np.argsort(table) for name, table in found.items()}}
 
-    def _apply(self, x: Tensor) -> Tensor:
-        table = self._place('table', self._table, x.device, torch.int64)
-        rest = self._place('rest', self._rest, x.device, torch.int64)
-        high, wide = (side - side % self.block for side in x.shape[2:])
+    def _arrays(self) -> tuple[NDArray[Any], ...]:
+        return self._table, self._rest
+
+    @classmethod
+    def apply(cls, x: Tensor, dim: int, tables: Tables) -> Tensor:
+        table, rest = tables
+        size = math.isqrt(len(table) // len(rest))
+        high, wide = (side - side % size for side in x.shape[2:])
         y = torch.empty_like(x)
-        blocks = self._blocks(x, high, wide)
+        blocks = cls._blocks(x, high, wide, size)
         moved = blocks.flatten(1, 3).index_select(1, table)
-        self._blocks(y, high, wide).copy_(moved.view(blocks.shape))
+        cls._blocks(y, high, wide, size).copy_(moved.view(blocks.shape))
         for part in ((..., slice(high, None), slice(None)), (..., slice(0, high), slice(wide, None))):
             if y[part].numel():
                 y[part] = select_channels(x[part], 1, rest)
         return y
 
-    def _blocks(self, x: Tensor, high: int, wide: int) -> Tensor:
+    @staticmethod
+    def _blocks(x: Tensor, high: int, wide: int, size: int) -> Tensor:
         """The whole blocks as a view (B, C, block, block, blocks down, blocks across)."""
-        size = self.block
         down, across = high // size, wide // size
         parts = x[..., :high, :wide].view(*x.shape[:2], down, size, across, size)
         return parts.permute(0, 1, 3, 5, 2, 4)
@@ -145,9 +144,13 @@ class NegativePositive(BlockTransform):
     def tables(self) -> dict[str, NDArray[Any]]:
         return {'signs': self._signs}
 
-    def _apply(self, x: Tensor) -> Tensor:
-        signs = self._place('signs', self._signs, x.device, x.dtype)
-        down, across = (-(-side // self.block) for side in x.shape[2:])
+    def _arrays(self) -> tuple[NDArray[Any], ...]:
+        return (self._signs,)
+
+    @classmethod
+    def apply(cls, x: Tensor, dim: int, tables: Tables) -> Tensor:
+        signs = tables[0].to(x.dtype)
+        down, across = (-(-side // signs.shape[-1]) for side in x.shape[2:])
         tiled = signs.repeat(1, down, across)[:, : x.shape[2], : x.shape[3]]
         return torch.mul(x, tiled, out=torch.empty_like(x))
 

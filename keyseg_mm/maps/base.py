@@ -20,13 +20,17 @@ from keyseg_mm.errors import TransformError
 from keyseg_mm.keys.derive import KeyStream
 from keyseg_mm.keys.secret import Secret
 
+#: Secret tables as tensors.
+Tables = tuple[Tensor, ...]
+
 _BLOCK = 2**18  # values of a weight carried at once
 
 
 class Map(Secret):
     """An orthogonal transform T of a feature map, ``y = T(x)``.
 
-    Tensors of the tables are made once per device and dtype, at the first call there, and kept.
+    What it does is a pure function of the map and its secret tables, :meth:`apply`, so that a compiler sees the tables
+    as inputs. Tensors of the tables are made once per device and dtype, and kept.
     """
 
     __slots__ = ('_inverse', '_placed')
@@ -37,7 +41,7 @@ class Map(Secret):
 
     def __init__(self) -> None:
         self._inverse: Any = None
-        self._placed: dict[Any, Any] = {}
+        self._placed: dict[tuple[torch.device, torch.dtype], Tables] = {}
 
     @classmethod
     def derive(cls, stream: KeyStream, channels: int, **params: Any) -> Map:
@@ -80,49 +84,90 @@ class Map(Secret):
         Raises:
             TransformError: the dimension has another size than the transform, or the map does not suit it.
         """
-        problem = self.why_not(dim, x.dim())
+        self.refuse_unfit(x, dim, self.channels)
+        tables = self.placed(x.device, x.dtype)
+        if x.requires_grad and torch.is_grad_enabled():
+            return self.work(x, dim, tables, self.inverse().placed(x.device, x.dtype))
+        return self.apply(x, dim, tables)
+
+    @classmethod
+    def refuse_unfit(cls, x: Tensor, dim: int, channels: int) -> None:
+        """Refuse a feature map that a transform of this kind and size does not suit.
+
+        Raises:
+            TransformError: it does not.
+        """
+        problem = cls.why_not(dim, x.dim())
         if problem:
             raise TransformError(problem)
-        if x.shape[dim] != self.channels:
-            raise TransformError(
-                f'a map of {self.channels} channels met {x.shape[dim]} of them, shape {tuple(x.shape)}'
-            )
+        if x.shape[dim] != channels:
+            raise TransformError(f'a map of {channels} channels met {x.shape[dim]} of them, shape {tuple(x.shape)}')
+
+    @classmethod
+    def work(cls, x: Tensor, dim: int, tables: Tables, inverse: Tables) -> Tensor:
+        """:meth:`apply`, with a way back for the gradient.
+
+        Args:
+            x: floating-point tensor.
+            dim: channel dimension.
+            tables: of the transform, from :meth:`placed`.
+            inverse: of its inverse.
+        """
         if x.requires_grad and torch.is_grad_enabled():
-            result: Tensor = _Apply.apply(x, self, dim)  # type: ignore[no-untyped-call]
+            result: Tensor = _Apply.apply(x, cls, dim, *tables, *inverse)  # type: ignore[no-untyped-call]
             return result
-        return self._keep_layout(x, dim)
+        return cls.apply(x, dim, tables)
+
+    @classmethod
+    def apply(cls, x: Tensor, dim: int, tables: Tables) -> Tensor:
+        """The transformed map, in the order of memory of ``x``; never a view of it."""
+        raise NotImplementedError
+
+    def placed(self, device: torch.device, dtype: torch.dtype) -> Tables:
+        """The tables as tensors for maps of that device and dtype: indices int64, signs ``dtype``, matrices wider."""
+        found = self._placed.get((device, dtype))
+        if found is None:
+            found = tuple(_to_tensor(array, device, dtype) for array in self._arrays())
+            self._placed[device, dtype] = found
+        return found
 
     def tables(self) -> dict[str, NDArray[Any]]:
         """The secret tables, for :mod:`keyseg_mm.runtime.leaks` only."""
         raise NotImplementedError
 
-    def _keep_layout(self, x: Tensor, dim: int) -> Tensor:
-        """The transformed map, in the order of memory of ``x``; never a view of it."""
+    def _arrays(self) -> tuple[NDArray[Any], ...]:
+        """The tables in the order in which :meth:`apply` takes them."""
         raise NotImplementedError
 
     def _invert(self) -> Map:
         raise NotImplementedError
 
-    def _place(self, name: str, table: NDArray[Any], device: torch.device, dtype: torch.dtype) -> Tensor:
-        key = (name, device, dtype)
-        if key not in self._placed:
-            self._placed[key] = torch.from_numpy(np.ascontiguousarray(table)).to(device=device, dtype=dtype)
-        placed: Tensor = self._placed[key]
-        return placed
+
+def _to_tensor(array: NDArray[Any], device: torch.device, dtype: torch.dtype) -> Tensor:
+    if array.dtype == np.int64:
+        dtype = torch.int64
+    elif array.dtype == np.float64 and dtype != torch.float64:
+        dtype = torch.float32  # half precision is computed in float32 and rounded once
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device=device, dtype=dtype)
 
 
 class _Apply(torch.autograd.Function):
-    """Forward by the transform, backward by its inverse; differentiable again, since backward applies one too."""
+    """Forward by the transform, backward by its inverse; differentiable again, since backward applies one too.
+
+    Nothing secret is saved for backward in torch's way, which hooks may write to disk.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, transform: Map, dim: int) -> Tensor:
-        ctx.transform, ctx.dim = transform, dim
+    def forward(ctx: Any, x: Tensor, kind: type[Map], dim: int, *tables: Tensor) -> Tensor:
+        ctx.kind, ctx.dim, ctx.tables = kind, dim, tables
         # detached from the view that a kept layout is: autograd refuses in-place operations on a Function's views
-        return transform._keep_layout(x, dim).detach()
+        return kind.apply(x, dim, tables[: len(tables) // 2]).detach()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.transform.inverse()(grads[0], ctx.dim), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        tables = ctx.tables
+        there, back = tables[: len(tables) // 2], tables[len(tables) // 2 :]
+        return (ctx.kind.work(grads[0], ctx.dim, back, there), None, None, *(None for _ in tables))
 
 
 class ChannelMap(Map):
@@ -166,20 +211,22 @@ class ChannelMap(Map):
 
     def matrix(self) -> Tensor:
         """The map as a (channels, channels) float64 matrix M, ``T(x) = M @ x``."""
-        return self._keep_layout(torch.eye(self.channels, dtype=torch.float64), 0)
+        return self(torch.eye(self.channels, dtype=torch.float64), 0)
 
-    def _keep_layout(self, x: Tensor, dim: int) -> Tensor:
+    @classmethod
+    def apply(cls, x: Tensor, dim: int, tables: Tables) -> Tensor:
         """Work on a permuted map (channels_last, transposed tokens) in its own order of memory, so that it keeps it."""
         if x.is_contiguous():
-            return self._apply(x, dim)
+            return cls._run(x, dim, *tables)
         strides = x.stride()
         order = sorted(range(x.dim()), key=lambda d: -strides[d])
         if not x.permute(order).is_contiguous():
-            return self._apply(x, dim)
-        moved = self._apply(x.permute(order), order.index(dim % x.dim()))
+            return cls._run(x, dim, *tables)
+        moved = cls._run(x.permute(order), order.index(dim % x.dim()), *tables)
         return moved.permute([order.index(d) for d in range(x.dim())])
 
-    def _apply(self, x: Tensor, dim: int) -> Tensor:
+    @classmethod
+    def _run(cls, x: Tensor, dim: int, *tables: Tensor) -> Tensor:
         raise NotImplementedError
 
     def _invert(self) -> ChannelMap:
@@ -206,8 +253,8 @@ class Composition(ChannelMap):
         super().__init__()
         self.first, self.then, self.channels = first, then, first.channels
 
-    def _apply(self, x: Tensor, dim: int) -> Tensor:
-        return self.then._apply(self.first._apply(x, dim), dim)
+    def __call__(self, x: Tensor, dim: int = 1) -> Tensor:
+        return self.then(self.first(x, dim), dim)
 
     def _invert(self) -> ChannelMap:
         return Composition(self.then.inverse(), self.first.inverse())

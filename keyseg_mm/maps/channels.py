@@ -41,8 +41,12 @@ class ChannelPermutation(ChannelMap):
     def tables(self) -> dict[str, NDArray[Any]]:
         return {'permutation': self._table, 'inverse permutation': np.argsort(self._table)}
 
-    def _apply(self, x: Tensor, dim: int) -> Tensor:
-        return select_channels(x, dim, self._place('table', self._table, x.device, torch.int64))
+    def _arrays(self) -> tuple[NDArray[Any], ...]:
+        return (self._table,)
+
+    @classmethod
+    def _run(cls, x: Tensor, dim: int, *tables: Tensor) -> Tensor:
+        return select_channels(x, dim, tables[0])
 
     def _invert(self) -> ChannelMap:
         return ChannelPermutation(np.argsort(self._table))
@@ -78,12 +82,15 @@ class SignedChannelPermutation(ChannelMap):
     def tables(self) -> dict[str, NDArray[Any]]:
         return {**ChannelPermutation(self._table).tables(), 'signs': self._signs}
 
-    def _apply(self, x: Tensor, dim: int) -> Tensor:
-        table = self._place('table', self._table, x.device, torch.int64)
-        signs = self._place('signs', self._signs, x.device, x.dtype)
+    def _arrays(self) -> tuple[NDArray[Any], ...]:
+        return self._table, self._signs
+
+    @classmethod
+    def _run(cls, x: Tensor, dim: int, *tables: Tensor) -> Tensor:
+        table, signs = tables
         shape = [1] * x.dim()
-        shape[dim] = self.channels
-        return select_channels(x, dim, table).mul_(signs.view(shape))
+        shape[dim] = -1
+        return select_channels(x, dim, table).mul_(signs.to(x.dtype).view(shape))
 
     def _invert(self) -> ChannelMap:
         back = np.argsort(self._table)
@@ -131,19 +138,23 @@ class ChannelRotation(ChannelMap):
     def tables(self) -> dict[str, NDArray[Any]]:
         return {'rotation': self._blocks, 'last rotation': self._rest}
 
-    def _apply(self, x: Tensor, dim: int) -> Tensor:
+    def _arrays(self) -> tuple[NDArray[Any], ...]:
+        return self._blocks, self._rest
+
+    @classmethod
+    def _run(cls, x: Tensor, dim: int, *tables: Tensor) -> Tensor:
         work = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
-        size = self._blocks.shape[0] * self._blocks.shape[1]
+        blocks, rest = (table.to(work) for table in tables)
+        size, channels = blocks.shape[0] * blocks.shape[1], x.shape[dim]
         moved = x.movedim(dim, 0).to(work)
-        columns = moved.reshape(self.channels, x.numel() // self.channels)
+        columns = moved.reshape(channels, x.numel() // channels)
         with torch.autocast(x.device.type, enabled=False):
             parts = []
             if size:
-                blocks = self._place('blocks', self._blocks, x.device, work)
                 apart = columns[:size].reshape(*blocks.shape[:2], columns.shape[1])
                 parts.append(torch.bmm(blocks, apart).flatten(0, 1))
-            if self.channels > size:
-                parts.append(self._place('rest', self._rest, x.device, work) @ columns[size:])
+            if channels > size:
+                parts.append(rest @ columns[size:])
         turned = torch.cat(parts).reshape(moved.shape)
         return turned.to(x.dtype).movedim(0, dim).contiguous()
 
