@@ -5,7 +5,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
-_LOCATIONS = ['keyseg_mm.mm']
+_LOCATIONS = ['keyseg_mm.registry']
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='keyseg_mm', locations=_LOCATIONS)
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='keyseg_mm', locations=_LOCATIONS)

@@ -34,7 +34,7 @@ from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.mm.floor import constant_prediction_floor
 from keyseg_mm.stamp import Entry, Plan
 from tests.support.audits import CLASSES, IN_POINTS, SALT, build, lock, scenes
-from tests.support.source import imports
+from tests.support.house import imports
 
 AUDIT = Path(__file__).parents[2] / 'keyseg_mm' / 'audit'
 REFEREES = ('referee.py', 'referees.py')
