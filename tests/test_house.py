@@ -64,7 +64,7 @@ PLANTED = {
         'host below mm: keyseg_mm.runtime.leaks imports mmseg',
     ),
     'torch in the stamp': ('stamp.py', 'import torch', 'torch: keyseg_mm.stamp'),
-    'torch behind the stamp': ('errors.py', 'from torch import nn', 'torch: keyseg_mm.stamp, by way of'),
+    'torch behind a key': ('errors.py', 'from torch import nn', 'torch: keyseg_mm.keys.secret, by way of'),
     'torch in a key': ('keys/key.py', 'def f():\n    import torch.nn', 'torch: keyseg_mm.keys.key'),
     'an attack with a key': (
         'audit/attacks/planted.py',
