@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Restore encrypted images of real photos: every method and block size, by `keyseg audit-images`.
+"""Restore encrypted images of real photos: every method and block size, by `keyseg audit --images`.
 
     python benchmarks/accuracy/restoring.py --data DATA --out OUT [--suite quick] [--layout cityscapes ade20k]
 

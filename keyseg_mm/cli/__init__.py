@@ -13,8 +13,7 @@ from keyseg_mm.errors import KeysegError
 # name -> one line for --help. Each module has add_arguments(parser) and run(args) -> exit status.
 COMMANDS = {
     'keygen': 'make a secret key file, plain, sealed with a passphrase, or for a licensee',
-    'show': 'show the public side of a key file, checkpoint or config',
-    'points': 'list the encryption points of a config: which fire, with which shapes',
+    'show': 'show the public side of a key file, checkpoint or config, and the points of a model',
     'train': "train a config with mmsegmentation's own train.py",
     'test': "test a checkpoint with mmsegmentation's own test.py",
     'lock': 'protect a trained checkpoint, without training',
@@ -24,19 +23,21 @@ COMMANDS = {
     'unlock': 'turn a protected checkpoint back into the plain one',
     'trace': 'tell whose copy a checkpoint is',
     'scan': 'search a folder for a key and the tables derived from it',
-    'audit': 'attack a protected checkpoint in every known way, and report what an attacker really gets',
-    'audit-images': 'attack encrypted images in every known way, and report what can be restored of them',
+    'audit': 'attack a protected checkpoint or encrypted images in every known way, and report what an attacker gets',
     'compare': 'compare the published methods on your data: train, lock, test, audit, one table',
     'demo': 'train and test a small protected model on street scenes made on the spot',
 }
-# Commands that hand all their options on to the host's own tool.
+# Commands that pass all their options on to the host's own tool.
 _PASS_ON = ('train', 'test')
+# Commands that keep every finished step.
+_RESUMED = ('audit', 'compare')
+INTERRUPTED = 130  # the exit status that shells give a command stopped with Ctrl-C
 
 _EPILOG = """\
 a first run:
   keyseg demo                                       see what protection does, in a few minutes
   keyseg keygen --out keys/my.key                   make a key; whoever has the file has the model
-  keyseg points CONFIG --points stages              see what would be encrypted
+  keyseg show CONFIG --points stages                see what would be encrypted
   keyseg train configs/fcn/keyed_fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py \\
       --cfg-options model.protection.key=file:keys/my.key
   keyseg test CONFIG CHECKPOINT --cfg-options model.protection.key=file:keys/my.key
@@ -60,7 +61,7 @@ def build_parser(names: list[str]) -> argparse.ArgumentParser:
     for name, line in COMMANDS.items():
         raw = argparse.RawDescriptionHelpFormatter
         command = commands.add_parser(name, help=line, formatter_class=raw, add_help=name not in _PASS_ON)
-        if name in names:
+        if name in names and name not in _PASS_ON:
             module = importlib.import_module(f'keyseg_mm.cli.{name.replace("-", "_")}')
             command.description = module.__doc__
             module.add_arguments(command)
@@ -81,13 +82,18 @@ def main(argv: list[str] | None = None) -> int:
     except KeysegError as error:
         print(f'keyseg {name}: {error}', file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        again = '; the same command goes on where it stopped' if name in _RESUMED else ''
+        print(f'\nkeyseg {name}: stopped, as asked{again}', file=sys.stderr)
+        return INTERRUPTED
 
 
 def run_module(name: str, arguments: list[str]) -> int:
     """Run one of the host's tools with all its options; what ``tools/*.py`` call too."""
-    module = importlib.import_module(f'keyseg_mm.cli.{name}')
+    from keyseg_mm.cli.host import run_host_tool
+
     try:
-        return int(module.run(arguments))
+        return run_host_tool(f'{name}.py', arguments)
     except KeysegError as error:
         print(f'keyseg {name}: {error}', file=sys.stderr)
         return 1

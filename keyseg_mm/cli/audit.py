@@ -1,9 +1,19 @@
-"""Attack a protected checkpoint in every known way, and report what somebody without the key really gets.
+"""Attack a protected checkpoint, or encrypted images, in every known way, and report what an attacker really gets.
 
-Attackers are given all that is public (code, config, stamp, the file), and photos from the config's training set in the
-shares asked for; controls are what the same photos and the same time give without the file. Writes report.json and
-report.html into OUT; open the latter in a browser. An interrupted audit goes on where it stopped when it is started
-again with the same options.
+With CHECKPOINT: what is the file worth to somebody without the key? Attackers are given all that is public (code,
+config, stamp, the file), and photos from the config's training set in the shares asked for; controls are what the same
+photos and the same time give without the file. The checkpoint may be of any scheme of `keyseg lock`, trained with the
+key, or trained on encrypted images. Attacks that make no sense for it are left out. --transfer tries what the file is
+worth to a thief with a task of their own: is it a better start for their data set and classes than none?
+
+Without CHECKPOINT, or with --images: what can be seen of the plain images without the key? The images are the test data
+of CONFIG, encrypted as its test pipeline says (keyseg_mm.EncryptImage) or as CHECKPOINT says. Attackers see the
+encrypted images; then also plain photos of their own, from the training data; then also a few of those encrypted with
+the key. Restored images are scored by SSIM (1: the plain image) and PSNR, against what is to be had without breaking
+anything. Every block of every image is encrypted alike, so many images tell much.
+
+Writes report.json and report.html into OUT; open the latter in a browser. An interrupted audit goes on where it stopped
+when it is started again with the same options.
 
 examples:
   keyseg demo --out demo_out && \\
@@ -11,16 +21,13 @@ examples:
   keyseg audit CONFIG CHECKPOINT --key file:my.key --public plain.pth --data-share 0.01,0.1 --out audit
   keyseg audit CONFIG CUSTOMER_A.pth --key file:a.key --second CUSTOMER_B.pth --out audit
   keyseg audit CONFIG CHECKPOINT --key file:my.key --transfer CONFIG_OF_ANOTHER_DATA_SET --out audit
+  keyseg audit CONFIG --key file:my.key --suite quick --out seen        # CONFIG has keyseg_mm.EncryptImage in it
+  keyseg audit CONFIG locked.pth --images --key file:my.key --out seen  # as the stamp of locked.pth says
+  keyseg audit CONFIG --key file:my.key --photos 4 --out few            # no more than four images under this key
 
-The checkpoint may be of any method: feature maps encrypted by channel maps or block-wise, encrypted weights
-(`keyseg lock --mode`), encrypted images (EncryptImage, `keyseg lock-patches`). Attacks that make no sense for it are
-left out.
-
---transfer tries what the file is worth to a thief with a task of his own: is it a better start for his data set and
-classes than none? CONFIG has the same backbone, neck and heads, with data sets and a number of classes of its own.
-
-exit status: 0 no attack has an advantage, 1 an error, 4 the file helps an attacker (with --transfer also as a start
-for the other data set), or the audit could not tell
+exit status: 0 no attack has an advantage (on images: none without known pairs restores anything), 1 an error, 4 the
+file helps an attacker (with --transfer also as a start for the other data set), an attack restores images, or the audit
+could not tell
 """
 
 from __future__ import annotations
@@ -28,20 +35,20 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
-from keyseg_mm.cli.numbers import whole_number
+from keyseg_mm.cli.console import add_key, real_key, say, whole_number
 from keyseg_mm.errors import KeysegError
 
 HELPS = 4
-INTERRUPTED = 130  # the exit status that shells give a command stopped with Ctrl-C
 _SUITES = ('quick', 'standard', 'full')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``keyseg audit``."""
     parser.add_argument('config', type=Path, help='config of the model, protected or plain, with its data sets')
-    parser.add_argument('checkpoint', type=Path, help='protected checkpoint')
-    parser.add_argument('--key', required=True, metavar='LOC', help='locator of its key: only the referee gets it')
+    parser.add_argument('checkpoint', nargs='?', type=Path, help='protected checkpoint')
+    add_key(parser, 'locator of the key: only the referee gets it')
     parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder for results and report')
     parser.add_argument(
         '--suite',
@@ -49,19 +56,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default='standard',
         help='how thorough: quick takes minutes on a small model, standard hours, full days (standard)',
     )
-    parser.add_argument('--public', type=Path, metavar='FILE', help='public plain weights that an attacker may have')
-    parser.add_argument('--second', type=Path, metavar='FILE', help="another customer's checkpoint or another release")
-    parser.add_argument(
+    parser.add_argument('--seed', type=whole_number(0), default=0, metavar='N', help='of everything drawn (0)')
+    model = parser.add_argument_group('of a model')
+    model.add_argument('--public', type=Path, metavar='FILE', help='public plain weights that an attacker may have')
+    model.add_argument('--second', type=Path, metavar='FILE', help="another customer's checkpoint or another release")
+    model.add_argument(
         '--transfer', type=Path, metavar='CONFIG', help='config of the same architecture over another data set'
     )
-    parser.add_argument(
+    model.add_argument(
         '--data-share',
         type=shares,
         metavar='LIST',
         help='shares of the training photos that attackers have (quick 0.1, standard 0.01,0.1, full 0.01,0.05,0.1)',
     )
-    parser.add_argument('--seed', type=whole_number(0), default=0, help='of everything drawn (0)')
-    parser.add_argument('--device', help='where to compute, as cpu or cuda:0 (a GPU if there is one)')
+    model.add_argument('--device', help='where to compute, as cpu or cuda:0 (a GPU if there is one)')
+    images = parser.add_argument_group('of images')
+    images.add_argument('--images', action='store_true', help='audit the encrypted images, not CHECKPOINT')
+    images.add_argument(
+        '--photos', type=whole_number(1), metavar='N', help='images to attack, and photos of the attacker, N at most'
+    )
 
 
 def shares(text: str) -> tuple[float, ...]:
@@ -75,31 +88,23 @@ def shares(text: str) -> tuple[float, ...]:
     return found
 
 
-def _device(wanted: str | None) -> str:
-    """Where to compute, tried out.
-
-    Raises:
-        KeysegError: there is no such device.
-    """
-    import torch
-
-    name = wanted or ('cuda' if torch.cuda.is_available() else 'cpu')
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError):
-        raise KeysegError(f'--device {name}: torch cannot compute there; try cpu, or cuda:0') from None
-    return name
-
-
 def run(args: argparse.Namespace) -> int:
     """Audit, and say in short what came out."""
-    from keyseg_mm.cli.keygen import ask_passphrase
-    from keyseg_mm.keys.locator import locate_real
-
-    key = locate_real(args.key, '--key', ask_passphrase)
+    of_images = args.images or args.checkpoint is None
+    others = ('public', 'second', 'transfer', 'data_share', 'device') if of_images else ('photos',)
+    for name in others:
+        if getattr(args, name) is not None:
+            what = 'a model: give CHECKPOINT, without --images' if of_images else 'encrypted images: give --images'
+            raise KeysegError(f'--{name.replace("_", "-")} goes with the audit of {what}')
+    key = real_key(args.key)
     if args.out.exists() and not args.out.is_dir():
         raise KeysegError(f'{args.out} is a file; --out takes a folder')
     import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
+
+    return _audit_images(args, key) if of_images else _audit_model(args, key)
+
+
+def _audit_model(args: argparse.Namespace, key: Any) -> int:
     from keyseg_mm.audit.model.audit import Order, audit
     from keyseg_mm.audit.model.page import write_report
 
@@ -117,20 +122,8 @@ def run(args: argparse.Namespace) -> int:
         bars=sys.stderr.isatty(),
         transfer=args.transfer,
     )
-    try:
-        report = audit(order, lambda text: print(text, flush=True))
-    except KeyboardInterrupt:
-        print('\nkeyseg audit: stopped, as asked; the same command goes on where it stopped', file=sys.stderr)
-        return INTERRUPTED
+    report = audit(order, say)
     page = write_report(args.out)
-    _conclude(report, page)
-    summary = report['summary']
-    elsewhere = summary['transfer'] is not None and summary['transfer']['level'] in ('helps', 'void')
-    return 0 if summary['level'] == 'holds' and not elsewhere else HELPS
-
-
-def _conclude(report: dict, page: Path) -> None:  # type: ignore[type-arg]
-    """The headline, and where to read on."""
     summary = report['summary']
     print(f'\n{summary["verdict"]}\n')
     print(f'{"photos":>8}  {"best attack":<44} {"mIoU":>6}   {"best control":<36} {"mIoU":>6}  {"advantage":>9}')
@@ -141,16 +134,13 @@ def _conclude(report: dict, page: Path) -> None:  # type: ignore[type-arg]
             f'{control["title"]:<36.36} {control["miou"]:6.2f}  {row["advantage"]:+9.2f}'
         )
     if summary['transfer'] is not None:
-        _conclude_transfer(report)
-    print(f'\nauthorised {report["authorised"]["miou"]:.2f}, constant guess {report["floor"]:.2f}; what to do:')
-    for text in summary['change']:
-        print(f'  {text}')
-    for text in summary['warnings']:
-        print(f'  note: {text}')
-    print(f'\nread on in {page}')
+        _show_transfer(report)
+    _conclude(summary, f'authorised {report["authorised"]["miou"]:.2f}, constant guess {report["floor"]:.2f}', page)
+    elsewhere = summary['transfer'] is not None and summary['transfer']['level'] in ('helps', 'void')
+    return 0 if summary['level'] == 'holds' and not elsewhere else HELPS
 
 
-def _conclude_transfer(report: dict) -> None:  # type: ignore[type-arg]
+def _show_transfer(report: dict[str, Any]) -> None:
     """What came out on the other data set."""
     print(f'\n{report["summary"]["transfer"]["says"]}')
     for row in report['summary']['transfer']['rows']:
@@ -158,3 +148,51 @@ def _conclude_transfer(report: dict) -> None:  # type: ignore[type-arg]
         figures['constant guess'] = report['transfer']['floor']
         words = '   '.join(f'{name.replace("_", " ")} {value:.2f}' for name, value in figures.items())
         print(f'{row["photos"]:>8}  {words}   advantage {row["advantage"]:+.2f} (noise {row["noise"]:.2f})')
+
+
+def _audit_images(args: argparse.Namespace, key: Any) -> int:
+    from keyseg_mm.audit.images.audit import ImageOrder, audit_images
+    from keyseg_mm.audit.images.page import write_report
+    from keyseg_mm.audit.images.summary import decibels
+
+    bars = sys.stderr.isatty()
+    order = ImageOrder(args.config, key, args.out, args.checkpoint, args.suite, args.photos, args.seed, bars)
+    report = audit_images(order, say)
+    page = write_report(args.out)
+    summary = report['summary']
+    print(f'\n{summary["verdict"]}\n')
+    print(f'{"the attacker has":<24} {"best attack":<46} {"SSIM":>5} {"PSNR":>9}   {"best control":<28} {"SSIM":>5}')
+    for row in summary['advantages']:
+        attack, control = row['attack'], row['control']
+        print(
+            f'{row["title"]:<24.24} {attack["title"]:<46.46} {attack["ssim"]:5.2f} {decibels(attack["psnr"]):>9}   '
+            f'{control["title"]:<28.28} {control["ssim"]:5.2f}'
+        )
+    _conclude(summary, f'there are 2^{report["key_spaces"][0]["ciphers"]:.0f} such ciphers', page)
+    return 0 if summary['level'] == 'holds' else HELPS
+
+
+def _conclude(summary: dict[str, Any], measured: str, page: Path) -> None:
+    """What to do, and where to read on."""
+    print(f'\n{measured}; what to do:')
+    for text in summary['change']:
+        print(f'  {text}')
+    for text in summary['warnings']:
+        print(f'  note: {text}')
+    print(f'\nread on in {page}')
+
+
+def _device(wanted: str | None) -> str:
+    """Where to compute, tried out.
+
+    Raises:
+        KeysegError: there is no such device.
+    """
+    import torch
+
+    name = wanted or ('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError):
+        raise KeysegError(f'--device {name}: torch cannot compute there; try cpu, or cuda:0') from None
+    return name

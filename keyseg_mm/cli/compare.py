@@ -28,13 +28,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keyseg_mm.cli.numbers import whole_number
+from keyseg_mm.cli.console import print_table, whole_number
 from keyseg_mm.errors import KeyFileError, KeysegError
 
 if TYPE_CHECKING:
     from keyseg_mm.compare.choices import Choices, Progress
 
-INTERRUPTED = 130  # the exit status that shells give a command stopped with Ctrl-C
 _SUITES = ('none', 'quick', 'standard', 'full')
 _WIDE = 100  # columns of text
 _CELL = 60  # columns of a table's cell
@@ -80,12 +79,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not args.configs or args.out is None:
         raise KeysegError('give one or more plain configs and --out DIR, or --list to see the methods')
-    methods = pick(args.methods, args.blocks)
-    try:
-        return _compare(args, methods)
-    except KeyboardInterrupt:
-        print('\nkeyseg compare: stopped, as asked; the same command goes on where it stopped', file=sys.stderr)
-        return INTERRUPTED
+    return _compare(args, pick(args.methods, args.blocks))
 
 
 def _list(blocks: list[int]) -> None:
@@ -203,7 +197,6 @@ def _progress(steps: int) -> Iterator[Progress]:
 
 def _show(report: dict[str, Any], page: Path) -> None:
     """The tables, what they come to, and where to read on."""
-    from keyseg_mm.cli.tables import print_table
     from keyseg_mm.compare.table import HEAD, cells
 
     for subject in report['subjects']:

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keyseg_mm.cli.numbers import whole_number
+from keyseg_mm.cli import INTERRUPTED
+from keyseg_mm.cli.console import whole_number
 from keyseg_mm.errors import KeysegError, LeakError
 
 if TYPE_CHECKING:  # imported where they are used: --help and a refused folder must not wait for them
@@ -30,7 +31,6 @@ LOG, TABLE, RESULTS, PICTURE = 'demo.log', 'table.txt', 'results.json', 'segment
 WRONG_KEYS = ('random:1', 'random:2', 'random:3')
 ITERATIONS = 500
 COUNTS = {'train': 160, 'val': 40}
-INTERRUPTED = 130  # the exit status that shells give a command stopped with Ctrl-C
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

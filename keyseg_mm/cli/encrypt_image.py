@@ -8,7 +8,7 @@ With --checkpoint the model's stamp says how, and its MAC is checked; with --pat
 (`keyseg show` tells them). A wrong key cannot be told from the pixels: decrypting with one gives rubbish, and no error.
 
 What remains to be seen: all blocks are encrypted alike, so outlines show, and statistics of some images under one key
-restore them: `keyseg audit-images` measures it. One image both plain and encrypted gives the cipher away.
+restore them: `keyseg audit --images` measures it. One image both plain and encrypted gives the cipher away.
 
 examples:
   keyseg encrypt-image --key file:keys/my.key --checkpoint locked.pth --config CONFIG photo.jpg photo.png
@@ -26,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from keyseg_mm.cli.console import real_key
 from keyseg_mm.cli.lock_patches import add_steps
 from keyseg_mm.errors import KeysegError
 
@@ -108,8 +109,6 @@ def _cipher(args: argparse.Namespace) -> Any:
     """The cipher that the options name."""
     from keyseg_mm.bind import derive_cipher, verify
     from keyseg_mm.checkpoint.files import read_checkpoint
-    from keyseg_mm.cli.keygen import ask_passphrase
-    from keyseg_mm.keys.locator import locate_real
     from keyseg_mm.mm.patchdata import parse_salt
     from keyseg_mm.patches import cipher_of
     from keyseg_mm.patchplan import patch_plan_of
@@ -123,11 +122,11 @@ def _cipher(args: argparse.Namespace) -> Any:
         plan = patch_plan_of(state_dict)
         if plan is None:
             raise KeysegError(f'{args.checkpoint} takes plain images; lock it first, with `keyseg lock-patches`')
-        key = locate_real(args.key, '--key', ask_passphrase)
+        key = real_key(args.key)
         cipher = cipher_of(key, plan)
         verify(key, plan, state_dict)  # who runs the model has no key, and could ask for next to no encryption
     else:
-        salt, key = parse_salt(args.salt), locate_real(args.key, '--key', ask_passphrase)
+        salt, key = parse_salt(args.salt), real_key(args.key)
         cipher = derive_cipher(key, salt, args.patch, args.permute, not args.no_negate)
     return cipher.inverse() if args.decrypt else cipher
 

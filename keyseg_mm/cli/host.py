@@ -1,4 +1,7 @@
-"""Running the installed mmsegmentation's own tools, unchanged, with this package's mends in place."""
+"""Running the installed mmsegmentation's own tools, unchanged, with this package's mends in place.
+
+``keyseg train`` and ``keyseg test`` pass all their options on: to the mends of keyseg_mm/mm/compat.py they add nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import sys
 from pathlib import Path
 
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.keys.locator import refuse_secret
 
 
 def host_tool(name: str) -> Path:
@@ -29,7 +31,9 @@ def host_tool(name: str) -> Path:
 
 
 def run_host_tool(name: str, arguments: list[str]) -> int:
-    """Run one of the host's tools in this process, as ``python tools/NAME ARGUMENTS`` would."""
+    """Run one of the host's tools in this process, as ``python tools/NAME ARGUMENTS`` would; returns its status."""
+    from keyseg_mm.keys.locator import refuse_secret
+
     for argument in arguments:
         option, _, value = argument.rpartition('=')
         refuse_secret(value, by_shape=option.endswith('key'))
@@ -37,7 +41,6 @@ def run_host_tool(name: str, arguments: list[str]) -> int:
     from keyseg_mm.mm import compat  # importing it puts the other mends in place, before the config is read
 
     compat.start_without_gpu()
-
     kept = sys.argv
     sys.argv = [str(path), *arguments]
     try:

@@ -1,7 +1,8 @@
 """Make a secret key file.
 
-The file is readable by you only (0600) and never written over another one. Whoever has it has the full accuracy of
-every model protected with it, so keep it as you keep a password, and keep a copy: a lost key cannot be made again.
+The file is readable by you only (0600) and never written over another one; a folder that is missing is made, for you
+only too. Whoever has the file has the full accuracy of every model protected with it, so keep it as you keep a
+password, and keep a copy: a lost key cannot be made again.
 
 examples:
   keyseg keygen --out keys/ade.key
@@ -12,19 +13,15 @@ examples:
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-from getpass import getpass
+from pathlib import Path
 
+from keyseg_mm.cli.console import new_passphrase, real_key
 from keyseg_mm.errors import KeyFileError
-from keyseg_mm.keys.key import SecretKey
-from keyseg_mm.keys.keyfile import PASSPHRASE_VARIABLE, default_comment, write_key_file
-from keyseg_mm.keys.locator import locate_real
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``keyseg keygen``."""
-    parser.add_argument('--out', required=True, metavar='FILE', help='key file to make')
+    parser.add_argument('--out', required=True, type=Path, metavar='FILE', help='key file to make')
     parser.add_argument('--passphrase', action='store_true', help='seal the file with a passphrase (scrypt)')
     parser.add_argument('--master', metavar='LOC', help='locator of a master key to derive a licensee key from')
     parser.add_argument('--licensee', metavar='NAME', help='with --master: whose key; a name always gives the same key')
@@ -32,13 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the key file and say how to name it."""
+    from keyseg_mm.keys.key import SecretKey
+    from keyseg_mm.keys.keyfile import PASSPHRASE_VARIABLE, default_comment, write_key_file
+
     if bool(args.master) != bool(args.licensee):
         raise KeyFileError('--master and --licensee go together: the key of NAME is derived from the master key')
     if args.master:
-        key, comment = _licensee_key(args.master, args.licensee), f'licensee: {args.licensee}'
+        key, comment = real_key(args.master, '--master').licensee(args.licensee), f'licensee: {args.licensee}'
     else:
         key, comment = SecretKey.generate(), ''
-    passphrase = _new_passphrase() if args.passphrase else None
+    passphrase = new_passphrase() if args.passphrase else None
+    _make_folder(args.out.parent)
     write_key_file(args.out, key, passphrase, comment)
     print(f'made {args.out}, key id {key.id}')
     print(f'  {default_comment(args.out)}')
@@ -48,25 +49,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def ask_passphrase(path: str) -> str:
-    """Ask at the terminal for a sealed file's passphrase; without a terminal the environment must have it."""
-    if PASSPHRASE_VARIABLE in os.environ:
-        return os.environ[PASSPHRASE_VARIABLE]
-    if not sys.stdin.isatty():
-        raise KeyFileError(f'{path} is sealed and there is no terminal to ask at; set {PASSPHRASE_VARIABLE}')
-    return getpass(f'passphrase of {path}: ')
-
-
-def _licensee_key(master: str, name: str) -> SecretKey:
-    return locate_real(master, '--master', ask_passphrase).licensee(name)
-
-
-def _new_passphrase() -> str:
-    if PASSPHRASE_VARIABLE in os.environ:
-        return os.environ[PASSPHRASE_VARIABLE]
-    if not sys.stdin.isatty():
-        raise KeyFileError(f'there is no terminal to ask for a passphrase at; set {PASSPHRASE_VARIABLE}')
-    first = getpass('passphrase: ')
-    if first != getpass('the same again: '):
-        raise KeyFileError('the two passphrases differ; nothing was written')
-    return first
+def _make_folder(folder: Path) -> None:
+    """Make the folder of a key file where it is missing, each part of the path for its owner only."""
+    for part in reversed([folder, *folder.parents]):
+        if not part.exists():
+            try:
+                part.mkdir(mode=0o700)
+            except OSError as error:
+                raise KeyFileError(f'could not make the folder {part}: {error.strerror or error}') from None

@@ -28,6 +28,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keyseg_mm.cli.console import print_dropped, print_table, real_key
 from keyseg_mm.errors import LockError
 from keyseg_mm.mm.advice import warn_of_few_maps
 
@@ -79,10 +80,8 @@ def run(args: argparse.Namespace) -> int:
     """Plan, prove, write."""
     from keyseg_mm.atomic import refuse_existing
     from keyseg_mm.checkpoint.operations import lock_file, open_checkpoint
-    from keyseg_mm.cli.keygen import ask_passphrase
     from keyseg_mm.cli.nearness import hint_at_public, read_public_for, show_nearness
     from keyseg_mm.keys.key import SecretKey
-    from keyseg_mm.keys.locator import locate_real
     from keyseg_mm.lockplan import fit
     from keyseg_mm.mm.config import build_plain_model, read_config
     from keyseg_mm.stamp import SALT_BYTES
@@ -93,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         if not args.key or not args.out:
             raise LockError('give --key and --out, or --dry-run to see the plan')
         refuse_existing(args.out, args.overwrite)
-    key = SecretKey.generate() if args.dry_run else locate_real(args.key, '--key', ask_passphrase)
+    key = SecretKey.generate() if args.dry_run else real_key(args.key)
     cfg = read_config(args.config)
     model = build_plain_model(cfg)
     opened = open_checkpoint(args.checkpoint)
@@ -112,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     del opened, weights
     stamp, dropped = lock_file(args.checkpoint, model, plan, key, args.out, salt, args.overwrite)
     print(f'\nmade {args.out}, protected with key {stamp.key_id}')
-    show_dropped(dropped)
+    print_dropped(dropped)
     print("  run it with model=dict(type='keyseg_mm.Keyed', of=<the model's type>, protection=dict(key='file:...', ")
     if stamp.tensors:
         print('    unlock=True)): its weights are unlocked in memory as they are loaded')
@@ -212,7 +211,6 @@ def _planned_and_proved(
 
 def show_plan(plan: LockPlan, weights: dict[str, Any]) -> None:
     """The table of what is locked, and what is not, and why."""
-    from keyseg_mm.cli.tables import print_table
     from keyseg_mm.stamp import describe
 
     total = sum(t.numel() for t in weights.values() if t.is_floating_point())
@@ -229,7 +227,6 @@ def show_plan(plan: LockPlan, weights: dict[str, Any]) -> None:
 
 def show_weight_plan(plan: WeightPlan) -> None:
     """The tensors that have most of the encrypted values, and what is left plain, and why."""
-    from keyseg_mm.cli.tables import print_table
     from keyseg_mm.stamp import describe
 
     most = sorted(plan.tensors, key=lambda tensor: -tensor.count)[:_SHOWN]
@@ -278,10 +275,3 @@ def _pixels(same: float) -> str:
 
 def _kappa(kappa: float) -> str:
     return '' if math.isnan(kappa) else f' (kappa {kappa:.2f}: 1 is the same, 0 is chance)'
-
-
-def show_dropped(dropped: tuple[str, ...]) -> None:
-    """Say what was in the file and is not in the new one."""
-    if dropped:
-        shown = ', '.join(dropped[:6]) + (f' and {len(dropped) - 6} more' if len(dropped) > 6 else '')
-        print(f'  dropped, since it may hold plain weights or is not needed: {shown}')

@@ -22,6 +22,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from keyseg_mm.cli.console import print_dropped, real_key
 from keyseg_mm.errors import LockError
 
 _NOTHING = 1e-2  # a change below it is none
@@ -61,10 +62,7 @@ def run(args: argparse.Namespace) -> int:
     """Plan, prove, write."""
     from keyseg_mm.atomic import refuse_existing
     from keyseg_mm.checkpoint.operations import lock_patches_file, open_checkpoint
-    from keyseg_mm.cli.keygen import ask_passphrase
-    from keyseg_mm.cli.lock import show_dropped
     from keyseg_mm.keys.key import SecretKey
-    from keyseg_mm.keys.locator import locate_real
     from keyseg_mm.lockplan import fit
     from keyseg_mm.mm.config import build_plain_model, read_config
     from keyseg_mm.mm.embeddings import misaligned, plan_patches, prove_patches
@@ -76,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
             raise LockError('give --key and --out, or --dry-run to see the plan')
         refuse_existing(args.out, args.overwrite)
     salt = parse_salt(args.salt) if args.salt else os.urandom(SALT_BYTES)
-    key = SecretKey.generate() if args.dry_run else locate_real(args.key, '--key', ask_passphrase)
+    key = SecretKey.generate() if args.dry_run else real_key(args.key)
     model = build_plain_model(read_config(args.config))
     plan = plan_patches(model, args.permute, not args.no_negate)
     if problems := misaligned(model, plan.patch):
@@ -90,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     del opened
     done, dropped = lock_patches_file(args.checkpoint, model, plan, key, args.out, salt, args.overwrite)
     print(f'\nmade {args.out}, for images encrypted with key {done.key_id}')
-    show_dropped(dropped)
+    print_dropped(dropped)
     print('  it runs without a key, with its plain config, on images encrypted as follows:')
     print_uses(done, str(args.out))
     print(f'  keep {args.checkpoint} to yourself: it is the plain model')

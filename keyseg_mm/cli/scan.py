@@ -16,6 +16,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keyseg_mm.cli.console import add_key, real_key
 from keyseg_mm.errors import KeysegError
 
 if TYPE_CHECKING:
@@ -28,18 +29,16 @@ _CHECKPOINTS = ('.pth', '.pt', '.safetensors')
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``keyseg scan``."""
     parser.add_argument('folder', type=Path, help='folder or file to search')
-    parser.add_argument('--key', required=True, metavar='LOC', help='locator of the key to look for')
+    add_key(parser, 'locator of the key to look for')
 
 
 def run(args: argparse.Namespace) -> int:
     """Search, and list what was found by place and kind."""
     from tqdm import tqdm
 
-    from keyseg_mm.cli.keygen import ask_passphrase
-    from keyseg_mm.keys.locator import locate_real
     from keyseg_mm.runtime.leaks import files_below, find_leaks
 
-    key = locate_real(args.key, '--key', ask_passphrase)
+    key = real_key(args.key)
     files = files_below(args.folder)
     if not files:
         raise KeysegError(f'{args.folder}: nothing to search there')

@@ -1,9 +1,15 @@
 """Show the public side of a key file, a checkpoint or a config. Never shows a secret.
 
+With --points the model of a config is built and run once as in testing and once as in training, on a small noise image,
+and its points are listed: every place where a feature map was seen, in which pass, with which shape. Without names all
+of them are listed; with names those that they stand for, as in training.
+
 examples:
-  keyseg show keys/ade.key          its key id
-  keyseg show model.pth             its stamp: key id, salt, points or tensors; how its images were encrypted
-  keyseg show my_config.py          its protection and its encryption of images, and the ids of the keys that they name
+  keyseg show keys/ade.key                     its key id
+  keyseg show model.pth                        its stamp: key id, salt, points or tensors; how its images were encrypted
+  keyseg show my_config.py                     its protection and encryption of images, and the ids of their keys
+  keyseg show my_config.py --points stages     what would be encrypted: points, channels, shapes
+  keyseg show my_config.py --points --match decode_head
 """
 
 from __future__ import annotations
@@ -13,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keyseg_mm.cli.console import ask_passphrase, plain_model, print_table
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.keys.keyfile import is_key_file, read_key_file, readable_by_others
 
 if TYPE_CHECKING:
     from keyseg_mm.patchplan import PatchPlan
@@ -25,15 +31,32 @@ _PIPELINES = ('train_dataloader', 'val_dataloader', 'test_dataloader', 'tta_pipe
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``keyseg show``."""
+    from keyseg_mm.model.points import PRESETS
+
     parser.add_argument('file', type=Path, help='key file, checkpoint (.pth, .safetensors) or config (.py)')
+    presets = '; '.join(f'{name}: {meaning}' for name, meaning in PRESETS.items())
+    parser.add_argument(
+        '--points',
+        nargs='*',
+        metavar='POINT',
+        help=f"list the points of a config's model: all, or those of points and presets ({presets})",
+    )
+    parser.add_argument('--match', metavar='TEXT', help='of these only points whose text holds TEXT')
 
 
 def run(args: argparse.Namespace) -> int:
     """Tell the three kinds of files apart and show what they are."""
+    from keyseg_mm.keys.keyfile import is_key_file
+
     path: Path = args.file
     if not path.is_file():
         raise KeysegError(f'{path}: no such file')
-    if path.suffix in ('.py', '.json', '.yaml', '.yml'):
+    is_config = path.suffix in ('.py', '.json', '.yaml', '.yml')
+    if args.points is not None or args.match is not None:
+        if not is_config:
+            raise KeysegError(f"{path} is no config; --points and --match list the points of a config's model")
+        _list_points(path, args.points or [], args.match or '')
+    elif is_config:
         _show_config(path)
     elif is_key_file(path):
         _show_key(path)
@@ -42,8 +65,25 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _list_points(config: Path, wanted: list[str], match: str) -> None:
+    """The table of a model's points."""
+    from keyseg_mm.mm.dryrun import trace_module
+    from keyseg_mm.model.sites import resolve
+
+    model = plain_model(config)
+    trace = trace_module(model)
+    sites = resolve(wanted, model, trace) if wanted else list(trace.sites.values())
+    rows = [
+        (str(s.point), str(s.channels), 'x'.join(map(str, s.shape)), s.layer, '+'.join(s.runs))
+        for s in sites
+        if match in str(s.point)
+    ]
+    print_table(('point', 'channels', 'seen shape', 'module', 'fires in'), rows)
+    print(f'\n{len(rows)} points of {type(model).__name__}')
+
+
 def _show_key(path: Path) -> None:
-    from keyseg_mm.cli.keygen import ask_passphrase
+    from keyseg_mm.keys.keyfile import read_key_file, readable_by_others
 
     print(f'{path}: a key file, key id {read_key_file(path, ask_passphrase).id}')
     if readable_by_others(path):
@@ -130,7 +170,6 @@ def _show_config(path: Path) -> None:
 
 
 def _key_id(locator: Any, without: str) -> str:
-    from keyseg_mm.cli.keygen import ask_passphrase
     from keyseg_mm.keys.locator import locate
 
     try:

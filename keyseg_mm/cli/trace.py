@@ -19,6 +19,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from keyseg_mm.cli.console import real_key
 from keyseg_mm.errors import KeysegError
 
 NOT_TRACED = 3
@@ -36,13 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ask the stamp, then the weights."""
     from keyseg_mm.checkpoint.files import read_checkpoint
-    from keyseg_mm.cli.keygen import ask_passphrase
-    from keyseg_mm.keys.locator import locate_real
     from keyseg_mm.lockplan import unwrap
     from keyseg_mm.tracing import by_stamp
 
     names = _read_names(args.licensees)
-    master = locate_real(args.master, '--master', ask_passphrase)
+    master = real_key(args.master, '--master')
     tensors = unwrap(read_checkpoint(args.checkpoint)['state_dict'])
     said = by_stamp(tensors, master, names)
     if said is None:

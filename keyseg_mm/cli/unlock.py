@@ -15,46 +15,26 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+
+from keyseg_mm.cli.console import add_key, add_opening, add_out, plain_model, print_dropped, real_key
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``keyseg unlock``."""
     parser.add_argument('checkpoint', type=Path, help='protected checkpoint, .pth or .safetensors')
-    parser.add_argument('--key', required=True, metavar='LOC', help='locator of its key')
-    parser.add_argument('--out', required=True, type=Path, metavar='FILE', help='plain checkpoint to make')
-    add_shared_arguments(parser)
-
-
-def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
-    """What unlocking and rekeying have in common."""
-    parser.add_argument('--config', type=Path, help='its config, if it was trained with the key')
-    parser.add_argument(
-        '--no-verify', action='store_true', help='take weights that were altered since they were written'
-    )
-    parser.add_argument('--overwrite', action='store_true', help='replace FILE if it exists')
-
-
-def model_of(config: Path | None) -> Any:
-    """The plain model of ``--config``, or None."""
-    if config is None:
-        return None
-    from keyseg_mm.mm.config import build_plain_model, read_config
-
-    return build_plain_model(read_config(config))
+    add_key(parser, 'locator of its key')
+    add_out(parser, 'plain checkpoint to make')
+    add_opening(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Unlock and write."""
     from keyseg_mm.atomic import refuse_existing
     from keyseg_mm.checkpoint.operations import unlock_file
-    from keyseg_mm.cli.keygen import ask_passphrase
-    from keyseg_mm.cli.lock import show_dropped
-    from keyseg_mm.keys.locator import locate_real
 
     refuse_existing(args.out, args.overwrite)
-    key = locate_real(args.key, '--key', ask_passphrase)
-    dropped = unlock_file(args.checkpoint, key, args.out, model_of(args.config), not args.no_verify, args.overwrite)
+    key = real_key(args.key)
+    dropped = unlock_file(args.checkpoint, key, args.out, plain_model(args.config), not args.no_verify, args.overwrite)
     print(f'made {args.out}: the plain model, for whoever has the file')
-    show_dropped(dropped)
+    print_dropped(dropped)
     return 0

@@ -426,7 +426,7 @@ def step(**changes):
 
 def call(root, path, out, *options):
     key = () if '--key' in options else ('--key', f'file:{root}/my.key')
-    return main(['audit-images', str(path), *key, '--out', str(out), '--suite', 'quick', *options])
+    return main(['audit', str(path), *options, *key, '--out', str(out), '--suite', 'quick'])
 
 
 @pytest.fixture
@@ -453,7 +453,7 @@ def test_the_command_audits_the_images_of_a_checkpoint(folder, tmp_path, capsys,
     lock_patches_in_place(tensors, locked, KEY)
     torch.save({'state_dict': tensors, 'meta': {}}, tmp_path / 'locked.pth')
     plain = config(folder, 'plain')
-    assert call(folder, plain, tmp_path / 'out', '--checkpoint', str(tmp_path / 'locked.pth')) == 4
+    assert call(folder, plain, tmp_path / 'out', str(tmp_path / 'locked.pth'), '--images') == 4
     found = json.loads((tmp_path / 'out/report.json').read_text())
     assert (found['scheme']['method'], found['scheme']['moves'], found['scheme']['changes']) == (
         'patches',
@@ -462,13 +462,11 @@ def test_the_command_audits_the_images_of_a_checkpoint(folder, tmp_path, capsys,
     )
     tensors['embed.bias'] = tensors['embed.bias'] + 1
     torch.save({'state_dict': tensors, 'meta': {}}, tmp_path / 'altered.pth')
-    assert call(folder, plain, tmp_path / 'no', '--checkpoint', str(tmp_path / 'altered.pth')) == 1
+    assert call(folder, plain, tmp_path / 'no', str(tmp_path / 'altered.pth'), '--images') == 1
     assert 'altered' in capsys.readouterr().err
     trained = {META: [ImagePlan('SHF', 4, KEY.id).to_meta()]}
     torch.save({'state_dict': {'w': torch.zeros(1)}, 'meta': trained}, tmp_path / 'trained.pth')
-    assert (
-        call(folder, config(folder, 'np', step()), tmp_path / 'no', '--checkpoint', str(tmp_path / 'trained.pth')) == 1
-    )
+    assert call(folder, config(folder, 'np', step()), tmp_path / 'no', str(tmp_path / 'trained.pth'), '--images') == 1
     assert 'audit one of them' in capsys.readouterr().err
 
 
@@ -482,6 +480,7 @@ def test_the_command_audits_the_images_of_a_checkpoint(folder, tmp_path, capsys,
         ((step(salt='12'),), (), 'salt'),
         ((dict(type='keyseg_mm.EncryptPatches', key='env:NOT_SET'),), (), 'encrypts no images'),
         ((step(),), ('--key', 'random:1'), 'real key'),
+        ((step(),), ('--second', 'other.pth'), 'give CHECKPOINT'),
         ((step(),), ('--key', 'file:nowhere.key'), 'nowhere.key'),
     ],
 )

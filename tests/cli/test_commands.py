@@ -67,8 +67,10 @@ def test_keygen(tmp_path, capsys, monkeypatch):
     before = path.read_bytes()
     assert keyseg('keygen', '--out', path) == 1
     assert 'exists already' in capsys.readouterr().err and path.read_bytes() == before
-    assert keyseg('keygen', '--out', tmp_path / 'no' / 'folder.key') == 1
-    assert 'could not write' in capsys.readouterr().err
+    assert keyseg('keygen', '--out', tmp_path / 'no' / 'such' / 'folder.key') == 0
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in (tmp_path / 'no', tmp_path / 'no' / 'such')} == {0o700}
+    assert keyseg('keygen', '--out', path / 'x.key') == 1
+    assert 'could not' in capsys.readouterr().err and path.read_bytes() == before
 
 
 def test_keygen_for_a_licensee(tmp_path, key_file, key, capsys):
@@ -139,14 +141,18 @@ class Malicious:
 
 def test_points(model_files, capsys):
     config = model_files[0]
-    assert keyseg('points', config, '--points', 'stages') == 0
+    assert keyseg('show', config, '--points', 'stages') == 0
     printed = capsys.readouterr().out
     assert 'out:backbone:0' in printed and '4 points of EncoderDecoder' in printed and 'test+train' in printed
-    assert keyseg('points', config, '--match', 'in:auxiliary') == 0
+    assert keyseg('show', config, '--match', 'in:auxiliary') == 0
     assert 'train' in capsys.readouterr().out
-    assert keyseg('points', config, '--points', 'in:nope') == 1
+    assert keyseg('show', config, '--points', 'in:nope') == 1
     assert 'no module of that name' in capsys.readouterr().err
-    assert keyseg('points', 'missing.py') == 1
+    assert keyseg('show', config, '--points') == 0
+    assert 'in:backbone.conv1' in capsys.readouterr().out
+    assert keyseg('show', 'missing.py', '--points') == 1
+    assert keyseg('show', model_files[1], '--points') == 1
+    assert 'is no config' in capsys.readouterr().err
 
 
 def test_scan(tmp_path, model_files, key_file, key, capsys):

@@ -55,7 +55,6 @@ READERS_FILES = {
 HOSTS = ('train', 'test')  # commands that run the host's own tools
 PARSED = {
     'audit': 'minutes; tests/audit runs it',
-    'audit-images': 'minutes; tests/audit runs it',
     'compare': 'trains and audits every method; tests/compare runs it',
     'demo': 'minutes; tests/demo runs it',
 }
@@ -122,7 +121,6 @@ def plain_state(model: dict) -> dict[str, torch.Tensor]:
 def typed(tmp_path, files, monkeypatch, capsys, caplog):
     """Types a command in the block's folder; returns what it says that is the same at every run."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / 'keys').mkdir()
     monkeypatch.setattr(os, 'urandom', np.random.default_rng(1).bytes)  # keys and salts that are drawn
 
     def run(words: list[str]) -> str:

@@ -41,7 +41,7 @@ def plan_of(cfg: Config, checkpoint: Path | None, key_id: str, trust: Trust) -> 
     if isinstance(named, ImagePlan) and named != stamped:
         raise PlanMismatchError(
             f'the config encrypts images as {named}, and {checkpoint} wants {stamped}; audit one of them: leave '
-            '--checkpoint out, or give the config that goes with it'
+            'the checkpoint out, or give the config that goes with it'
         )
     return stamped
 
@@ -78,6 +78,6 @@ def _nothing(checkpoint: Path | None) -> str:
             'test pipeline, or a checkpoint of `keyseg lock-patches`'
         )
     return (
-        "this config encrypts no images: put dict(type='keyseg_mm.EncryptImage', ...) into its test pipeline, or give "
-        '--checkpoint FILE, a model of `keyseg lock-patches`. `keyseg audit` is for feature maps and weights'
+        "this config encrypts no images: put dict(type='keyseg_mm.EncryptImage', ...) into its test pipeline; or give "
+        'CHECKPOINT, to audit that model, or with --images, a model that takes encrypted images'
     )

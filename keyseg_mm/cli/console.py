@@ -1,0 +1,110 @@
+"""What the commands share: arguments, keys and passphrases, numbers, tables."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from getpass import getpass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keyseg_mm.errors import KeyFileError
+
+if TYPE_CHECKING:
+    from keyseg_mm.keys.key import SecretKey
+
+_NAMED = 6  # dropped entries that are named
+
+
+def add_key(parser: argparse.ArgumentParser, what: str = 'locator of the key', required: bool = True) -> None:
+    """``--key``."""
+    parser.add_argument('--key', required=required, metavar='LOC', help=what)
+
+
+def add_out(parser: argparse.ArgumentParser, what: str, required: bool = True) -> None:
+    """``--out`` and ``--overwrite``, of commands that make one file."""
+    parser.add_argument('--out', required=required, type=Path, metavar='FILE', help=what)
+    parser.add_argument('--overwrite', action='store_true', help='replace FILE if it exists')
+
+
+def add_opening(parser: argparse.ArgumentParser) -> None:
+    """What opening a protected checkpoint takes besides its key."""
+    parser.add_argument('--config', type=Path, help='its config, if it was trained with the key')
+    parser.add_argument(
+        '--no-verify', action='store_true', help='accept weights that were altered since they were written'
+    )
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """What parses a whole number that is at least so large, for ``type=`` of an argument."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f'takes a whole number from {least} on')
+        return int(text)
+
+    return parse
+
+
+def real_key(locator: str, option: str = '--key') -> SecretKey:
+    """The key of a locator on the command line, where no run without a key or with a wrong one is meant.
+
+    Raises:
+        KeyFileError: it leads to no key, or to one that is wrong on purpose.
+    """
+    from keyseg_mm.keys.locator import locate_real
+
+    return locate_real(locator, option, ask_passphrase)
+
+
+def ask_passphrase(path: str) -> str:
+    """A sealed file's passphrase, from the environment or the terminal."""
+    return _passphrase(f'{path} is sealed and there is no terminal to ask at', [f'passphrase of {path}: '])
+
+
+def new_passphrase() -> str:
+    """A passphrase to seal a new file with, from the environment or typed twice."""
+    return _passphrase('there is no terminal to ask for a passphrase at', ['passphrase: ', 'the same again: '])
+
+
+def _passphrase(no_terminal: str, prompts: Sequence[str]) -> str:
+    from keyseg_mm.keys.keyfile import PASSPHRASE_VARIABLE
+
+    if PASSPHRASE_VARIABLE in os.environ:
+        return os.environ[PASSPHRASE_VARIABLE]
+    if not sys.stdin.isatty():
+        raise KeyFileError(f'{no_terminal}; set {PASSPHRASE_VARIABLE}')
+    typed = {getpass(prompt) for prompt in prompts}
+    if len(typed) > 1:
+        raise KeyFileError('the two passphrases differ; nothing was written')
+    return typed.pop()
+
+
+def plain_model(config: Path | None) -> Any:
+    """The plain model of ``--config``, or None where none was given."""
+    if config is None:
+        return None
+    from keyseg_mm.mm.config import build_plain_model, read_config
+
+    return build_plain_model(read_config(config))
+
+
+def say(text: str = '') -> None:
+    """Print at once, also where the output is a file or a pipe."""
+    print(text, flush=True)
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print columns as wide as they need be."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    for row in [head, ['-' * width for width in widths], *rows]:
+        print('  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+def print_dropped(dropped: Sequence[str]) -> None:
+    """Say what was in the file and is not in the new one."""
+    if dropped:
+        more = f' and {len(dropped) - _NAMED} more' if len(dropped) > _NAMED else ''
+        print(f'  dropped, since it may hold plain weights or is not needed: {", ".join(dropped[:_NAMED])}{more}')
