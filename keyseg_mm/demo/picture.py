@@ -107,9 +107,10 @@ def _draw(path: Path, title: str, note: str, columns: Sequence[Column], legend: 
             cell.imshow(panel, interpolation=column.interpolation, aspect='auto')
             cell.set_axis_off()
     figure.text(left, 1 - 0.34 / size[1], title, size=19, weight='bold', color=INK, va='center')
-    squares = [Patch(color=[channel / 255 for channel in rgb], label=name) for name, rgb in legend.items()]
+    squares = [Patch(color=(rgb[0] / 255, rgb[1] / 255, rgb[2] / 255), label=name) for name, rgb in legend.items()]
     where: dict[str, Any] = {'loc': 'center left', 'bbox_to_anchor': (left - 0.003, 0.52 / size[1]), 'borderpad': 0.0}
-    spacing = {'handlelength': 1.0, 'handleheight': 1.0, 'handletextpad': 0.4, 'columnspacing': 1.2}
-    figure.legend(handles=squares, ncols=len(squares), frameon=False, fontsize=11, labelcolor=INK, **where, **spacing)
+    spacing: dict[str, Any] = {'handlelength': 1.0, 'handleheight': 1.0, 'handletextpad': 0.4, 'columnspacing': 1.2}
+    looks: dict[str, Any] = {'frameon': False, 'fontsize': 11, 'labelcolor': INK}
+    figure.legend(handles=squares, ncols=len(squares), **looks, **where, **spacing)
     figure.text(left, 0.22 / size[1], note, size=12, color=GREY, va='center')
     write_new(path, lambda file: figure.savefig(file, format='png'))
