@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from keyseg_mm.images.plan import METHODS, ImagePlan
 
 from keyseg_mm import SecretKey
 from keyseg_mm.bind import derive_image_cipher, derive_map
-from keyseg_mm.images.plan import METHODS, ImagePlan
-from keyseg_mm.stamp import Entry
+from keyseg_mm.stamp import MapEntry
 
 BLOCKS = (1, 2, 4, 8, 16)
 
@@ -52,7 +52,7 @@ def main() -> None:
         {'type': 'ChannelPermutation'},
         *({'type': t, 'block': 2} for t in ('BlockShuffle', 'NegativePositive')),
     ):
-        transform = derive_map(key, bytes(16), Entry('out:x', 256, spec))
+        transform = derive_map(key, bytes(16), MapEntry('out:x', 256, spec))
         print(f'  {spec["type"]:<20}{milliseconds(lambda t=transform: t(maps), args.repeats):6.1f}')  # type: ignore[misc]
 
 

@@ -21,7 +21,7 @@ import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
 from keyseg_mm import SecretKey, write_key_file
 from keyseg_mm.atomic import write_new
 from keyseg_mm.cli import main as keyseg
-from keyseg_mm.demo.run import config_text
+from keyseg_mm.demo.config import config_text
 from keyseg_mm.mm.floor import constant_prediction_floor
 from keyseg_mm.mm.scenes.street import HEIGHT, WIDTH, write_scenes
 
@@ -54,8 +54,12 @@ def test(cfg: Config, checkpoint: Path, key: str | None) -> dict[str, float]:
     cfg.load_from, cfg.work_dir = str(checkpoint), str(checkpoint.parent / 'test')
     if key is not None:
         load, *rest = cfg.test_dataloader.dataset.pipeline
-        cfg.test_dataloader.dataset.pipeline = [load, dict(type='keyseg_mm.EncryptPatches', key=key), *rest]
-        cfg.custom_hooks = [dict(type='keyseg_mm.PatchGuardHook')]
+        cfg.test_dataloader.dataset.pipeline = [
+            load,
+            dict(type='keyseg_mm.EncryptImage', method='PATCH', key=key),
+            *rest,
+        ]
+        cfg.custom_hooks = [dict(type='keyseg_mm.GuardHook')]
     return {name: float(value) for name, value in Runner.from_cfg(cfg).test().items()}
 
 
@@ -80,7 +84,9 @@ def main() -> None:
     plain, locked = args.out / 'train' / f'iter_{args.iterations}.pth', args.out / 'locked.pth'
     Config(dict(model=cfg.model.to_dict())).dump(str(args.out / 'plain.py'))
     right = f'file:{args.out / "bench.key"}'
-    if keyseg(['lock-patches', str(args.out / 'plain.py'), str(plain), '--key', right, '--out', str(locked)]):
+    if keyseg(
+        ['lock', '--scheme', 'patches', str(args.out / 'plain.py'), str(plain), '--key', right, '--out', str(locked)]
+    ):
         raise SystemExit(1)
     found = {'plain model, plain images': test(cfg, plain, None)}
     for name, key in (('the right key', right), ('no key: plain images', 'none')):

@@ -7,6 +7,7 @@ Shiota and Kiya, "Access Control of Semantic Segmentation Models Using Encrypted
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = '0.1.0'
@@ -22,28 +23,23 @@ _WHERE = {
     'Site': 'model.sites',
     'Trace': 'model.sites',
     'resolve': 'model.sites',
-    'Plan': 'stamp',
+    'Stamp': 'stamp',
     'stamps_of': 'stamp',
     'TRANSFORMS': 'maps',
-    'FeatureEncryptor': 'runtime.encryptor',
+    'SCHEMES': 'locking',
     'Protection': 'runtime.protection',
     'attach': 'runtime.protection',
     'detach': 'runtime.protection',
     'protections': 'runtime.protection',
+    'unlock_model': 'runtime.follow',
+    'find_leaks': 'runtime.leaks',
     'lock': 'locking',
+    'plan_lock': 'locking',
     'rekey': 'locking',
     'unlock': 'locking',
-    'plan_lock': 'lockplan',
     'lock_file': 'checkpoint.operations',
     'rekey_file': 'checkpoint.operations',
     'unlock_file': 'checkpoint.operations',
-    'find_leaks': 'runtime.leaks',
-    'PatchCipher': 'maps.patches',
-    'PatchPlan': 'patchplan',
-    'patch_plan_of': 'patchplan',
-    'lock_patches': 'patches',
-    'rekey_patches': 'patches',
-    'unlock_patches': 'patches',
 }
 __all__ = ['__version__', *_WHERE]
 
@@ -53,18 +49,14 @@ if TYPE_CHECKING:
     from keyseg_mm.keys.key import SecretKey
     from keyseg_mm.keys.keyfile import read_key_file, write_key_file
     from keyseg_mm.keys.locator import locate
-    from keyseg_mm.locking import lock, rekey, unlock
-    from keyseg_mm.lockplan import plan_lock
+    from keyseg_mm.locking import SCHEMES, lock, plan_lock, rekey, unlock
     from keyseg_mm.maps import TRANSFORMS
-    from keyseg_mm.maps.patches import PatchCipher
     from keyseg_mm.model.points import Point
     from keyseg_mm.model.sites import Site, Trace, resolve
-    from keyseg_mm.patches import lock_patches, rekey_patches, unlock_patches
-    from keyseg_mm.patchplan import PatchPlan, patch_plan_of
-    from keyseg_mm.runtime.encryptor import FeatureEncryptor
+    from keyseg_mm.runtime.follow import unlock_model
     from keyseg_mm.runtime.leaks import find_leaks
     from keyseg_mm.runtime.protection import Protection, attach, detach, protections
-    from keyseg_mm.stamp import Plan, stamps_of
+    from keyseg_mm.stamp import Stamp, stamps_of
 
 
 def __getattr__(name: str) -> Any:
@@ -72,6 +64,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     if not _WHERE[name].startswith(('errors', 'keys')):
         importlib.import_module(f'{__name__}.baselines')  # what stamps and arguments may name
+        if 'mmseg' in sys.modules:
+            importlib.import_module(f'{__name__}.mm')  # which knows how to run its models
     return getattr(importlib.import_module(f'{__name__}.{_WHERE[name]}'), name)
 
 

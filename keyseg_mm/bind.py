@@ -1,43 +1,83 @@
 """Where key and stamp meet: the one place where a public record and a key give secrets.
 
-A stamp says where and how; with a key it gives the secret maps, and the MAC by which the key's holder knows the weights
-again.
+A stamp says where and how; with a key it gives the secret maps, and the MAC by which a holder of the key knows the
+weights again. Every map comes from an HKDF subkey of its own, under a label with a version.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
-import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from keyseg_mm import mac
-from keyseg_mm.errors import IntegrityError, LockError
-from keyseg_mm.images.cipher import ImageCipher
-from keyseg_mm.images.ff1 import byte_map
-from keyseg_mm.images.plan import ImagePlan
-from keyseg_mm.keys.derive import KeyStream, order, permutation
+from keyseg_mm.entries import EmbeddingEntry, ImageEntry, MapEntry, TensorEntry, describe
+from keyseg_mm.errors import IntegrityError, KeyMismatchError, LockError, TransformError
+from keyseg_mm.keys.derive import KeyStream
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.maps import TRANSFORMS, ChannelMap, Map
-from keyseg_mm.maps.patches import PatchCipher
-from keyseg_mm.patchplan import PatchPlan
-from keyseg_mm.stamp import Entry, Plan, TensorEntry, is_stamp
+from keyseg_mm.maps.ff1 import byte_map
+from keyseg_mm.maps.order import ValueOrder, WeightMap, sorted_order
+from keyseg_mm.maps.pixels import BlockCipher, BlockTables, Bytes
+from keyseg_mm.model.points import Point
+from keyseg_mm.stamp import Stamp, is_stamp
 
-_Stamped = TypeVar('_Stamped', Plan, PatchPlan)
+
+@dataclass(frozen=True)
+class Bound:
+    """A key and a stamp together: what was, or is to be, done to a model's weights."""
+
+    key: SecretKey
+    stamp: Stamp
+
+    def weight_maps(self) -> dict[str, WeightMap]:
+        """The secret map that each weight carries, by its name: that of its input, after that of the map it reads."""
+        maps: dict[str, ChannelMap] = {}
+        for entry in sorted(self.stamp.maps, key=_reading_order):
+            found = derive_channel_map(self.key, self.stamp.salt, entry)
+            for name in entry.weights:
+                maps[name] = found.compose(maps[name]) if name in maps else found
+        return {**maps, **self.value_orders()}
+
+    def value_orders(self) -> dict[str, ValueOrder]:
+        """The secret order of each tensor that is encrypted itself, by its names."""
+        orders: dict[str, ValueOrder] = {}
+        for entry in self.stamp.tensors:
+            order = ValueOrder(entry.count, (partial(derive_order, self.key, self.stamp.salt, entry), False))
+            orders.update(dict.fromkeys(entry.names, order))
+        return orders
 
 
-def derive_map(key: SecretKey, salt: bytes, entry: Entry) -> Map:
-    """The secret transform of a plan's entry: one HKDF subkey per salt, point, channels and transform."""
+def check_key(key: SecretKey, stamp: Stamp) -> None:
+    """Refuse a stamp of another key.
+
+    Raises:
+        KeyMismatchError: with the public ids of both.
+    """
+    if stamp.key_id != key.id:
+        raise KeyMismatchError(f'this checkpoint is protected with key {stamp.key_id}, and the key given is {key.id}')
+
+
+def derive_map(key: SecretKey, salt: bytes, entry: MapEntry) -> Map:
+    """The secret map of a stamp's entry: one HKDF subkey per salt, point, channels and transform.
+
+    Raises:
+        TransformError: the entry names a transform that nobody here knows.
+    """
+    if entry.transform['type'] not in TRANSFORMS:
+        raise TransformError(f'transform {describe(entry.transform)} is not known here; install a newer keyseg_mm')
     subkey = key.subkey('keyseg_mm/subkey/v1', [entry.point, entry.channels, entry.transform], salt)
     spec = dict(entry.transform)
     return TRANSFORMS[spec.pop('type')].derive(KeyStream(subkey), entry.channels, **spec)
 
 
-def derive_channel_map(key: SecretKey, salt: bytes, entry: Entry) -> ChannelMap:
-    """:func:`derive_map` where weights are to carry the transform.
+def derive_channel_map(key: SecretKey, salt: bytes, entry: MapEntry) -> ChannelMap:
+    """:func:`derive_map` where weights are to carry the map.
 
     Raises:
         LockError: it is none that weights can carry.
@@ -48,61 +88,84 @@ def derive_channel_map(key: SecretKey, salt: bytes, entry: Entry) -> ChannelMap:
     return found
 
 
-def derive_image_cipher(key: SecretKey, plan: ImagePlan) -> ImageCipher:
-    """The secret encryption of images by a plan; the plan's key id is the caller's to check."""
-    fields: list[object] = [plan.method, plan.block]
-
-    def table(size: int) -> Any:
-        subkey = key.subkey('keyseg_mm/image-order/v1', [*fields, size], plan.salt)
-        return permutation(KeyStream(subkey), size)
-
-    return ImageCipher(plan, table, lambda: byte_map(key.subkey('keyseg_mm/image-bytes/v1', fields, plan.salt)))
-
-
-def derive_order(key: SecretKey, salt: bytes, tensor: TensorEntry) -> NDArray[np.int64]:
+def derive_order(key: SecretKey, salt: bytes, entry: TensorEntry) -> NDArray[Any]:
     """The secret order of a tensor's values: one HKDF subkey per salt, name, number of values and transform."""
-    subkey = key.subkey('keyseg_mm/tensor/v1', [tensor.names[0], tensor.count, tensor.transform], salt)
-    return order(KeyStream(subkey), tensor.count)
+    subkey = key.subkey('keyseg_mm/tensor/v1', [entry.names[0], entry.count, entry.transform], salt)
+    return sorted_order(KeyStream(subkey), entry.count)
 
 
-def derive_cipher(key: SecretKey, salt: bytes, patch: int, permute: str = 'all', negate: bool = True) -> PatchCipher:
-    """The secret cipher of images: one HKDF subkey per salt, patch size and steps.
+def derive_cipher(key: SecretKey, salt: bytes, entry: EmbeddingEntry | ImageEntry) -> BlockCipher:
+    """The secret cipher of images: one HKDF subkey per salt, block, steps and number of colours.
+
+    Args:
+        key: the secret key.
+        salt: of the model; an :class:`ImageEntry` brings its own, which may be empty.
+        entry: how images are encrypted.
+    """
+    if isinstance(entry, EmbeddingEntry):
+        return derive_patches(key, salt, entry.patch, entry.permute, entry.negate)
+    own = bytes.fromhex(entry.salt)
+    values: Callable[[], Bytes] = lambda: byte_map(  # noqa: E731
+        key.subkey('keyseg_mm/image-bytes/v1', [entry.method, entry.block], own)
+    )
+
+    def tables(colours: int) -> BlockTables:
+        size = entry.block**2 * colours
+        subkey = key.subkey('keyseg_mm/image-order/v1', [entry.method, entry.block, size], own)
+        return BlockTables.derive(KeyStream(subkey), size, entry.method, values)
+
+    return BlockCipher(entry.block, tables)
+
+
+def derive_patches(key: SecretKey, salt: bytes, patch: int, permute: str = 'all', negate: bool = True) -> BlockCipher:
+    """The secret cipher of images for a patch embedding: one HKDF subkey per salt, patch size and steps.
 
     Args:
         key: the secret key.
         salt: of the model.
-        patch, permute, negate: see :meth:`keyseg_mm.maps.patches.PatchCipher.derive`.
+        patch, permute, negate: see :meth:`keyseg_mm.maps.pixels.BlockTables.derive_patch`.
     """
     subkey = key.subkey('keyseg_mm/patches/v1', [patch, permute, negate], salt)
-    return PatchCipher.derive(KeyStream(subkey), patch, permute, negate)
+    return BlockCipher(patch, lambda _: BlockTables.derive_patch(KeyStream(subkey), patch, permute, negate), whole=True)
 
 
-def sign(key: SecretKey, plan: _Stamped, tensors: Mapping[str, Any]) -> _Stamped:
-    """The plan with its MAC over a state_dict; stamps and what is no tensor do not count."""
-    return replace(plan, mac=mac.weights_mac(*_signed(key, plan, tensors)).hex())
+def stamp_tensor(stamp: Stamp) -> Tensor:
+    """The stamp as a one-dimensional uint8 tensor, as it travels in a state_dict."""
+    return torch.frombuffer(bytearray(stamp.to_bytes()), dtype=torch.uint8)
 
 
-def verify(key: SecretKey, plan: Plan | PatchPlan, tensors: Mapping[str, Any]) -> None:
-    """Check a plan's MAC.
+def sign(key: SecretKey, stamp: Stamp, tensors: Mapping[str, Any]) -> Stamp:
+    """The stamp with its MAC over a state_dict; stamps and what is no tensor do not count."""
+    return replace(stamp, mac=mac.weights_mac(*_signed(key, stamp, tensors)).hex())
+
+
+def verify(key: SecretKey, stamp: Stamp, tensors: Mapping[str, Any]) -> None:
+    """Check a stamp's MAC.
 
     Raises:
         IntegrityError: it is missing, or weights or stamp were altered after a holder of the key wrote them.
     """
-    if not plan.mac:
+    if not stamp.mac:
         raise IntegrityError(
             'this checkpoint carries a stamp without a MAC: it was altered, or not written by keyseg_mm; take a copy '
             'from where it was made. To run it all the same: protection.verify=False, or --no-verify'
         )
-    if not mac.fits(*_signed(key, plan, tensors), bytes.fromhex(plan.mac)):
+    if not mac.fits(*_signed(key, stamp, tensors), bytes.fromhex(stamp.mac)):
         raise IntegrityError(
-            f'this checkpoint was altered after the holder of key {plan.key_id} wrote it: its weights or its stamp do '
+            f'this checkpoint was altered after the holder of key {stamp.key_id} wrote it: its weights or its stamp do '
             'not fit its MAC; take a copy from where it was made. To run it all the same (you cast it to another '
             'dtype yourself, say): protection.verify=False, or --no-verify'
         )
 
 
-def _signed(key: SecretKey, plan: Plan | PatchPlan, tensors: Mapping[str, Any]) -> tuple[bytes, str, dict[str, Tensor]]:
+def _signed(key: SecretKey, stamp: Stamp, tensors: Mapping[str, Any]) -> tuple[bytes, str, dict[str, Tensor]]:
     """What a MAC is made of."""
-    mac_key = key.subkey('keyseg_mm/mac/v1', [], plan.salt)
+    mac_key = key.subkey('keyseg_mm/mac/v1', [], stamp.salt)
     covered = {name: t for name, t in tensors.items() if isinstance(t, Tensor) and not is_stamp(name)}
-    return mac_key, replace(plan, mac='').to_json(), covered
+    return mac_key, replace(stamp, mac='').to_json(), covered
+
+
+def _reading_order(entry: MapEntry) -> tuple[bool, int]:
+    """A map that leaves a module is met before those that enter layers, an outer layer's before an inner one's."""
+    point = Point.parse(entry.point)
+    return point.side == 'in', point.name.count('.')

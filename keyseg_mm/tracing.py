@@ -1,9 +1,9 @@
-"""A key for each customer: the salt of his copy, and whose copy a file is.
+"""Whose copy is this? A salt for each licensee's copy, and the search for it in a file.
 
-A licensee's key and salt both come from the master key and his name, so the owner needs to keep no record of them.
-Whose copy a file is says its stamp. Where the stamp was stripped, the weights still say it: the owner locks his plain
+A licensee's key and salt both come from the master key and their name, so the owner needs to keep no record of them.
+The stamp says whose copy a file is. Where the stamp was stripped, the weights still say it: the owner locks the plain
 weights for each licensee in turn and sees whose come out like the file's. Fine-tuning moves weights a little, and takes
-away little of that likeness; unlocking, which needs the licensee's key, takes away all of it.
+away little of that similarity; unlocking, which needs the licensee's key, takes away all of it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from keyseg_mm import mac
-from keyseg_mm.bind import verify
+from keyseg_mm.bind import Bound, verify
+from keyseg_mm.entries import SALT_BYTES, MapEntry, TensorEntry
 from keyseg_mm.errors import IntegrityError, LockError
 from keyseg_mm.keys.key import SecretKey
-from keyseg_mm.locking import carried, unlock
+from keyseg_mm.locking import unlock
 from keyseg_mm.maps import CHANNEL_MAPS, normal_form
 from keyseg_mm.maps.order import ValueOrder, WeightMap, places, raw, why_not
-from keyseg_mm.stamp import SALT_BYTES, Entry, Plan, TensorEntry, is_stamp, stamps_of
-from keyseg_mm.weights import weight_form
+from keyseg_mm.stamp import Stamp, below, is_stamp, stamps_of
 
 _DECOYS = 8  # names that no licensee has, to see what chance gives
 _LAYERS = 12
@@ -37,13 +37,13 @@ PLAIN = 'plain'
 
 
 @dataclass(frozen=True)
-class Likeness:
+class Similarity:
     """How like the file the copy of one licensee is.
 
     Attributes:
         name: the licensee; :data:`PLAIN` for the plain weights.
         score: 1 for the very same weights, 0 for what chance gives.
-        transform: what his copy was taken to be locked with.
+        transform: what their copy was taken to be locked with.
     """
 
     name: str
@@ -66,10 +66,10 @@ def licensee_salt(master: SecretKey, name: str, tensors: Mapping[str, Any], encr
         master: the master key.
         name: of the licensee.
         tensors: state_dict of the model, plain or protected.
-        encrypted: whether his copy has encrypted weights; by default, whether ``tensors`` are such by their stamp.
+        encrypted: whether their copy has encrypted weights; by default, whether ``tensors`` are such by their stamp.
     """
     if encrypted is None:
-        encrypted = any(plan.tensors for plan in stamps_of(tensors).values())
+        encrypted = any(stamp.tensors for stamp in stamps_of(tensors).values())
     untouched = {
         n: t for n, t in tensors.items() if isinstance(t, Tensor) and t.dim() < _LOCKED_DIMS and not is_stamp(n)
     }
@@ -85,14 +85,12 @@ def by_stamp(tensors: Mapping[str, Any], master: SecretKey, names: Iterable[str]
 
     Whoever strips or alters a stamp does not get the MAC right, which takes the licensee's key.
     """
-    stamps = list(stamps_of(tensors).items())
     keys = {key.id: (name, key) for name, key in [(name, master.licensee(name)) for name in names]}
-    for where, plan in stamps:
-        if plan.key_id in keys:
-            name, key = keys[plan.key_id]
-            prefix = where + '.' if where else ''
+    for where, stamp in stamps_of(tensors).items():
+        if stamp.key_id in keys:
+            name, key = keys[stamp.key_id]
             try:
-                verify(key, plan, {n[len(prefix) :]: v for n, v in tensors.items() if n.startswith(prefix)})
+                verify(key, stamp, below(tensors, where + '.' if where else ''))
             except IntegrityError:
                 return name, False
             return name, True
@@ -101,7 +99,7 @@ def by_stamp(tensors: Mapping[str, Any], master: SecretKey, names: Iterable[str]
 
 def by_weights(
     tensors: Mapping[str, Any], original: Mapping[str, Any], master: SecretKey, names: Iterable[str]
-) -> list[Likeness]:
+) -> list[Similarity]:
     """How like the file each licensee's copy is, the likest first.
 
     Args:
@@ -113,31 +111,31 @@ def by_weights(
     Raises:
         LockError: the two have no layers in common.
     """
-    plan = next(iter(stamps_of(original).values()), None)
-    plain = unlock(original, master) if plan is not None else original
-    candidates = _candidates(tensors, plain, plan)
+    stamp = next(iter(stamps_of(original).values()), None)
+    plain = unlock(original, master) if stamp is not None else original
+    candidates = _candidates(tensors, plain, stamp)
     if not candidates:
         raise LockError('this file and the original have no layers of the same names and shapes: another model')
     first = candidates[0]
-    as_it_is: dict[str, WeightMap | None] = {name: None for entry in first.entries for name in entry.weights}
+    as_it_is: dict[str, WeightMap | None] = {name: None for entry in first.maps for name in entry.weights}
     as_it_is.update({tensor.names[0]: ValueOrder(tensor.count) for tensor in first.tensors})
-    found = [Likeness(PLAIN, _likeness(tensors, plain, as_it_is), '')]
+    found = [Similarity(PLAIN, _similarity(tensors, plain, as_it_is), '')]
     for template in candidates:
 
-        def score(name: str, template: Plan = template) -> float:
+        def score(name: str, template: Stamp = template) -> float:
             salt = licensee_salt(master, name, plain, bool(template.tensors))
-            return _likeness(tensors, plain, carried(master.licensee(name), replace(template, salt=salt)))
+            return _similarity(tensors, plain, Bound(master.licensee(name), replace(template, salt=salt)).weight_maps())
 
         chance = statistics.fmean(score(f'\0 decoy {i}') for i in range(_DECOYS))
-        kind = (template.entries or template.tensors)[0].transform['type']
-        found += [Likeness(name, (score(name) - chance) / (1 - chance), kind) for name in names]
-    best: dict[str, Likeness] = {}
-    for likeness in sorted(found, key=lambda f: -f.score):
-        best.setdefault(likeness.name, likeness)
+        kind = (template.maps or template.tensors)[0].transform['type']
+        found += [Similarity(name, (score(name) - chance) / (1 - chance), kind) for name in names]
+    best: dict[str, Similarity] = {}
+    for found_one in sorted(found, key=lambda f: -f.score):
+        best.setdefault(found_one.name, found_one)
     return list(best.values())
 
 
-def _entries(tensors: Mapping[str, Any], plain: Mapping[str, Any], plan: Plan | None) -> tuple[Entry, ...]:
+def _entries(tensors: Mapping[str, Any], plain: Mapping[str, Any], stamp: Stamp | None) -> tuple[MapEntry, ...]:
     """Points of the largest weights that both have: the original's, or else the inputs of all layers."""
     sizes = {
         name: theirs.numel()
@@ -145,30 +143,30 @@ def _entries(tensors: Mapping[str, Any], plain: Mapping[str, Any], plan: Plan | 
         if isinstance(mine, Tensor) and isinstance(theirs := tensors.get(name), Tensor) and mine.shape == theirs.shape
         if mine.dim() >= _LOCKED_DIMS and mine.shape[1] >= _FEWEST_CHANNELS
     }
-    if plan is not None:
-        sizes = {name: size for name, size in sizes.items() if any(name in entry.weights for entry in plan.entries)}
+    if stamp is not None:
+        sizes = {name: size for name, size in sizes.items() if any(name in entry.weights for entry in stamp.maps)}
     largest = sorted(sizes, key=lambda name: -sizes[name])[:_LAYERS]
-    if plan is not None:
-        return tuple(entry for entry in plan.entries if set(entry.weights) & set(largest))
+    if stamp is not None:
+        return tuple(entry for entry in stamp.maps if set(entry.weights) & set(largest))
     points = [(name, f'in:{name.removesuffix(".weight")}') for name in largest if name.endswith('.weight')]
-    return tuple(Entry(point, plain[name].shape[1], {}, (name,)) for name, point in points)
+    return tuple(MapEntry(point, plain[name].shape[1], {}, (name,)) for name, point in points)
 
 
-def _candidates(tensors: Mapping[str, Any], plain: Mapping[str, Any], plan: Plan | None) -> list[Plan]:
+def _candidates(tensors: Mapping[str, Any], plain: Mapping[str, Any], stamp: Stamp | None) -> list[Stamp]:
     """How a licensee's copy may be locked: as the original is, or, where that is plain, in any way; of some layers."""
     salt = bytes(SALT_BYTES)
-    if plan is not None and plan.tensors:
-        encrypted = _tensor_entries(tensors, plain, plan.tensors)
-        return [Plan('', salt, (), encrypted)] if encrypted else []
-    entries = _entries(tensors, plain, plan)
-    if plan is not None:
-        return [Plan('', salt, entries)] if entries else []
+    if stamp is not None and stamp.tensors:
+        orders = _tensor_entries(tensors, plain, stamp.tensors)
+        return [Stamp('', salt, orders)] if orders else []
+    entries = _entries(tensors, plain, stamp)
+    if stamp is not None:
+        return [Stamp('', salt, entries)] if entries else []
     specs = [normal_form(name) for name in CHANNEL_MAPS] if entries else []
-    ways = [Plan('', salt, tuple(replace(e, transform=spec) for e in entries)) for spec in specs]
-    every = weight_form('TensorPermutation')  # how many values another weight transform moves, a plain file cannot say
+    ways = [Stamp('', salt, tuple(replace(e, transform=spec) for e in entries)) for spec in specs]
+    every = {'type': 'TensorPermutation'}  # how many values another scheme moves, a plain file cannot say
     whole = [TensorEntry((n,), t.numel(), every) for n, t in plain.items() if not why_not(t)]
-    encrypted = _tensor_entries(tensors, plain, whole)
-    return [*ways, Plan('', salt, (), encrypted)] if encrypted else ways
+    orders = _tensor_entries(tensors, plain, whole)
+    return [*ways, Stamp('', salt, orders)] if orders else ways
 
 
 def _tensor_entries(
@@ -181,7 +179,7 @@ def _tensor_entries(
     return tuple(sorted(fitting, key=lambda e: abs(math.log(e.count / _TELLING_VALUES)))[:_LAYERS])
 
 
-def _likeness(tensors: Mapping[str, Any], plain: Mapping[str, Any], maps: Mapping[str, WeightMap | None]) -> float:
+def _similarity(tensors: Mapping[str, Any], plain: Mapping[str, Any], maps: Mapping[str, WeightMap | None]) -> float:
     """Median cosine, over the layers, between the file's weights and the plain ones with the maps carried into them."""
     cosines = []
     for name, cmap in maps.items():

@@ -7,12 +7,13 @@ import math
 
 import pytest
 import torch
+from keyseg_mm.mm.proof import agreement, prove, run
 from mmseg.registry import MODELS
 from torch import nn
 from torch.nn.utils import parametrizations
 
 from keyseg_mm import lock, plan_lock, protections, rekey, stamps_of, unlock
-from keyseg_mm.bind import derive_map
+from keyseg_mm.bind import derive_map, stamp_tensor
 from keyseg_mm.errors import (
     IntegrityError,
     KeyMismatchError,
@@ -20,7 +21,6 @@ from keyseg_mm.errors import (
     NotFiredError,
     PlainCheckpointError,
 )
-from keyseg_mm.mm.proof import agreement, prove, run
 from keyseg_mm.model.sites import Trace, resolve
 from keyseg_mm.runtime.encryptor import FeatureEncryptor, hook_encryptors
 from keyseg_mm.tracing import PLAIN, by_stamp, by_weights, licensee_salt
@@ -431,11 +431,11 @@ def test_the_mac_finds_one_altered_bit(plain, key, other_key, key_file, how):
 
 def test_a_stamp_without_a_mac_is_refused(plain, key):
     locked = lock(plain.state_dict(), plain, key)
-    name, plan = next(iter((n, p) for p in stamps_of(locked).values() for n in [p.stamp_name]))
+    name, plan = next(iter((n, p) for p in stamps_of(locked).values() for n in [p.name]))
     bare = type(plan)(plan.key_id, plan.salt, plan.entries)
     assert plan.mac
     with pytest.raises(IntegrityError, match='without a MAC'):
-        unlock({**locked, name: bare.to_tensor()}, key)
+        unlock({**locked, name: stamp_tensor(bare)}, key)
 
 
 def test_rekeying_changes_every_locked_weight_and_the_salt(plain, key, other_key):

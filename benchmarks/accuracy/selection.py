@@ -3,7 +3,7 @@
 
     python benchmarks/accuracy/selection.py CONFIG CHECKPOINT --data-root DATA/cityscapes --out OUT
 
-The chosen weights are moved under a fresh key, as keyseg lock --mode selective moves them, and the file is tested
+The chosen weights are moved under a fresh key, as keyseg lock --scheme selective moves them, and the file is tested
 without it. `painted` is what that command does; `photos` has 16 training photos and their labels; `magnitude` takes
 the largest weights of each tensor. Finished steps are kept in OUT.
 """
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from keyseg_mm.mm.sensitivity import sensitivity
+from keyseg_mm.weightplan import plan_weights
 from run import test
 from torch import Tensor, nn
 
@@ -23,9 +25,7 @@ from keyseg_mm import SecretKey
 from keyseg_mm.checkpoint.files import read_checkpoint, write_checkpoint
 from keyseg_mm.locking import fresh_salt, lock_in_place
 from keyseg_mm.mm.config import build_plain_model, read_config
-from keyseg_mm.mm.sensitivity import sensitivity
 from keyseg_mm.stamp import is_stamp
-from keyseg_mm.weightplan import plan_weights
 
 SHARES = (0.001, 0.005, 0.01)
 PHOTOS = 16

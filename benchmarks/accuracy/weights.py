@@ -3,7 +3,7 @@
 
     python benchmarks/accuracy/weights.py CONFIG CHECKPOINT --data-root DATA/cityscapes --out OUT
 
-Everything by the commands a user has: keyseg lock --mode tensors, --mode selective --share S, and test. A row says
+Everything by the commands a user has: keyseg lock --scheme tensors, --scheme selective --share S, and test. A row says
 how many values are moved, and the mIoU with the key (unlocked in memory), without it, with a wrong one, and where
 somebody without the key sets the moved values, whose places are public, to zero. Finished steps are kept in OUT.
 """
@@ -45,7 +45,7 @@ def measure(share: float | None, args: argparse.Namespace, locator: str, keyed: 
     locked = out / 'locked.pth'
     if not locked.exists():
         mode = ['tensors'] if share is None else ['selective', '--share', share]
-        keyseg('lock', args.config, args.checkpoint, '--key', locator, '--out', locked, '--mode', *mode)
+        keyseg('lock', args.config, args.checkpoint, '--key', locator, '--out', locked, '--scheme', *mode)
     state = read_checkpoint(locked)['state_dict']
     tensors = stamps_of(state)[''].tensors
     data = [f'test_dataloader.dataset.data_root={args.data_root}']
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument('checkpoint', type=Path)
     parser.add_argument('--data-root', required=True, help='root of the data set that the config tests on')
     parser.add_argument('--out', type=Path, required=True)
-    parser.add_argument('--shares', type=float, nargs='+', default=SHARES, help='of the weights, for --mode selective')
+    parser.add_argument('--shares', type=float, nargs='+', default=SHARES, help='of the weights, by --scheme selective')
     args = parser.parse_args()
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """The literature's other systems, each a scheme in a file: to compare with, not to build on.
 
-Importing this package makes them known to the core's registries.
+Importing this package makes them known to the core's registries, without the host's packages.
 """
 
-from keyseg_mm.baselines import blockwise
+from keyseg_mm.baselines import blockwise, images, parameters, patches
 
-__all__ = ['blockwise']
+__all__ = ['blockwise', 'images', 'parameters', 'patches']

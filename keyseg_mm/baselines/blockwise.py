@@ -20,6 +20,7 @@ from keyseg_mm.keys import derive
 from keyseg_mm.keys.derive import KeyStream
 from keyseg_mm.maps import Map, register
 from keyseg_mm.maps.base import Tables, select_channels
+from keyseg_mm.maps.keyspace import bits_of_half, bits_of_permutation
 
 DEFAULT_BLOCK = 2  # at stride 32 the maps of a picture of 512 pixels are 16 wide
 LARGEST_BLOCK = 32
@@ -81,6 +82,10 @@ class BlockShuffle(BlockTransform):
         table = derive.permutation(stream, channels * block * block)
         return cls(table, derive.permutation(stream, channels), block)
 
+    @classmethod
+    def key_space(cls, channels: int, **params: Any) -> float:
+        return bits_of_permutation(channels * params.get('block', DEFAULT_BLOCK) ** 2) + bits_of_permutation(channels)
+
     def tables(self) -> dict[str, NDArray[Any]]:
         found = {'block permutation': self._table, 'permutation of the rest': self._rest}
         return {**found, **{f'inverse {name}': np.argsort(table) for name, table in found.items()}}
@@ -140,6 +145,10 @@ class NegativePositive(BlockTransform):
         ranks = derive.permutation(stream, channels * block * block)
         signs = np.where(ranks < len(ranks) // 2, -1, 1).astype(np.int8)
         return cls(signs.reshape(channels, block, block))
+
+    @classmethod
+    def key_space(cls, channels: int, **params: Any) -> float:
+        return bits_of_half(channels * params.get('block', DEFAULT_BLOCK) ** 2)
 
     def tables(self) -> dict[str, NDArray[Any]]:
         return {'signs': self._signs}

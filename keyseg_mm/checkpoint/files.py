@@ -20,7 +20,7 @@ from torch import Tensor
 
 from keyseg_mm.atomic import write_new
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.stamp import Plan, stamps_of
+from keyseg_mm.stamp import Stamp, stamps_of
 
 _META = 'keyseg_mm meta'
 
@@ -119,7 +119,7 @@ def write_checkpoint(
         raise KeysegError(f'could not write {path}: {words}') from None
 
 
-def stamps_in(path: str | Path) -> dict[str, Plan]:
+def stamps_in(path: str | Path) -> dict[str, Stamp]:
     """The stamps of a checkpoint file, by module prefix; empty for a plain checkpoint."""
     return stamps_of(read_checkpoint(path)['state_dict'])
 

@@ -9,25 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
 from keyseg_mm.atomic import refuse_existing
 from keyseg_mm.checkpoint.files import read_checkpoint, write_checkpoint
 from keyseg_mm.keys.key import SecretKey
-from keyseg_mm.locking import fresh_salt, lock_in_place, rekey_in_place, unlock_in_place
-from keyseg_mm.lockplan import LockPlan, fit
-from keyseg_mm.patches import lock_patches_in_place, rekey_patches_in_place, unlock_patches_in_place
-from keyseg_mm.patchplan import PatchPlan, patch_plan_of
-from keyseg_mm.stamp import Plan, stamps_of
-from keyseg_mm.weightplan import WeightPlan
+from keyseg_mm.locking import Plan, fit, lock_in_place, rekey_in_place, unlock_in_place
+from keyseg_mm.stamp import Stamp, stamps_of
 
-_Stamp = TypeVar('_Stamp')
 _PLAIN_VALUES = (str, int, float, bool, type(None))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Opened:
     """A checkpoint as it was read.
 
@@ -40,6 +35,21 @@ class Opened:
     state_dict: dict[str, Any]
     meta: dict[str, Any]
     dropped: tuple[str, ...]
+
+    def fit(self, model: nn.Module) -> None:
+        """Keep the weights that a model knows; see :func:`keyseg_mm.locking.fitting.fit`.
+
+        Raises:
+            LockError: they do not fit it.
+        """
+        weights = fit(self.state_dict, model, drop=True)
+        unknown = [name for name in self.state_dict if name.removeprefix('module.') not in weights]
+        self.dropped = (*self.dropped, *(f'state_dict.{name}' for name in unknown))
+        self.state_dict = weights
+
+    def write(self, path: str | Path, overwrite: bool) -> None:
+        """Write it; see :func:`keyseg_mm.checkpoint.files.write_checkpoint`."""
+        write_checkpoint(path, self.state_dict, self.meta, overwrite)
 
 
 def open_checkpoint(path: str | Path) -> Opened:
@@ -55,18 +65,18 @@ def open_checkpoint(path: str | Path) -> Opened:
 def lock_file(
     path: str | Path,
     model: nn.Module,
-    plan: LockPlan | WeightPlan,
+    plan: Plan,
     key: SecretKey,
     out: str | Path,
     salt: bytes | None = None,
     overwrite: bool = False,
-) -> tuple[Plan, tuple[str, ...]]:
-    """Lock a plain checkpoint's file; see :func:`keyseg_mm.locking.lock`. The proof is `keyseg lock`'s, not made here.
+) -> tuple[Stamp, tuple[str, ...]]:
+    """Lock a plain checkpoint's file; see :func:`keyseg_mm.locking.lock`. It is not proved here, as `keyseg lock` does.
 
     Args:
         path: plain ``.pth`` or ``.safetensors``.
         model: the plain model.
-        plan: from :func:`keyseg_mm.lockplan.plan_lock` or :func:`keyseg_mm.weightplan.plan_weights`.
+        plan: of a scheme, as :func:`keyseg_mm.plan_lock` gives it.
         key: the secret key.
         out: file to make.
         salt: 16 public bytes; by default fresh random ones.
@@ -78,46 +88,19 @@ def lock_file(
     Raises:
         KeysegError: it could not be read, locked or written; ``out`` is as it was.
     """
-    return _lock(
-        path,
-        model,
-        out,
-        overwrite,
-        lambda tensors: lock_in_place(tensors, plan.to_plan(key.id, fresh_salt(salt)), key, own=True),
-    )
-
-
-def lock_patches_file(
-    path: str | Path,
-    model: nn.Module,
-    plan: PatchPlan,
-    key: SecretKey,
-    out: str | Path,
-    salt: bytes | None = None,
-    overwrite: bool = False,
-) -> tuple[PatchPlan, tuple[str, ...]]:
-    """Make a plain checkpoint's file one of a model that takes encrypted images; see :mod:`keyseg_mm.patches`.
-
-    Args:
-        plan: from :func:`keyseg_mm.mm.embeddings.plan_patches`.
-
-    Other arguments, result and errors as of :func:`lock_file`.
-    """
-    return _lock(path, model, out, overwrite, lambda tensors: lock_patches_in_place(tensors, plan, key, salt))
-
-
-def _lock(
-    path: str | Path, model: nn.Module, out: str | Path, overwrite: bool, apply: Callable[[dict[str, Any]], _Stamp]
-) -> tuple[_Stamp, tuple[str, ...]]:
     refuse_existing(out, overwrite)
     opened = open_checkpoint(path)
-    tensors = fit(opened.state_dict, model, drop=True)
-    unknown = [name for name in opened.state_dict if name.removeprefix('module.') not in tensors]
-    dropped = (*opened.dropped, *(f'state_dict.{name}' for name in unknown))
-    opened.state_dict.clear()  # so that each plain weight is let go as it is replaced
-    stamp = apply(tensors)
-    write_checkpoint(out, tensors, opened.meta, overwrite)
-    return stamp, dropped
+    opened.fit(model)
+    return lock_opened(opened, plan, key, out, salt, overwrite), opened.dropped
+
+
+def lock_opened(
+    opened: Opened, plan: Plan, key: SecretKey, out: str | Path, salt: bytes | None = None, overwrite: bool = False
+) -> Stamp:
+    """:func:`lock_file` of a checkpoint that is open already, and fits its model. Its weights are overwritten."""
+    stamp = lock_in_place(opened.state_dict, plan, key, salt, own=True)
+    opened.write(out, overwrite)
+    return stamp
 
 
 def rekey_file(
@@ -129,7 +112,7 @@ def rekey_file(
     salt: Callable[[Mapping[str, Any]], bytes] | None = None,
     check: bool = True,
     overwrite: bool = False,
-) -> tuple[dict[str, Plan] | dict[str, PatchPlan], tuple[str, ...]]:
+) -> tuple[dict[str, Stamp], tuple[str, ...]]:
     """Rekey a protected checkpoint's file; see :func:`keyseg_mm.locking.rekey`. The plain weights are never written.
 
     Args:
@@ -141,11 +124,7 @@ def rekey_file(
     """
 
     def change(tensors: dict[str, Any]) -> None:
-        fresh = salt(tensors) if salt else None
-        if patch_plan_of(tensors) is not None:
-            rekey_patches_in_place(tensors, key, new_key, fresh, check)
-        else:
-            rekey_in_place(tensors, key, new_key, model, fresh, None, check, own=True)
+        rekey_in_place(tensors, key, new_key, model, salt(tensors) if salt else None, None, check, own=True)
 
     return _change(path, out, overwrite, change)
 
@@ -159,25 +138,17 @@ def unlock_file(
     overwrite: bool = False,
 ) -> tuple[str, ...]:
     """Unlock a protected checkpoint's file; see :func:`keyseg_mm.locking.unlock`. Returns what was dropped."""
-
-    def change(tensors: dict[str, Any]) -> None:
-        if patch_plan_of(tensors) is not None:
-            unlock_patches_in_place(tensors, key, check)
-        else:
-            unlock_in_place(tensors, key, model, None, check, own=True)
-
-    return _change(path, out, overwrite, change)[1]
+    return _change(path, out, overwrite, lambda t: unlock_in_place(t, key, model, None, check, own=True))[1]
 
 
 def _change(
     path: str | Path, out: str | Path, overwrite: bool, change: Callable[[dict[str, Any]], None]
-) -> tuple[dict[str, Plan] | dict[str, PatchPlan], tuple[str, ...]]:
+) -> tuple[dict[str, Stamp], tuple[str, ...]]:
     refuse_existing(out, overwrite)
     opened = open_checkpoint(path)
     change(opened.state_dict)
-    write_checkpoint(out, opened.state_dict, opened.meta, overwrite)
-    patches = patch_plan_of(opened.state_dict)
-    return {'': patches} if patches is not None else stamps_of(opened.state_dict), opened.dropped
+    opened.write(out, overwrite)
+    return stamps_of(opened.state_dict), opened.dropped
 
 
 def _is_plain(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Encrypt images for a model that `keyseg lock-patches` made, or decrypt them.
+"""Encrypt images for a model that `keyseg lock --scheme patches` made, or decrypt them.
 
 Each image is encrypted in blocks of the model's patch size, and written as PNG, which keeps every bit. It must have its
 final size before: nobody can resize an encrypted image. --config does to it what the config's test pipeline does (with
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from keyseg_mm.cli.console import real_key
-from keyseg_mm.cli.lock_patches import add_steps
+from keyseg_mm.cli.lock import add_steps
 from keyseg_mm.errors import KeysegError
 
 _PNG = '.png'
@@ -87,7 +87,7 @@ def _converter(args: argparse.Namespace) -> Callable[[Any], Any]:
         from keyseg_mm.mm.image_files import Preparation
 
         prepare = Preparation(read_config(args.config))
-    p = cipher.patch
+    p = cipher.block
 
     def convert(image: Any) -> Any:
         image = prepare(image) if prepare else image
@@ -100,34 +100,37 @@ def _converter(args: argparse.Namespace) -> Callable[[Any], Any]:
                 f"dict(type='ResizeToMultiple', size_divisor={p}) into the pipeline of --config, or --pad it and cut "
                 'the result to size'
             )
-        return cipher(image)
+        return cipher.encrypt(image)
 
     return convert
 
 
 def _cipher(args: argparse.Namespace) -> Any:
     """The cipher that the options name."""
-    from keyseg_mm.bind import derive_cipher, verify
+    from keyseg_mm.bind import check_key, derive_cipher, derive_patches, verify
     from keyseg_mm.checkpoint.files import read_checkpoint
-    from keyseg_mm.mm.patchdata import parse_salt
-    from keyseg_mm.patches import cipher_of
-    from keyseg_mm.patchplan import patch_plan_of
+    from keyseg_mm.maps.pixels import PATCH, check_method, check_steps
+    from keyseg_mm.stamp import parse_salt, stamps_of
 
     if (args.checkpoint is None) == (args.salt is None) or (args.salt is None) != (args.patch is None):
         raise KeysegError('give --checkpoint FILE, or --patch N and --salt HEX')
     if args.checkpoint is not None:
-        if args.permute != 'all' or args.no_negate:
+        if args.permute or args.no_negate:
             raise KeysegError('the checkpoint says what is done to a block; leave --permute and --no-negate out')
         state_dict = read_checkpoint(args.checkpoint)['state_dict']
-        plan = patch_plan_of(state_dict)
-        if plan is None:
-            raise KeysegError(f'{args.checkpoint} takes plain images; lock it first, with `keyseg lock-patches`')
+        stamp = stamps_of(state_dict).get('')
+        if stamp is None or not stamp.embeddings:
+            raise KeysegError(f'{args.checkpoint} takes plain images; lock it with `keyseg lock --scheme patches`')
         key = real_key(args.key)
-        cipher = cipher_of(key, plan)
-        verify(key, plan, state_dict)  # who runs the model has no key, and could ask for next to no encryption
+        check_key(key, stamp)
+        verify(key, stamp, state_dict)  # who runs the model has no key, and could ask for next to no encryption
+        cipher = derive_cipher(key, stamp.salt, stamp.embeddings[0])
     else:
+        permute, negate = args.permute or 'all', not args.no_negate
+        check_method(PATCH, args.patch)
+        check_steps(permute, negate)
         salt, key = parse_salt(args.salt), real_key(args.key)
-        cipher = derive_cipher(key, salt, args.patch, args.permute, not args.no_negate)
+        cipher = derive_patches(key, salt, args.patch, permute, negate)
     return cipher.inverse() if args.decrypt else cipher
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from keyseg_mm.errors import KeysegError
 
 if TYPE_CHECKING:
-    from keyseg_mm.stamp import Entry
+    from keyseg_mm.entries import MapEntry
 
 _NEAREST = 5  # layers named
 _RELATED = 1.0  # relative difference; unrelated weights of one size differ by the square root of 2
@@ -25,7 +25,7 @@ def read_public_for(path: Path, weights: dict[str, Any]) -> dict[str, Any]:
 
     from keyseg_mm.audit.model.loading import read_public
     from keyseg_mm.audit.model.spectra import by_model_names
-    from keyseg_mm.lockplan import unwrap
+    from keyseg_mm.locking import unwrap
 
     found = by_model_names(unwrap(read_public(path, torch.device('cpu'))), weights)
     if not any(found[name].shape == weights[name].shape for name in found):
@@ -36,7 +36,7 @@ def read_public_for(path: Path, weights: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def show_nearness(entries: Sequence[Entry], weights: dict[str, Any], public: dict[str, Any], path: Path) -> None:
+def show_nearness(entries: Sequence[MapEntry], weights: dict[str, Any], public: dict[str, Any], path: Path) -> None:
     """Compare the weights that are to be locked with the public ones, and warn of those that are close.
 
     They are compared by their singular values, as an attacker would compare the locked ones. But large layers of random

@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     stamps, dropped = rekey_file(
         args.checkpoint, key, new_key, args.out, plain_model(args.config), salt, not args.no_verify, args.overwrite
     )
-    places = sum(stamp.places for stamp in stamps.values())
-    what = 'tensors' if any(getattr(stamp, 'tensors', ()) for stamp in stamps.values()) else 'points'
+    places = sum(len(stamp.entries) for stamp in stamps.values())
+    what = 'tensors' if any(stamp.tensors for stamp in stamps.values()) else 'points'
     print(f'made {args.out}: from key {key.id} to {new_key.id}, {places} {what}')
     print_dropped(dropped)
     print(f'  whoever has a copy with key {key.id} can still open that copy; what rekeying retires is the file')

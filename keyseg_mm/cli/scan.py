@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from keyseg_mm.cli.console import add_key, real_key
 from keyseg_mm.errors import KeysegError
 
 if TYPE_CHECKING:
-    from keyseg_mm.images.plan import ImagePlan
+    from keyseg_mm.stamp import Stamp
 
 FOUND = 3
 _CHECKPOINTS = ('.pth', '.pt', '.safetensors')
@@ -42,13 +42,10 @@ def run(args: argparse.Namespace) -> int:
     files = files_below(args.folder)
     if not files:
         raise KeysegError(f'{args.folder}: nothing to search there')
-    plans, images = _plans_of(files, key.id)
-    leaks = [
-        leak for path in tqdm(files, desc='searching', unit='file') for leak in find_leaks(path, key, plans, images)
-    ]
-    places = sum(plan.places for plan in plans)
-    pictures = f' and {len(images)} image encryptions' if images else ''
-    print(f'searched {len(files)} files for key {key.id} and the tables of {places} points and tensors{pictures}')
+    stamps = _stamps_of(files, key.id)
+    leaks = [leak for path in tqdm(files, desc='searching', unit='file') for leak in find_leaks(path, key, stamps)]
+    places = sum(len(stamp.entries) for stamp in stamps)
+    print(f'searched {len(files)} files for key {key.id} and the tables of {places} points, tensors and images')
     for leak in leaks:
         print(f'FOUND {leak}')
     if leaks:
@@ -58,25 +55,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plans_of(files: list[Path], key_id: str) -> tuple[list[Any], list[ImagePlan]]:
-    """The different stamps and image encryptions of this key in the checkpoints among the files."""
-    from keyseg_mm.checkpoint.files import read_checkpoint
-    from keyseg_mm.images.plan import plans_in_meta
-    from keyseg_mm.patchplan import patch_plan_of
-    from keyseg_mm.stamp import stamps_of
+def _stamps_of(files: list[Path], key_id: str) -> list[Stamp]:
+    """The different stamps of this key in the checkpoints among the files."""
+    from keyseg_mm.checkpoint.files import stamps_in
 
-    plans: dict[str, Any] = {}
-    images: dict[ImagePlan, None] = {}
+    found: dict[str, Stamp] = {}
     for path in files:
         if path.suffix in _CHECKPOINTS:
             try:
-                content = read_checkpoint(path)
-                patches = patch_plan_of(content['state_dict'])
-                found: list[Any] = [patches] if patches is not None else list(stamps_of(content['state_dict']).values())
-                pictures = plans_in_meta(content.get('meta'))
+                stamps = stamps_in(path)
             except KeysegError as error:
                 print(f'note: its stamp was not read: {error}')
                 continue
-            plans.update({plan.to_json(): plan for plan in found if plan.key_id == key_id})
-            images.update({plan: None for plan in pictures if plan.key_id == key_id})
-    return list(plans.values()), list(images)
+            found.update({stamp.to_json(): stamp for stamp in stamps.values() if stamp.key_id == key_id})
+    return list(found.values())

@@ -23,8 +23,7 @@ from keyseg_mm.cli.console import ask_passphrase, plain_model, print_table
 from keyseg_mm.errors import KeysegError
 
 if TYPE_CHECKING:
-    from keyseg_mm.patchplan import PatchPlan
-    from keyseg_mm.stamp import Plan
+    from keyseg_mm.stamp import Stamp
 
 _PIPELINES = ('train_dataloader', 'val_dataloader', 'test_dataloader', 'tta_pipeline')
 
@@ -91,62 +90,62 @@ def _show_key(path: Path) -> None:
 
 
 def _show_checkpoint(path: Path) -> None:
-    from keyseg_mm.checkpoint.files import read_checkpoint
-    from keyseg_mm.images.plan import plans_in_meta
-    from keyseg_mm.patchplan import patch_plan_of
-    from keyseg_mm.stamp import stamps_of
+    from keyseg_mm.checkpoint.files import stamps_in
 
-    content = read_checkpoint(path)
-    patches = patch_plan_of(content['state_dict'])
-    if patches is not None:
-        _show_patches(path, patches)
-        return
-    stamps, images = stamps_of(content['state_dict']), plans_in_meta(content.get('meta'))
-    for plan in images:
-        print(f'{path}: works on encrypted images: {plan}')
-    if not stamps and not images:
+    stamps = stamps_in(path)
+    if not stamps:
         print(f'{path}: a plain checkpoint, it carries no stamp')
     for prefix, stamp in stamps.items():
+        if stamp.embeddings:
+            _show_patches(path, stamp)
+            continue
         print(f'{path}: protected{" at " + prefix if prefix else ""}')
         print(f'  key id  {stamp.key_id}')
         print(f'  salt    {stamp.salt.hex()}')
-        show = _show_tensors if stamp.tensors else _show_points
-        show(stamp)
+        if stamp.tensors:
+            _show_tensors(stamp)
+        if stamp.maps:
+            _show_points(stamp)
+        for image in stamp.images:
+            print(f'  images  encrypted in training, and to be encrypted: {image}')
 
 
-def _show_points(plan: Plan) -> None:
-    from keyseg_mm.stamp import describe
+def _show_points(stamp: Stamp) -> None:
+    from keyseg_mm.entries import describe
 
-    locked = all(entry.weights for entry in plan.entries)
+    locked = stamp.is_carried
     print(f'  made by {"locking a trained model" if locked else "training with the key"}')
-    print(f'  points  {len(plan.entries)}')
-    width = max(len(entry.point) for entry in plan.entries)
-    for entry in plan.entries:
+    print(f'  points  {len(stamp.maps)}')
+    width = max(len(entry.point) for entry in stamp.maps)
+    for entry in stamp.maps:
         print(f'    {entry.point:{width}}  {entry.channels:5} channels  {describe(entry.transform)}')
 
 
-def _show_tensors(plan: Plan) -> None:
-    from keyseg_mm.stamp import describe
+def _show_tensors(stamp: Stamp) -> None:
+    from keyseg_mm.entries import describe
 
     print("  made by encrypting a trained model's weights; it runs with protection.unlock=True")
-    print(f'  tensors {len(plan.tensors)}')
-    width = max(len(tensor.names[0]) for tensor in plan.tensors)
-    for tensor in plan.tensors:
+    print(f'  tensors {len(stamp.tensors)}')
+    width = max(len(tensor.names[0]) for tensor in stamp.tensors)
+    for tensor in stamp.tensors:
         print(f'    {tensor.names[0]:{width}}  {tensor.count:8} values  {describe(tensor.transform)}')
 
 
-def _show_patches(path: Path, plan: PatchPlan) -> None:
-    from keyseg_mm.cli.lock_patches import print_uses
+def _show_patches(path: Path, stamp: Stamp) -> None:
+    from keyseg_mm.baselines.patches import steps_of
+    from keyseg_mm.cli.lock import print_uses
+    from keyseg_mm.locking.scheme import key_space
 
+    entry = stamp.embeddings[0]
     print(f'{path}: takes encrypted images, and runs without a key')
-    print(f'  key id  {plan.key_id}')
-    print(f'  salt    {plan.salt.hex()}')
-    print(f'  blocks  {plan.patch} x {plan.patch} pixels, {plan.steps}')
-    print(f'  ciphers 2^{plan.key_space:.0f}, of which a key of 256 bits picks one')
-    for embedding in plan.embeddings:
+    print(f'  key id  {stamp.key_id}')
+    print(f'  salt    {stamp.salt.hex()}')
+    print(f'  blocks  {entry.patch} x {entry.patch} pixels, {steps_of(entry)}')
+    print(f'  ciphers 2^{key_space(stamp):.0f}, of which a key of 256 bits picks one')
+    for embedding in stamp.embeddings:
         print(f'  in      {embedding.weight}{f" and {embedding.offset}" if embedding.offset else ""}')
     print('  images are encrypted by')
-    print_uses(plan, str(path))
+    print_uses(stamp, str(path))
 
 
 def _show_config(path: Path) -> None:

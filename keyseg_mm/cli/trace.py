@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ask the stamp, then the weights."""
     from keyseg_mm.checkpoint.files import read_checkpoint
-    from keyseg_mm.lockplan import unwrap
+    from keyseg_mm.locking import unwrap
     from keyseg_mm.tracing import by_stamp
 
     names = _read_names(args.licensees)

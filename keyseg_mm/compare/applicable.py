@@ -6,7 +6,7 @@ from mmengine.config import Config
 
 from keyseg_mm.compare.methods import Method
 from keyseg_mm.keys.key import wrong_key
-from keyseg_mm.lockplan import plan_lock
+from keyseg_mm.locking import plan_lock
 from keyseg_mm.mm.config import build_plain_model
 from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.mm.keyed import check_options

@@ -19,7 +19,7 @@ from keyseg_mm.mm.config import read_config, without_protection
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _DELETE = '_delete_'
 _PACK, _LABELS = 'PackSegInputs', 'LoadAnnotations'
-ENCRYPTIONS = ('keyseg_mm.EncryptImage', 'keyseg_mm.EncryptPatches')
+ENCRYPTIONS = ('keyseg_mm.EncryptImage',)
 
 Step = dict[str, Any]
 Pipeline = list[Any]

@@ -147,22 +147,22 @@ def _inference(model: Any, sample: dict[str, Any]) -> Run:
 def _encryption(cfg: Config, checkpoint: str, sample: dict[str, Any]) -> Run:
     """One encryption of the photo, by the step of the config's test pipeline."""
     from keyseg_mm.checkpoint.files import read_checkpoint
-    from keyseg_mm.mm.patchdata import EncryptPatches
+    from keyseg_mm.maps.pixels import PATCH
     from keyseg_mm.mm.registry import TRANSFORMS
-    from keyseg_mm.patchplan import patch_plan_of
+    from keyseg_mm.stamp import stamps_of
 
     spec = next(_steps(cfg.test_dataloader), None)
     if spec is None:
         raise KeysegError('no step of this config encrypts images')
     step: Any = TRANSFORMS.build(dict(spec))
     image = np.ascontiguousarray(sample['inputs'].permute(1, 2, 0).numpy())
-    if isinstance(step, EncryptPatches):
+    if step.method == PATCH:
         state = read_checkpoint(checkpoint)['state_dict']
-        plan = patch_plan_of(state)
-        if plan is None:
+        stamp = stamps_of(state).get('')
+        if stamp is None or not stamp.embeddings:
             raise KeysegError(f'{checkpoint} carries no stamp of encrypted patches')
-        step.follow(plan, state)
-        height, width = (-(-side // plan.patch) * plan.patch for side in image.shape[:2])
+        step.follow(stamp, state)
+        height, width = (-(-side // step.block) * step.block for side in image.shape[:2])
         image = np.resize(image, (height, width, 3))  # whole blocks; what is in them does not matter for the time
     return lambda: step.transform({'img': image})
 

@@ -65,7 +65,7 @@ def _images(method: str, block: int) -> Alter:
 
         step = dict(type='keyseg_mm.EncryptImage', method=method, block=block, key=key)
         change_pipelines(cfg, LOADERS, before_packing(step))
-        hook: dict[str, Any] = dict(type='keyseg_mm.ImageKeyHook')
+        hook: dict[str, Any] = dict(type='keyseg_mm.GuardHook')
         if cfg.get('load_from'):  # all methods start from the same weights
             hook['allow_plain'] = True
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
@@ -81,25 +81,21 @@ def _keyed(**protection: Any) -> Alter:
         if cfg.get('load_from') and protection.get('points') == 'stages':
             options['allow_plain'] = True
         cfg.model.update(of=cfg.model.type, type='keyseg_mm.Keyed', protection=options)
-        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='keyseg_mm.KeyGuardHook')]
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='keyseg_mm.GuardHook')]
 
     return alter
 
 
 def _patches(cfg: Config, key: str) -> None:
     """Test on images that the client encrypts."""
+    from keyseg_mm.baselines.patches import patch_of
     from keyseg_mm.compare.configs import behind_resizing, change_pipelines
-    from keyseg_mm.errors import LockError
     from keyseg_mm.mm.config import build_plain_model
-    from keyseg_mm.mm.embeddings import misaligned, plan_patches
 
-    model = build_plain_model(cfg)
-    patch = plan_patches(model).patch
-    if problems := misaligned(model, patch):
-        raise LockError('; '.join(problems))
-    step = dict(type='keyseg_mm.EncryptPatches', key=key)
+    patch = patch_of(build_plain_model(cfg))
+    step = dict(type='keyseg_mm.EncryptImage', key=key, method='PATCH')
     change_pipelines(cfg, ('val_dataloader', 'test_dataloader'), behind_resizing([step], patch))
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='keyseg_mm.PatchGuardHook')]
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='keyseg_mm.GuardHook')]
 
 
 _ENCRYPTED_IMAGES = (
@@ -222,7 +218,7 @@ METHODS: dict[str, Method] = {
             'the embedding are plain.',
             'arXiv 2208.13135 (Nagamori, Iijima and Kiya, 2022), 2308.07612 (Kiya et al., 2023)',
             _patches,
-            ('lock-patches',),
+            ('lock', '--scheme', 'patches'),
             'images',
         ),
         Method(
@@ -232,7 +228,7 @@ METHODS: dict[str, Method] = {
             "Runs only unlocked. Every tensor keeps its values' distribution, a better start for training than none.",
             'this package; for comparison with encrypted model files',
             _keyed(unlock=True),
-            ('lock', '--mode', 'tensors'),
+            ('lock', '--scheme', 'tensors'),
             'unlocked',
         ),
         Method(
@@ -242,7 +238,7 @@ METHODS: dict[str, Method] = {
             'Runs only unlocked. The other 99 % of the weights are plain, for anybody to fine-tune.',
             'arXiv 2511.18772 (ADALOC) and others encrypt a share of the weights',
             _keyed(unlock=True),
-            ('lock', '--mode', 'selective'),
+            ('lock', '--scheme', 'selective'),
             'unlocked',
         ),
     )

@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 
-from keyseg_mm.checkpoint.files import read_checkpoint
+from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in
 from keyseg_mm.compare import process
 from keyseg_mm.compare.applicable import check_applicable
 from keyseg_mm.compare.choices import NONE, RIGHT, Choices, Progress
 from keyseg_mm.compare.configs import key_options, read, write_heir
 from keyseg_mm.compare.folder import Marks
-from keyseg_mm.compare.keyspace import key_space
 from keyseg_mm.compare.methods import PLAIN, Method
 from keyseg_mm.compare.photos import look_at, segmented
 from keyseg_mm.compare.process import COMMANDS, MEASURE, StepError
 from keyseg_mm.errors import KeysegError
+from keyseg_mm.locking.scheme import key_space
 
 DONE, NOT_APPLICABLE, FAILED = 'done', 'not applicable', 'failed'
 UNCOUNTABLE = 'uncountable'
@@ -83,7 +83,8 @@ class Subject:
         for who in [RIGHT] if method.name == PLAIN else self.choices.testers:
             row['miou'][who] = self._test(method, who, checkpoint, marks)['miou']
         if method.name != PLAIN:
-            bits = key_space(checkpoint)
+            stamps = stamps_in(checkpoint)
+            bits = sum(map(key_space, stamps.values())) if stamps else None
             row['key_space'] = UNCOUNTABLE if bits is not None and math.isinf(bits) else bits
             row['overhead'] = self._measure(method, checkpoint, marks)
             row['audit'] = self._audit(method, checkpoint, marks)

@@ -12,7 +12,6 @@ import json
 from typing import Any
 
 import numpy as np
-import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -90,21 +89,6 @@ def permutation(stream: KeyStream, n: int) -> NDArray[np.int64]:
     for i, j in zip(range(n - 1, 0, -1), draws):
         table[i], table[j] = table[j], table[i]
     return np.array(table, dtype=np.int64)
-
-
-def order(stream: KeyStream, n: int) -> NDArray[np.int64]:
-    """A uniform permutation of ``0..n-1`` for large n: the order of n words of the stream, smallest first.
-
-    Words that are all different come in each of their n! orders equally often, so their order is exactly uniform, and
-    the same by whatever sorting algorithm. Two equal words would leave a choice: then all n are thrown away and the
-    next n of the stream taken, which happens less than once in ``2**65 / n**2`` times. Fisher and Yates' shuffle
-    depends on itself from step to step and takes Python 15 times as long.
-    """
-    while True:
-        words = (stream.words(n) ^ np.uint64(2**63)).view(np.int64)  # torch sorts signed ones: the same order
-        smallest_first, found = torch.from_numpy(words).sort()
-        if not bool((smallest_first[1:] == smallest_first[:-1]).any()):
-            return found.numpy()
 
 
 def signs(stream: KeyStream, n: int) -> NDArray[np.int8]:

@@ -63,6 +63,11 @@ class Map(Secret):
         """Why a map of ``dims`` dimensions with its channels in ``dim`` does not suit; empty where it does."""
         return ''
 
+    @classmethod
+    def key_space(cls, channels: int, **params: Any) -> float:
+        """log2 of the number of different maps of so many channels; infinite where they cannot be counted."""
+        raise NotImplementedError
+
     @property
     def public_id(self) -> str:
         return f'of {self.channels} channels'

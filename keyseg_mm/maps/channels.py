@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from keyseg_mm.errors import TransformError
 from keyseg_mm.keys import derive
 from keyseg_mm.keys.derive import KeyStream
 from keyseg_mm.maps.base import ChannelMap, select_channels
+from keyseg_mm.maps.keyspace import bits_of_permutation
 
 DEFAULT_BLOCK = 8
 LARGEST_BLOCK = 64
@@ -37,6 +39,10 @@ class ChannelPermutation(ChannelMap):
     def derive(cls, stream: KeyStream, channels: int, **params: Any) -> ChannelPermutation:
         cls.check(**params)
         return cls(derive.permutation(stream, channels))
+
+    @classmethod
+    def key_space(cls, channels: int, **params: Any) -> float:
+        return bits_of_permutation(channels)
 
     def tables(self) -> dict[str, NDArray[Any]]:
         return {'permutation': self._table, 'inverse permutation': np.argsort(self._table)}
@@ -78,6 +84,10 @@ class SignedChannelPermutation(ChannelMap):
     def derive(cls, stream: KeyStream, channels: int, **params: Any) -> SignedChannelPermutation:
         cls.check(**params)
         return cls(derive.permutation(stream, channels), derive.signs(stream, channels))
+
+    @classmethod
+    def key_space(cls, channels: int, **params: Any) -> float:
+        return bits_of_permutation(channels) + channels
 
     def tables(self) -> dict[str, NDArray[Any]]:
         return {**ChannelPermutation(self._table).tables(), 'signs': self._signs}
@@ -134,6 +144,10 @@ class ChannelRotation(ChannelMap):
         full, rest = divmod(channels, block)
         blocks = derive.rotations(stream, full, block) if full else np.empty((0, block, block))
         return cls(blocks, derive.rotations(stream, 1, rest)[0] if rest else np.empty((0, 0)))
+
+    @classmethod
+    def key_space(cls, channels: int, **params: Any) -> float:
+        return math.inf
 
     def tables(self) -> dict[str, NDArray[Any]]:
         return {'rotation': self._blocks, 'last rotation': self._rest}

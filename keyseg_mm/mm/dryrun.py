@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import inspect
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,11 +23,11 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from keyseg_mm.errors import PointError
+from keyseg_mm.model.passes import Passes, register_watcher
 from keyseg_mm.model.sites import Trace
 from keyseg_mm.runtime.protection import detach
 
 _Result = TypeVar('_Result')
-Passes = Mapping[str, Callable[[], object]]
 Image = Callable[[nn.Module, int, int], Tensor]
 
 # Side lengths tried in turn: most models run at the smallest, some need room for their pooling, windows or crops.
@@ -45,7 +46,7 @@ def trace_module(module: nn.Module, heads: bool = True) -> Trace:
     Raises:
         PointError: it could not be run at any of the sides tried; names the last error.
     """
-    return watch_module(module, Trace.of, heads)
+    return replace(watch_module(module, Trace.of, heads), model=None, passes=None)  # the copy may go
 
 
 def watch_module(
@@ -191,3 +192,6 @@ def _inputs(module: Any, side: int) -> Any:
             slots[i] = m
         return slots
     return maps
+
+
+register_watcher(watch_module)

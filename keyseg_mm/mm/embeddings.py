@@ -1,35 +1,28 @@
-"""Finding a model's patch embedding by running it, planning its lock, and proving the lock before it is written."""
+"""Finding a model's patch embedding by running it, and what stands against images that are encrypted for it."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from mmseg.models.segmentors.base import BaseSegmentor
-from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from keyseg_mm.errors import LockError
-from keyseg_mm.keys.key import SecretKey, wrong_key
-from keyseg_mm.maps.patches import CHANNELS, PatchCipher, check_steps
-from keyseg_mm.mm.dryrun import Passes, watch_module
-from keyseg_mm.mm.proof import Agreement, agreement, run
-from keyseg_mm.mm.scenes.street import make_scene
+from keyseg_mm.maps.pixels import COLOURS
+from keyseg_mm.mm.dryrun import watch_module
+from keyseg_mm.mm.inputs import preprocess, whole_side
 from keyseg_mm.model.consumers import find_image_readers
 from keyseg_mm.model.layers import WeightIndex
+from keyseg_mm.model.passes import Passes
 from keyseg_mm.model.sites import module_of
-from keyseg_mm.patches import cipher_of, lock_patches_in_place
-from keyseg_mm.patchplan import Embedding, PatchPlan
 
 _PROBE = 8  # side of the image that a data preprocessor is tried with: its values are all different, and fit 8 bits
 # What a layer must be for a map within blocks to be undone in its weights; the reason where it is not.
 RULES: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (lambda c: isinstance(c, nn.Conv2d), 'is a {0.__class__.__name__}, no convolution'),
-    (lambda c: c.in_channels == CHANNELS and c.groups == 1, 'reads {0.in_channels} channels in {0.groups} groups'),
+    (lambda c: c.in_channels == COLOURS and c.groups == 1, 'reads {0.in_channels} channels in {0.groups} groups'),
     (lambda c: c.kernel_size[0] == c.kernel_size[1], 'has patches that are not square, {0.kernel_size}'),
     (
         lambda c: c.kernel_size == c.stride,
@@ -45,27 +38,6 @@ RULES: tuple[tuple[Callable[[Any], bool], str], ...] = (
 POSITIONS: dict[str, tuple[str, int]] = {'VisionTransformer': ('pos_embed', 1)}
 
 
-def plan_patches(model: nn.Module, permute: str = 'all', negate: bool = True) -> PatchPlan:
-    """Find out whether and how a model can be made to take encrypted images.
-
-    Args:
-        model: a plain segmentor of the host, with any weights; it stays as it is.
-        permute, negate: see :meth:`keyseg_mm.maps.patches.PatchCipher.derive`.
-
-    Returns:
-        A plan without key and salt, for :func:`keyseg_mm.patches.lock_patches`.
-
-    Raises:
-        LockError: something else than one kind of patch embedding reads the images, or its patches overlap.
-    """
-    layers = find_embeddings(model)
-    patch = next(iter(layers.values())).kernel_size[0]
-    check_steps(patch, permute, negate)
-    order, mean, std = normalisation(model)
-    embeddings = tuple(_embedding(model, name, layer) for name, layer in layers.items())
-    return PatchPlan(patch, permute, negate, order, mean, std, embeddings)
-
-
 def find_embeddings(model: nn.Module) -> dict[str, nn.Conv2d]:
     """The layers that read a segmentor's images, if they are patch embeddings of one size.
 
@@ -78,7 +50,7 @@ def find_embeddings(model: nn.Module) -> dict[str, nn.Conv2d]:
     images: list[Tensor] = []
 
     def image(module: nn.Module, batch: int, side: int) -> Tensor:
-        images.append(torch.rand(batch, CHANNELS, _whole(module, side), _whole(module, side)))
+        images.append(torch.rand(batch, COLOURS, whole_side(module, side), whole_side(module, side)))
         return images[-1]
 
     def watch(double: Any, passes: Passes) -> Any:
@@ -94,7 +66,7 @@ def find_embeddings(model: nn.Module) -> dict[str, nn.Conv2d]:
     weights, plain = WeightIndex(model), {'type': 'ChannelPermutation'}
     problems = [f'{name} {why.format(layer)}' for name, layer in layers.items() for ok, why in RULES if not ok(layer)]
     problems = problems or [
-        f'{name}: {why}' for name, layer in layers.items() if (why := weights.why_not(layer, CHANNELS, plain))
+        f'{name}: {why}' for name, layer in layers.items() if (why := weights.why_not(layer, COLOURS, plain))
     ]
     sizes = {getattr(layer, 'kernel_size', None) for layer in layers.values()}
     if len(sizes) != 1 and not problems:
@@ -114,10 +86,10 @@ def normalisation(model: Any) -> tuple[str, tuple[float, ...], tuple[float, ...]
     """
     preprocessor = model.data_preprocessor
     mean, std = (
-        values.detach().cpu().double().flatten() if isinstance(values, Tensor) else torch.full((CHANNELS,), default)
+        values.detach().cpu().double().flatten() if isinstance(values, Tensor) else torch.full((COLOURS,), default)
         for values, default in ((getattr(preprocessor, 'mean', None), 0.0), (getattr(preprocessor, 'std', None), 1.0))
     )
-    image = torch.arange(CHANNELS * _PROBE**2, dtype=torch.uint8).reshape(CHANNELS, _PROBE, _PROBE)
+    image = torch.arange(COLOURS * _PROBE**2, dtype=torch.uint8).reshape(COLOURS, _PROBE, _PROBE)
     given = preprocess(model, image[None]).double().cpu()
     for order, channels in (('bgr', image), ('rgb', image.flip(0))):
         expected = (channels.double() - mean.double().view(-1, 1, 1)) / std.double().view(-1, 1, 1)
@@ -130,87 +102,19 @@ def normalisation(model: Any) -> tuple[str, tuple[float, ...], tuple[float, ...]
     )
 
 
-def preprocess(model: Any, images: Tensor) -> Tensor:
-    """What the host's data preprocessor makes of images in testing.
+def offset_of(model: nn.Module, name: str, layer: nn.Conv2d) -> tuple[str, int]:
+    """The tensor that takes the constant of an encrypted patch embedding, and how many of its rows do not.
 
-    Args:
-        model: a segmentor.
-        images: (B, 3, H, W), uint8, blue first.
+    That is its bias, or the position embeddings right behind it; an empty name where there is neither.
     """
-    samples = [SegDataSample() for _ in images]  # where it pads, it notes that in them
-    found: Tensor = model.data_preprocessor({'inputs': list(images), 'data_samples': samples}, False)['inputs']
-    return found
-
-
-@dataclass(frozen=True)
-class PatchProof:
-    """Result of :func:`prove_patches`: the locked model against the plain one on plain images.
-
-    Attributes:
-        encrypted: on images encrypted with the key.
-        plain: on plain images.
-        wrong: on images encrypted with another key.
-    """
-
-    encrypted: Agreement
-    plain: Agreement
-    wrong: Agreement
-
-
-def prove_patches(
-    model: nn.Module, state_dict: Mapping[str, Any], plan: PatchPlan, key: SecretKey, salt: bytes
-) -> PatchProof:
-    """Run a plain model and its locked version, by the host's own way from 8-bit images on.
-
-    Args:
-        model: the plain model, with any weights; it stays as it is.
-        state_dict: plain weights that fit it.
-        plan: from :func:`plan_patches`.
-        key: the secret key.
-        salt: 16 bytes.
-    """
-    model = copy.deepcopy(model)  # state_dict may be its own
-    model.load_state_dict(state_dict, strict=False)
-    wanted = run(model, image=_scenes(None))
-    locked, other = dict(state_dict), wrong_key('proof')
-    done = lock_patches_in_place(locked, plan, key, salt)
-    del locked[done.stamp_name]
-    model.load_state_dict(locked, strict=False)
-    ciphers = cipher_of(key, done), None, cipher_of(other, replace(done, key_id=other.id))
-    return PatchProof(*(agreement(wanted, run(model, image=_scenes(cipher))) for cipher in ciphers))
-
-
-def _scenes(cipher: PatchCipher | None) -> Callable[[nn.Module, int, int], Tensor]:
-    """Makes batches of painted street scenes as a model gets them, encrypted or not."""
-
-    def image(module: nn.Module, batch: int, side: int) -> Tensor:
-        side = _whole(module, side)
-        scenes = [make_scene(0, 'val', index)[0] for index in range(batch)]  # red first
-        pixels = torch.from_numpy(np.stack(scenes)).permute(0, 3, 1, 2).float()
-        small = nn.functional.interpolate(pixels, (side, side), mode='bilinear').round().byte().permute(0, 2, 3, 1)
-        found = [s if cipher is None else cipher(s) for s in small.numpy()]
-        return preprocess(module, torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).flip(1).contiguous())
-
-    return image
-
-
-def _whole(module: nn.Module, side: int) -> int:
-    """A side length of whole blocks of the model's first convolution, not below the one given."""
-    first = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
-    patch = first.kernel_size[0] if first is not None else 1
-    return -(-side // patch) * patch
-
-
-def _embedding(model: nn.Module, name: str, layer: nn.Conv2d) -> Embedding:
-    """A patch embedding, and the tensor that takes the constant: its bias, or the position embeddings behind it."""
     if layer.bias is not None:
-        return Embedding(f'{name}.weight', f'{name}.bias')
+        return f'{name}.bias', 0
     parent, owner = (name.rsplit('.', n)[0] for n in (1, 2))
     backbone = module_of(model, owner)
     rule = next((POSITIONS[cls.__name__] for cls in type(backbone).__mro__ if cls.__name__ in POSITIONS), None)
     if rule is None or getattr(module_of(model, parent), 'norm', None) is not None:
-        return Embedding(f'{name}.weight')
-    return Embedding(f'{name}.weight', f'{owner}.{rule[0]}', rule[1])
+        return '', 0
+    return f'{owner}.{rule[0]}', rule[1]
 
 
 def misaligned(model: Any, patch: int) -> list[str]:

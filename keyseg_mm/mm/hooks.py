@@ -1,4 +1,4 @@
-"""``KeyGuardHook``: watches a run of a protected model."""
+"""``GuardHook``: watches a run of a protected model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from mmengine.model import is_model_wrapper
 
 from keyseg_mm.errors import LeakError, NotFiredError
 from keyseg_mm.mm.advice import warn_of_few_maps
+from keyseg_mm.mm.image_guard import ImageGuard
 from keyseg_mm.mm.registry import HOOKS
 from keyseg_mm.runtime.encryptor import FeatureEncryptor
 from keyseg_mm.runtime.leaks import Leak, Needles, search_object
@@ -17,32 +18,44 @@ from keyseg_mm.stamp import stamp_names
 
 
 @HOOKS.register_module()
-class KeyGuardHook(Hook):
+class GuardHook(Hook):
     """Stops a run whose protection is not what its config says, or that would write a secret down.
 
     It checks that the model is protected at all, that after the first iteration every encryptor has fired, that the
     config holds no secret, and that every checkpoint carries the stamp and nothing secret. A training at only a few
     maps begins with a warning of what that does not keep. In a config:
-    ``custom_hooks=[dict(type='keyseg_mm.KeyGuardHook')]``.
+    ``custom_hooks=[dict(type='keyseg_mm.GuardHook')]``.
+
+    Where images are encrypted (``keyseg_mm.EncryptImage``), it checks that every pipeline does so, and all alike; puts
+    into each checkpoint's stamp how, and checks what is loaded for it; and hands the stamp of a locked patch embedding
+    to the pipelines.
+
+    Args:
+        allow_plain: accept checkpoints that were trained on plain images, to fine-tune them on encrypted ones.
 
     Raises:
-        NotFiredError: no protection, or encryptors that were not called.
+        NotFiredError: no protection, encryptors that were not called, or a pipeline that does not encrypt.
+        KeyMismatchError, PlanMismatchError: pipelines that differ, or a checkpoint of other images.
+        PlainCheckpointError: a checkpoint of plain images.
+        IntegrityError: a checkpoint that was altered.
         LeakError: secret material in the config or in a checkpoint about to be saved. Nothing is written then.
     """
 
     priority = 'LOWEST'  # after the hooks that add to the checkpoint, EMA's for one
 
-    def __init__(self) -> None:
+    def __init__(self, allow_plain: bool = False) -> None:
+        self._images = ImageGuard(allow_plain)
         self._run = ''
         self._calls: dict[FeatureEncryptor, int] = {}
         self._needles: list[tuple[Any, Needles]] = []
 
     def before_run(self, runner: Any) -> None:
         found = self._protections(runner)
-        if not found:
+        self._images.before_run(runner)
+        if not found and not self._images.is_at_work(runner):
             raise NotFiredError(
-                "KeyGuardHook found no protection in the model; give it type='keyseg_mm.Keyed', of=<its old type> and "
-                'a protection, or take the hook out'
+                "GuardHook found no protection in the model; give it type='keyseg_mm.Keyed', of=<its old type> and a "
+                'protection, or encrypt its images by keyseg_mm.EncryptImage, or take the hook out'
             )
         text = repr(runner.cfg.to_dict())  # pretty_text would say the same and format for a second
         _stop(leak for needles in self._all_needles(found) for leak in needles.search('the config', text.encode()))
@@ -60,10 +73,15 @@ class KeyGuardHook(Hook):
                 runner.logger.warning(warning)
         self._note_calls(runner, 'train')
 
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        self._images.after_load_checkpoint(runner, checkpoint)
+
     def before_val_epoch(self, runner: Any) -> None:
+        self._images.check_blocks(runner, 'val')
         self._note_calls(runner, 'test')
 
     def before_test_epoch(self, runner: Any) -> None:
+        self._images.check_blocks(runner, 'test')
         self._note_calls(runner, 'test')
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
@@ -82,11 +100,12 @@ class KeyGuardHook(Hook):
             raise LeakError('the model was unlocked in memory, and this checkpoint would hold its plain weights')
         stamps = {name.rpartition('.')[2] for name in checkpoint.get('state_dict', {})}
         for protection in found:
-            if protection.key is not None and not stamp_names(stamps & {protection.plan.stamp_name}):
+            if protection.key is not None and not stamp_names(stamps & {protection.plan.name}):
                 raise LeakError(
                     f'the checkpoint about to be saved lacks the stamp of key {protection.plan.key_id}: a hook or '
                     'wrapper dropped it; without the stamp nobody can tell which key the model needs'
                 )
+        self._images.before_save_checkpoint(checkpoint)
         _stop(leak for needles in self._all_needles(found) for leak in search_object('checkpoint', checkpoint, needles))
 
     @staticmethod
@@ -96,9 +115,9 @@ class KeyGuardHook(Hook):
 
     def _all_needles(self, found: list[Protection]) -> list[Needles]:
         """Needles of all protections; made again only where a loaded stamp brought another salt."""
-        plans = [p.plan for p in found if p.key is not None]
-        if [plan for plan, _ in self._needles] != plans:
-            self._needles = [(p.plan, Needles(p.key, [p.plan])) for p in found if p.key is not None]
+        pairs = [(p.key, p.plan) for p in found if p.key is not None] + list(self._images.stamps())
+        if [stamp for stamp, _ in self._needles] != [stamp for _, stamp in pairs]:
+            self._needles = [(stamp, Needles(key, [stamp])) for key, stamp in pairs]
         return [needles for _, needles in self._needles]
 
     def _note_calls(self, runner: Any, run: str) -> None:

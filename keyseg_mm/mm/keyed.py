@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
 from mmengine.dist import broadcast_object_list, is_distributed
@@ -11,7 +10,7 @@ from mmengine.registry import DefaultScope
 from mmseg.models.segmentors.base import BaseSegmentor
 from torch import nn
 
-from keyseg_mm.errors import KeysegError, PlanMismatchError
+from keyseg_mm.errors import KeysegError
 from keyseg_mm.keys.locator import LocatedKey, locate
 from keyseg_mm.maps import normal_form
 from keyseg_mm.mm.advice import PLAIN_START
@@ -20,7 +19,7 @@ from keyseg_mm.mm.registry import MODELS
 from keyseg_mm.model.sites import Site, resolve
 from keyseg_mm.runtime.follow import FollowingProtection, follow
 from keyseg_mm.runtime.protection import Protection, attach, watch_stamps
-from keyseg_mm.stamp import SALT_BYTES, Plan
+from keyseg_mm.stamp import Stamp, fresh_salt, parse_salt
 
 logger = logging.getLogger('keyseg_mm')
 
@@ -105,9 +104,9 @@ def _sites(module: nn.Module, points: str | list[str]) -> list[Site]:
     return resolve(wanted, module, trace_module(module, heads=not set(wanted) <= {'stages', 'neck'}))
 
 
-def _sites_of_plan(module: nn.Module, plan: Plan) -> list[Site]:
+def _sites_of_plan(module: nn.Module, plan: Stamp) -> list[Site]:
     """Where the points of a loaded stamp are in a module."""
-    return resolve([entry.point for entry in plan.entries], module, trace_module(module))
+    return resolve([entry.point for entry in plan.maps], module, trace_module(module))
 
 
 def check_options(protection: Any) -> dict[str, Any]:
@@ -130,14 +129,11 @@ def _host_registry() -> Any:
 def _salt(text: Any) -> bytes:
     """The salt of a config, or a fresh one that all processes of a distributed run share."""
     if text is None:
-        shared = [os.urandom(SALT_BYTES)]
+        shared = [fresh_salt()]
         if is_distributed():
             broadcast_object_list(shared)
         return shared[0]
-    try:
-        return bytes.fromhex(text)
-    except (TypeError, ValueError):
-        raise PlanMismatchError(f'protection.salt is {2 * SALT_BYTES} hex digits') from None
+    return parse_salt(text)
 
 
 def _takes_plain(options: dict[str, Any]) -> bool:

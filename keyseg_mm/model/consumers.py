@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from keyseg_mm.model.layers import kind_of
+from keyseg_mm.model.passes import Passes, watch_model
 from keyseg_mm.model.points import ROOT
-from keyseg_mm.model.sites import Site, flat_tensors, module_of
+from keyseg_mm.model.sites import Site, Trace, flat_tensors, module_of
 
 # These ask what a tensor is like and compute nothing with its values.
 _LOOKS = frozenset(
@@ -36,9 +37,7 @@ class Readers:
     others: set[str] = field(default_factory=set)
 
 
-def find_readers(
-    model: nn.Module, sites: Iterable[Site], passes: Mapping[str, Callable[[], object]]
-) -> dict[str, Readers]:
+def find_readers(model: nn.Module, sites: Iterable[Site], passes: Passes) -> dict[str, Readers]:
     """Run the passes and watch what reads the maps of ``out:`` sites.
 
     Args:
@@ -49,22 +48,26 @@ def find_readers(
     Returns:
         By point.
     """
-    watch = _Watch(model, [site for site in sites if site.point.side == 'out'])
-    try:
-        watch.start()
-        with watch:
-            for run in passes.values():
-                watch.tensors.clear()
-                run()
-    finally:
-        for handle in watch.handles:
-            handle.remove()
-    return watch.result()
+    return _Watch(model, [site for site in sites if site.point.side == 'out']).run(passes)
 
 
-def find_image_readers(
-    model: nn.Module, images: Iterable[Tensor], passes: Mapping[str, Callable[[], object]]
-) -> Readers:
+def readers_of(model: nn.Module, sites: Iterable[Site], trace: Trace) -> dict[str, Readers]:
+    """:func:`find_readers` by the passes of a trace, or, where it has none, by a dry run.
+
+    Args:
+        model: the model.
+        sites: of that model.
+        trace: of that model.
+    """
+    wanted = list(sites)
+    if all(site.point.side == 'in' for site in wanted):
+        return {}
+    if trace.model is not None and trace.passes is not None:
+        return find_readers(trace.model, wanted, trace.passes)
+    return watch_model(model, lambda double, passes: find_readers(double, wanted, passes))
+
+
+def find_image_readers(model: nn.Module, images: Iterable[Tensor], passes: Passes) -> Readers:
     """Run the passes and watch what reads the images that they are run with.
 
     Args:
@@ -74,17 +77,7 @@ def find_image_readers(
     """
     watch, point = _Watch(model, []), 'images'
     watch.found[point] = Readers()
-    given = {id(image): (image, point) for image in images}
-    try:
-        watch.start()
-        with watch:
-            for run in passes.values():
-                watch.tensors = dict(given)
-                run()
-    finally:
-        for handle in watch.handles:
-            handle.remove()
-    return watch.result()[point]
+    return watch.run(passes, {id(image): (image, point) for image in images})[point]
 
 
 class _Watch(TorchFunctionMode):
@@ -98,6 +91,24 @@ class _Watch(TorchFunctionMode):
         self.found = {str(site.point): Readers() for site in sites}
         self.stack: list[tuple[str, bool]] = [(ROOT, False)]
         self.handles: list[Any] = []
+
+    def run(self, passes: Passes, given: Mapping[int, tuple[Tensor, str]] | None = None) -> dict[str, Readers]:
+        """Run the passes, with the hooks on; they are removed again, come what may.
+
+        Args:
+            passes: by name, functions that run the model once.
+            given: tensors that are known before a pass begins, by identity, each with its point.
+        """
+        try:
+            self.start()
+            with self:
+                for run_pass in passes.values():
+                    self.tensors = dict(given or {})
+                    run_pass()
+        finally:
+            for handle in self.handles:
+                handle.remove()
+        return self.result()
 
     def start(self) -> None:
         """Hook all modules; a point's own hook comes after those of the stack, when its module is left."""

@@ -6,7 +6,7 @@ A hook on a module that the host never calls would protect nothing, so a point t
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from keyseg_mm.errors import PointError
 from keyseg_mm.model.layers import is_grouped, kind_of
+from keyseg_mm.model.passes import Passes, watch_model
 from keyseg_mm.model.points import PRESETS, ROOT, Point
 
 _BACKBONES = ('backbone', 'image_encoder')
@@ -73,14 +74,17 @@ class Trace:
         sites: by point, in the order of the calls.
         several: names of modules that return several tensors, with their number.
         unlike: names of modules that return other maps in one pass than in another, and nobody can tell which is which.
+        model, passes: what was run, if it may be run again to see more.
     """
 
     sites: dict[Point, Site] = field(default_factory=dict)
     several: dict[str, int] = field(default_factory=dict)
     unlike: set[str] = field(default_factory=set)
+    model: nn.Module | None = field(default=None, repr=False, compare=False)
+    passes: Passes | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(cls, model: nn.Module, passes: Mapping[str, Callable[[], object]]) -> Trace:
+    def of(cls, model: nn.Module, passes: Passes) -> Trace:
         """Run the passes with watching hooks on every module; the hooks are removed again, come what may.
 
         Args:
@@ -101,10 +105,15 @@ class Trace:
         finally:
             for handle in handles:
                 handle.remove()
-        trace = cls()
+        trace = cls(model=model, passes=passes)
         for (_, name), forms in seen.items():
             trace._join(name, forms)
         return trace
+
+    @classmethod
+    def by_dry_run(cls, model: nn.Module) -> Trace:
+        """The trace of a model that somebody here knows how to run; see :func:`keyseg_mm.model.passes.watch_model`."""
+        return replace(watch_model(model, cls.of), model=None, passes=None)
 
     def _join(self, name: str, forms: dict[int, dict[int, Site]]) -> None:
         """Take over a module's sites; those of its form with the most tensors stand for the same maps in the others.

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from keyseg_mm.entries import MapEntry
 from keyseg_mm.keys.secret import Secret
 from keyseg_mm.maps import Map
 from keyseg_mm.model.sites import Site, module_of
 from keyseg_mm.runtime.export import refuse_export, replace_tensor
-from keyseg_mm.stamp import Entry
 
 
 class FeatureEncryptor(Secret):
@@ -24,7 +24,7 @@ class FeatureEncryptor(Secret):
 
     __slots__ = ('site', 'entry', 'calls', '_derive', '_map')
 
-    def __init__(self, site: Site, entry: Entry, derive: Callable[[Entry], Map]) -> None:
+    def __init__(self, site: Site, entry: MapEntry, derive: Callable[[MapEntry], Map]) -> None:
         self.site, self.entry, self.calls = site, entry, 0
         self._derive = derive
         self._map: Map | None = None
@@ -40,7 +40,7 @@ class FeatureEncryptor(Secret):
             self._map = self._derive(self.entry)
         return self._map
 
-    def is_of(self, derive: Callable[[Entry], Map]) -> bool:
+    def is_of(self, derive: Callable[[MapEntry], Map]) -> bool:
         """Whether its tables come from this method of a protection."""
         return self._derive == derive
 

@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from keyseg_mm.bind import Bound
+from keyseg_mm.entries import SALT_BYTES
 from keyseg_mm.errors import LockError, NotFiredError
 from keyseg_mm.keys.key import SecretKey
-from keyseg_mm.locking import carried, carry_in_place
-from keyseg_mm.lockplan import complete
+from keyseg_mm.locking.features import complete
+from keyseg_mm.locking.scheme import carry_maps
 from keyseg_mm.model.sites import Site, Trace
 from keyseg_mm.runtime.encryptor import FeatureEncryptor, hook_encryptors
 from keyseg_mm.runtime.protection import Protection, detach, protection_of, unhook_encryptors, watch_stamps
-from keyseg_mm.stamp import SALT_BYTES, Plan
+from keyseg_mm.stamp import Stamp
 
 logger = logging.getLogger('keyseg_mm')
 
@@ -40,13 +42,13 @@ class FollowingProtection(Protection):
     def __init__(
         self,
         key: SecretKey,
-        find_sites: Callable[[nn.Module, Plan], list[Site]],
+        find_sites: Callable[[nn.Module, Stamp], list[Site]],
         unlock: bool = False,
         deliberate: bool = False,
         allow_plain: Callable[[str], bool] = lambda prefix: False,
         verify: bool = True,
     ) -> None:
-        super().__init__(key, Plan(key.id, bytes(SALT_BYTES), ()), (), deliberate, allow_plain, verify=verify)
+        super().__init__(key, Stamp(key.id, bytes(SALT_BYTES), ()), (), deliberate, allow_plain, verify=verify)
         self.unlock, self._find_sites = unlock, find_sites
         self._loaded = False
 
@@ -74,24 +76,24 @@ class FollowingProtection(Protection):
         if self.missing:
             raise NotFiredError(f'{self.missing}; give one (load_from, resume, or the checkpoint to test)')
 
-    def _check_plan(self, plan: Plan) -> None:
+    def _check_plan(self, plan: Stamp) -> None:
         self._check_key(plan)
         if not self.unlock:
             self._check_runs(plan)
 
-    def _take(self, plan: Plan, module: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+    def _take(self, plan: Stamp, module: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
         """Unlock the weights that are being loaded, or attach the encryptors that the stamp names."""
         assert self._key is not None  # a load without a key does not come here
         mine = replace(plan, key_id=self._key.id, mac='')
         if self.unlock:
-            maps = carried(self._key, complete(mine, module))
+            maps = Bound(self._key, complete(mine, module)).weight_maps()
             # straight into the parameters: the host, given a parameter itself, has nothing to copy
             parameters = dict(module.named_parameters(remove_duplicate=False))
-            carry_in_place(state_dict, {name: cmap.inverse() for name, cmap in maps.items()}, prefix, parameters)
+            carry_maps(state_dict, {name: cmap.inverse() for name, cmap in maps.items()}, prefix, parameters)
         else:
             if (mine.salt, mine.entries) != (self.plan.salt, self.plan.entries):
                 sites = self._find_sites(module, mine)
-                self.encryptors = [FeatureEncryptor(site, e, self.derive) for site, e in zip(sites, mine.entries)]
+                self.encryptors = [FeatureEncryptor(site, e, self.derive) for site, e in zip(sites, mine.maps)]
             unhook_encryptors(module, self)  # of an earlier load
             hook_encryptors(module, self.encryptors)
         self.plan, self._loaded = mine, True
@@ -123,7 +125,9 @@ def unlock_model(model: nn.Module, trace: Trace | None = None) -> None:
         if protection.missing:
             raise LockError(f'{protection.missing}; load one first')
         if not protection.is_unlocked:
-            maps = carried(protection.key, complete(protection.plan, module, trace if module is model else None))
+            maps = Bound(
+                protection.key, complete(protection.plan, module, trace if module is model else None)
+            ).weight_maps()
             once = {id(p): (p, maps[n]) for n in maps for p in [module.get_parameter(n)]}  # names of one tensor
             changed += [(p, cmap.inverse().carry(p)) for p, cmap in once.values()]
     with torch.no_grad():

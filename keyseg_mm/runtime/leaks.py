@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from keyseg_mm.bind import derive_cipher, derive_image_cipher, derive_map, derive_order
-from keyseg_mm.images.plan import ImagePlan
+from keyseg_mm.bind import derive_cipher, derive_map, derive_order
+from keyseg_mm.entries import EmbeddingEntry, ImageEntry
 from keyseg_mm.keys.key import SecretKey
-from keyseg_mm.patchplan import PatchPlan
-from keyseg_mm.stamp import Plan
+from keyseg_mm.stamp import Stamp
 
 _INTEGERS = ('<i1', '<i2', '<i4', '<i8')
 _FLOATS = ('<f2', '<f4', '<f8')
@@ -54,21 +53,16 @@ class Needles:
 
     Args:
         key: the secret key.
-        plans: plans whose derived tables are to be looked for too.
-        images: image encryptions, likewise.
+        stamps: stamps whose derived tables are to be looked for too.
     """
 
-    def __init__(
-        self, key: SecretKey, plans: Iterable[Plan | PatchPlan] = (), images: Iterable[ImagePlan] = ()
-    ) -> None:
+    def __init__(self, key: SecretKey, stamps: Iterable[Stamp] = ()) -> None:
         keys = key.needles()
         self.raw = keys['raw']
         self.forms: dict[bytes, str] = {form: f'the key ({name})' for name, form in keys.items()}
-        for plan in plans:
-            for where, tables in _tables(key, plan):
+        for stamp in stamps:
+            for where, tables in _tables(key, stamp):
                 self._add(tables, where)
-        for image in images:
-            self._add(derive_image_cipher(key, image).tables(), 'of the images')
 
     def _add(self, tables: dict[str, NDArray[Any]], where: str) -> None:
         for name, table in tables.items():
@@ -84,34 +78,29 @@ class Needles:
         return [Leak(where, what) for form, what in forms.items() if form in haystack]
 
 
-def _tables(key: SecretKey, plan: Plan | PatchPlan) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
-    """The secret tables of a plan, by the place where they work."""
-    if isinstance(plan, PatchPlan):
-        cipher = derive_cipher(key, plan.salt, plan.patch, plan.permute, plan.negate)
-        names = ['permutation', 'inverse permutation'] * (plan.permute != 'none') + ['signs'] * plan.negate
-        yield 'of the images', {name: table for name, table in cipher.tables().items() if name in names}
-    else:
-        for entry in plan.entries:
-            yield f'at {entry.point}', derive_map(key, plan.salt, entry).tables()
-        for tensor in plan.tensors:
-            yield f'of the values of {tensor.names[0]}', {'order': derive_order(key, plan.salt, tensor)}
+def _tables(key: SecretKey, stamp: Stamp) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
+    """The secret tables of a stamp, by the place where they work."""
+    for entry in stamp.maps:
+        yield f'at {entry.point}', derive_map(key, stamp.salt, entry).tables()
+    for tensor in stamp.tensors:
+        yield f'of the values of {tensor.names[0]}', {'order': derive_order(key, stamp.salt, tensor)}
+    images: tuple[EmbeddingEntry | ImageEntry, ...] = (*stamp.embeddings, *stamp.images)
+    for image in images:
+        yield 'of the images', derive_cipher(key, stamp.salt, image).leaks()
 
 
-def find_leaks(
-    folder: str | Path, key: SecretKey, plans: Iterable[Plan | PatchPlan] = (), images: Iterable[ImagePlan] = ()
-) -> list[Leak]:
-    """Search every file below a folder (or one file) for the key and for the tables of the plans.
+def find_leaks(folder: str | Path, key: SecretKey, stamps: Iterable[Stamp] = ()) -> list[Leak]:
+    """Search every file below a folder (or one file) for the key and for the tables of the stamps.
 
     Args:
         folder: what to search.
         key: the secret key.
-        plans: stamps of the protected models; see :func:`keyseg_mm.stamp.stamps_of`.
-        images: encryptions of images; see :func:`keyseg_mm.images.plan.plans_in_meta`.
+        stamps: of the protected models; see :func:`keyseg_mm.stamp.stamps_of`.
 
     Returns:
         What was found; empty is good.
     """
-    needles = Needles(key, plans, images)
+    needles = Needles(key, stamps)
     return [
         leak for path in files_below(folder) for where, data in _contents(path) for leak in needles.search(where, data)
     ]

@@ -10,20 +10,21 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from keyseg_mm.bind import derive_map, sign, verify
+from keyseg_mm.bind import derive_map, sign, stamp_tensor, verify
+from keyseg_mm.entries import SALT_BYTES, MapEntry, describe
 from keyseg_mm.errors import KeyMismatchError, PlainCheckpointError, PlanMismatchError, StampError, TransformError
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.keys.secret import Secret
 from keyseg_mm.maps import TRANSFORMS, Map, normal_form
 from keyseg_mm.model.sites import Site
 from keyseg_mm.runtime.encryptor import FeatureEncryptor, hook_encryptors
-from keyseg_mm.stamp import SALT_BYTES, Entry, Plan, describe, stamp_names
+from keyseg_mm.stamp import Stamp, below, stamp_names, stamp_of_value
 
 logger = logging.getLogger('keyseg_mm')
 
@@ -47,7 +48,7 @@ class Protection(Secret):
     def __init__(
         self,
         key: SecretKey | None,
-        plan: Plan | None,
+        plan: Stamp | None,
         sites: Sequence[Site] = (),
         deliberate: bool = False,
         allow_plain: Callable[[str], bool] = lambda prefix: False,
@@ -56,10 +57,10 @@ class Protection(Secret):
     ) -> None:
         self._key, self.deliberate, self.allow_plain, self._fixed_salt = key, deliberate, allow_plain, fixed_salt
         self.verify = verify
-        self._met: Plan | None = None  # the stamp that an unauthorised model was loaded with
+        self._met: Stamp | None = None  # the stamp that an unauthorised model was loaded with
         if key is not None and plan is not None:
             self.plan = plan
-            self.encryptors = [FeatureEncryptor(site, entry, self.derive) for site, entry in zip(sites, plan.entries)]
+            self.encryptors = [FeatureEncryptor(site, entry, self.derive) for site, entry in zip(sites, plan.maps)]
         else:
             self.encryptors = []
 
@@ -84,7 +85,7 @@ class Protection(Secret):
         """The secret key."""
         return self._key
 
-    def derive(self, entry: Entry) -> Map:
+    def derive(self, entry: MapEntry) -> Map:
         """The secret transform of one of the plan's entries."""
         if self._key is None:
             raise KeyMismatchError('this model runs without a key')
@@ -92,9 +93,9 @@ class Protection(Secret):
 
     def put_stamp(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:
         """state_dict hook: add the stamp, with the MAC of these weights."""
-        plan = self._met if self._key is None else sign(self._key, self.plan, _below(prefix, state_dict))
+        plan = self._met if self._key is None else sign(self._key, self.plan, below(state_dict, prefix))
         if plan is not None:
-            state_dict[prefix + plan.stamp_name] = plan.to_tensor()
+            state_dict[prefix + plan.name] = stamp_tensor(plan)
 
     def check_stamp(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
         """load_state_dict pre-hook: take the stamp out, check it and the weights, and take over its salt.
@@ -111,7 +112,7 @@ class Protection(Secret):
             return
         if len(names) > 1:
             raise StampError(f'this checkpoint carries {len(names)} stamps for one model; restore it from a copy')
-        plan = Plan.from_tensor(state_dict[names[0]])
+        plan = stamp_of_value(state_dict[names[0]])
         if self._key is None:
             logger.warning(
                 "key='none': this model is protected with key %s and runs without it, degraded, as asked", plan.key_id
@@ -120,7 +121,7 @@ class Protection(Secret):
         else:
             self._check_plan(plan)
             if self.verify and not self.deliberate:
-                verify(self._key, plan, _below(prefix, state_dict))
+                verify(self._key, plan, below(state_dict, prefix))
             self._take(plan, module, state_dict, prefix)
         del state_dict[names[0]]
 
@@ -137,7 +138,7 @@ class Protection(Secret):
             )
         logger.info('plain weights loaded into a model keyed with %s, as allowed', self.plan.key_id)
 
-    def _check_plan(self, plan: Plan) -> None:
+    def _check_plan(self, plan: Stamp) -> None:
         self._check_key(plan)
         self._check_runs(plan)
         differences = self.plan.differences(plan)
@@ -152,7 +153,7 @@ class Protection(Secret):
                 'leave salt out to take it from the checkpoint'
             )
 
-    def _check_runs(self, plan: Plan) -> None:
+    def _check_runs(self, plan: Stamp) -> None:
         if plan.tensors:
             raise PlanMismatchError(
                 f'the weights of this checkpoint are encrypted themselves ({describe(plan.tensors[0].transform)}), and '
@@ -160,7 +161,7 @@ class Protection(Secret):
                 'memory, and take points and transform out'
             )
 
-    def _check_key(self, plan: Plan) -> None:
+    def _check_key(self, plan: Stamp) -> None:
         if self._key is None or plan.key_id == self._key.id:
             return
         if not self.deliberate:
@@ -174,7 +175,7 @@ class Protection(Secret):
             plan.key_id,
         )
 
-    def _take(self, plan: Plan, module: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+    def _take(self, plan: Stamp, module: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
         """Take over the salt of a stamp, and what it knows of the weights."""
         if plan.salt != self.plan.salt:
             for encryptor in self.encryptors:
@@ -218,10 +219,10 @@ def attach(
     if salt is not None and len(salt) != SALT_BYTES:
         raise PlanMismatchError(f'a salt is {SALT_BYTES} bytes ({2 * SALT_BYTES} hex digits)')
     _refuse_unfit(spec, sites)
-    plan = Plan(
+    plan = Stamp(
         key.id,
         salt or os.urandom(SALT_BYTES),
-        tuple(Entry(str(site.point), site.channels, copy.deepcopy(spec)) for site in sites),
+        tuple(MapEntry(str(site.point), site.channels, copy.deepcopy(spec)) for site in sites),
     )
     protection = Protection(key, plan, sites, deliberate, allow_plain, fixed_salt, verify)
     hook_encryptors(model, protection.encryptors)
@@ -286,11 +287,6 @@ def _unhook(model: nn.Module, tables: Sequence[str], whose: Protection | None = 
                     del table[handle]
                     removed += 1
     return removed
-
-
-def _below(prefix: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of the module at a prefix, by their names in it."""
-    return {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
 
 
 def _owner(hook: Any) -> FeatureEncryptor | Protection | None:

@@ -11,8 +11,9 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from keyseg_mm.audit.model.data import PhotoSource
-from keyseg_mm.audit.model.training import Recipe, train
-from keyseg_mm.stamp import Entry, Plan
+from keyseg_mm.audit.model.training import train
+from keyseg_mm.bind import stamp_tensor
+from keyseg_mm.stamp import MapEntry, Stamp
 from tests.support.audits import IN_POINTS, SALT, build, lock, scenes, small_model_cfg
 from tests.support.configs import runner_cfg
 
@@ -22,14 +23,14 @@ def plain():
     """A trained plain model's weights."""
     init_default_scope('mmseg')
     model = build()
-    train(model, scenes(16), Recipe(60, 5e-3, crop=1.0))
+    train(model, scenes(16), 60, 5e-3, crop=1.0)
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 @pytest.fixture
 def plan(key):
     spec = {'type': 'SignedChannelPermutation'}
-    return Plan(key.id, SALT, tuple(Entry(point, channels, spec) for point, channels in IN_POINTS.items()))
+    return Stamp(key.id, SALT, tuple(MapEntry(point, channels, spec) for point, channels in IN_POINTS.items()))
 
 
 @pytest.fixture(scope='module')
@@ -40,7 +41,7 @@ def trained_on_files(tiny_cityscapes, tmp_path_factory):
     runner_cfg(tiny_cityscapes, folder / 'work', small_model_cfg()).dump(str(folder / 'plain.py'))
     cfg, model = Config.fromfile(str(folder / 'plain.py')), build()
     source = PhotoSource(cfg, 'train', model)
-    train(model, source.load(range(len(source)), torch.device('cpu')), Recipe(80, 5e-3, crop=1.0))
+    train(model, source.load(range(len(source)), torch.device('cpu')), 80, 5e-3, crop=1.0)
     return folder / 'plain.py', {name: value.clone() for name, value in model.state_dict().items()}
 
 
@@ -57,7 +58,7 @@ def files(tmp_path, trained_on_files, key, other_key, file_plan):
     shutil.copy(config, tmp_path / 'plain.py')
     for name, owner in (('locked', key), ('second', other_key)):
         stamp = dataclasses.replace(file_plan, key_id=owner.id)
-        state = {**lock(weights, owner, stamp), stamp.stamp_name: stamp.to_tensor()}
+        state = {**lock(weights, owner, stamp), stamp.name: stamp_tensor(stamp)}
         torch.save({'state_dict': state}, tmp_path / f'{name}.pth')
     torch.save({'state_dict': weights}, tmp_path / 'plain.pth')
     public = {n: v for n, v in weights.items() if 'conv_seg' not in n}

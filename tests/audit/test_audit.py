@@ -25,14 +25,14 @@ from keyseg_mm.audit.model.runner import Runner
 from keyseg_mm.audit.model.scoring import confusion, kappa, miou, predict, right_share, score
 from keyseg_mm.audit.model.spectra import close_points, distances
 from keyseg_mm.audit.model.summary import advantage, summarise
-from keyseg_mm.audit.model.training import Recipe, train
-from keyseg_mm.bind import derive_map
+from keyseg_mm.audit.model.training import train
+from keyseg_mm.bind import derive_map, stamp_tensor
 from keyseg_mm.cli import main
 from keyseg_mm.errors import KeyMismatchError, KeysegError, PlainCheckpointError, SecretExposedError
 from keyseg_mm.maps import CHANNEL_MAPS, ChannelPermutation, ChannelRotation, SignedChannelPermutation
 from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.mm.floor import constant_prediction_floor
-from keyseg_mm.stamp import Entry, Plan
+from keyseg_mm.stamp import MapEntry, Stamp
 from tests.support.audits import CLASSES, IN_POINTS, SALT, build, lock, scenes
 from tests.support.house import imports
 
@@ -201,7 +201,7 @@ def test_ignored_pixels_do_not_count():
 
 @pytest.mark.parametrize('name', sorted(CHANNEL_MAPS))
 def test_right_share(name, key):
-    entry = Entry('in:x', 24, {'type': name})
+    entry = MapEntry('in:x', 24, {'type': name})
     truth, other = (derive_map(key, salt * 16, entry) for salt in (b'a', b'b'))
     assert right_share(truth, truth) == 1.0
     assert right_share(MatrixMap(truth.matrix()), truth) == 1.0
@@ -233,7 +233,7 @@ def test_training_is_seeded_and_leaves_frozen_weights_alone():
     for seed in (0, 0, 1):
         model = build()
         before = {n: v.clone() for n, v in model.state_dict().items()}
-        course = train(model, photos, Recipe(3, 1e-3, lambda name: 'conv_seg' in name), seed=seed)
+        course = train(model, photos, 3, 1e-3, lambda name, _: 'conv_seg' in name, seed=seed)
         changed = {n for n, v in model.state_dict().items() if not torch.equal(v, before[n])}
         assert changed == {'decode_head.conv_seg.weight', 'decode_head.conv_seg.bias'}
         assert all(p.requires_grad for p in model.parameters()) and not model.training
@@ -243,15 +243,15 @@ def test_training_is_seeded_and_leaves_frozen_weights_alone():
 
 def test_training_stops_when_its_seconds_are_up():
     photos = scenes(4)
-    assert not train(build(), photos, Recipe(2, 1e-3)).exhausted
+    assert not train(build(), photos, 2, 1e-3).exhausted
     start = time.monotonic()
-    course = train(build(), photos, Recipe(10_000, 1e-3), Budget(10_000, 0.3).clock())
+    course = train(build(), photos, 10_000, 1e-3, budget=Budget(10_000, 0.3))
     assert course.exhausted and course.steps < 10_000 and time.monotonic() - start < 10
 
 
 def test_training_wants_labels():
     with pytest.raises(KeysegError, match='labelled'):
-        train(build(), scenes(2).unlabelled(), Recipe(1, 1e-3))
+        train(build(), scenes(2).unlabelled(), 1, 1e-3)
 
 
 def test_controls_learn_and_do_without_the_protected_weights(case, referee, plain, monkeypatch):
@@ -519,11 +519,11 @@ def test_a_stamp_of_a_part_is_read_by_the_whole_models_names(files, plain, key):
     from mmengine.config import Config
 
     spec = {'type': 'ChannelPermutation'}
-    own = Plan(key.id, SALT, (Entry('in:layer1.0.conv1', 8, spec),))
-    theirs = dataclasses.replace(own, entries=(Entry('in:backbone.layer1.0.conv1', 8, spec),))
+    own = Stamp(key.id, SALT, (MapEntry('in:layer1.0.conv1', 8, spec),))
+    theirs = dataclasses.replace(own, entries=(MapEntry('in:backbone.layer1.0.conv1', 8, spec),))
     tmap = derive_map(key, SALT, own.entries[0])  # the tables go by the stamp's own names
     locked = {**plain, 'backbone.layer1.0.conv1.weight': tmap(plain['backbone.layer1.0.conv1.weight'], 1)}
-    torch.save({**locked, f'backbone.{own.stamp_name}': own.to_tensor()}, files / 'part.pth')
+    torch.save({**locked, f'backbone.{own.name}': stamp_tensor(own)}, files / 'part.pth')
     found = read_protected(files / 'part.pth', torch.device('cpu'))
     assert found.prefix == 'backbone' and found.plan.entries == theirs.entries
     make = architecture(Config.fromfile(str(files / 'plain.py')), torch.device('cpu'), 0)
@@ -582,7 +582,7 @@ def test_attacks_do_not_know_the_referee():
 
 
 def test_rotations_recover_by_cosine(key):
-    truth = derive_map(key, SALT, Entry('in:x', 16, {'type': 'ChannelRotation', 'block': 8}))
+    truth = derive_map(key, SALT, MapEntry('in:x', 16, {'type': 'ChannelRotation', 'block': 8}))
     assert isinstance(truth, ChannelRotation)
     near = truth.matrix() + 0.05 * torch.randn(16, 16, generator=torch.Generator().manual_seed(0)).double()
     far = truth.matrix() + 3.0 * torch.randn(16, 16, generator=torch.Generator().manual_seed(0)).double()

@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from keyseg_mm.images.plan import META, ImagePlan
+from keyseg_mm.patches import lock_patches_in_place
+from keyseg_mm.patchplan import Embedding, PatchPlan
 from mmengine.config import Config
 from scipy.ndimage import gaussian_filter
 
@@ -34,10 +37,7 @@ from keyseg_mm.audit.model.case import Budget
 from keyseg_mm.bind import derive_image_cipher
 from keyseg_mm.cli import main
 from keyseg_mm.errors import KeysegError, SecretExposedError
-from keyseg_mm.images.plan import META, ImagePlan
 from keyseg_mm.mm.scenes.street import make_scene, write_scenes
-from keyseg_mm.patches import lock_patches_in_place
-from keyseg_mm.patchplan import Embedding, PatchPlan
 from keyseg_mm.stamp import SALT_BYTES
 from tests.support.pages import PHONE, SCREEN, Page, look
 
@@ -196,21 +196,28 @@ def test_outlines_are_seen_in_means_of_blocks(scenes):
         assert score.ssim > attack('flat', referee, case)[0].ssim + 0.05 and score.psnr > 15
 
 
-def test_an_inverse_network_beats_one_colour_everywhere(scenes):
-    referee, case = setting(scenes, 'SHF', 2, budget=Budget(20, 60.0))
-    score, flat = (attack(name, referee, case)[0] for name in ('inverse-network', 'flat'))
-    assert score.psnr > flat.psnr + 2
+@pytest.mark.parametrize(
+    ('name', 'method', 'gain'),
+    [('inverse-network', 'SHF', 2), ('inverse-network-pairs', 'NP', 2), ('generative-prior', 'SHF', 2),
+     ('generative-prior', 'NP', 3), ('generative-prior', 'FFX', 2)],
+)  # fmt: skip
+def test_learning_attacks_beat_one_colour_everywhere(scenes, name, method, gain):
+    referee, case = setting(scenes, method, 2, budget=Budget(40 if 'prior' in name else 20, 60.0))
+    if 'pairs' in name:
+        case = dataclasses.replace(case, pairs=referee.pairs(scenes[1]))
+    score, flat = (attack(which, referee, case)[0] for which in (name, 'flat'))
+    assert score.psnr > flat.psnr + gain
 
 
-def test_attacks_that_draw_give_the_same_again(scenes):
+def test_learning_attacks_give_the_same_again(scenes):
     referee, case = setting(scenes, 'SHF', 8, budget=Budget(3, 60.0))
-    for name in ('inverse-network', 'neighbour-order-noise'):
+    for name in ('inverse-network', 'generative-prior', 'neighbour-order-noise'):
         first, second = (RESTORINGS[name]().run(case, lambda share, words: None).images for _ in range(2))
         assert np.array_equal(first, second), name
 
 
 def test_every_attack_says_what_the_report_shows():
-    assert len(RESTORINGS) >= 8
+    assert len(RESTORINGS) >= 9
     for found in (*RESTORINGS.values(), *CONTROLS.values()):
         assert found.__doc__ and found.title and found.source and found.cost
     for changes, words in (({'needs': frozenset({'luck'})}, 'luck'), ({'source': ''}, 'source'), ({}, 'two attacks')):
@@ -229,10 +236,10 @@ def test_attacks_do_not_know_the_referee():
         'keyseg_mm.images.cipher',
     )
     files = [
-        *(AUDIT / 'images' / 'attacks').glob('*.py'),
+        *(p for name in ('images', 'restoring') for p in (AUDIT / name / 'attacks').glob('*.py')),
         *(AUDIT / 'images' / f'{name}.py' for name in ('case', 'attack', 'controls', 'scheme')),
     ]
-    assert len(files) > 8
+    assert len(files) > 12
     for path in files:
         nodes = [
             node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, (ast.Import, ast.ImportFrom))
@@ -471,7 +478,7 @@ def test_the_command_audits_the_images_of_a_checkpoint(folder, tmp_path, capsys,
         ((step(block=99),), (), 'from 1 to 64'),
         ((step(method='AES'),), (), 'there are SHF'),
         ((step(salt='12'),), (), 'salt'),
-        ((dict(type='keyseg_mm.EncryptPatches', key='env:NOT_SET'),), (), 'encrypts no images'),
+        ((dict(type='keyseg_mm.EncryptImage', method='PATCH', key='env:NOT_SET'),), (), 'encrypts no images'),
         ((step(),), ('--key', 'random:1'), 'real key'),
         ((step(),), ('--second', 'other.pth'), 'give CHECKPOINT'),
         ((step(),), ('--key', 'file:nowhere.key'), 'nowhere.key'),

@@ -22,7 +22,7 @@ from keyseg_mm.maps import CHANNEL_MAPS, TRANSFORMS, ChannelPermutation, normal_
 from keyseg_mm.mm.config import build_plain_model, read_config
 from keyseg_mm.model.points import Point
 from keyseg_mm.model.sites import Site
-from keyseg_mm.stamp import Entry, Plan, describe, stamps_of
+from keyseg_mm.stamp import MapEntry, Stamp, describe, stamps_of
 from tests.support.configs import keyed_cfg, tiny_model_cfg
 
 NAMES = sorted(set(TRANSFORMS) - set(CHANNEL_MAPS))
@@ -224,7 +224,7 @@ def test_nothing_that_needs_a_channel_map_takes_them(spec, key, other_key, key_f
         with pytest.raises(LockError, match=f'{spec["type"]}: what it does .* take ChannelPermutation'):
             refusal()
     with pytest.raises(LockError, match='no weights can carry'):
-        derive_channel_map(key, bytes(16), Entry('out:x', 8, spec))
+        derive_channel_map(key, bytes(16), MapEntry('out:x', 8, spec))
     torch.save({'state_dict': state}, tmp_path / 'model.pth')
     (tmp_path / 'plain.py').write_text(f'model = {tiny_model_cfg().to_dict()!r}')
     common = [str(tmp_path / 'model.pth'), '--key', f'file:{key_file}', '--out', str(tmp_path / 'out')]
@@ -247,7 +247,7 @@ def test_a_keyed_model_with_them(spec, key, key_file, other_key_file, image, tmp
     plan = stamps_of(state)['']
     assert [e.transform for e in plan.entries] == [spec] * 4
     assert describe(plan.entries[0].transform) == f'{spec["type"]}(block=2)'
-    assert Plan.from_json(plan.to_json()) == plan
+    assert Stamp.from_bytes(plan.to_json()) == plan
     with torch.no_grad():
         want = model(image)
         again = MODELS.build(cfg).eval()
@@ -272,8 +272,8 @@ def test_a_keyed_model_with_them(spec, key, key_file, other_key_file, image, tmp
 
 @pytest.mark.parametrize('spec', SPECS, ids=NAMES)
 def test_their_tables_are_searched_for(spec, key, tmp_path):
-    entry = Entry('out:backbone:0', 64, spec)
-    plan = Plan(key.id, bytes(16), (entry,))
+    entry = MapEntry('out:backbone:0', 64, spec)
+    plan = Stamp(key.id, bytes(16), (entry,))
     for name, table in derive_map(key, plan.salt, entry).tables().items():
         (tmp_path / 'clean.bin').write_bytes(bytes(4096))
         assert find_leaks(tmp_path, key, [plan]) == []

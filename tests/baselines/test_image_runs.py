@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from keyseg_mm.images.plan import plans_in_meta
 from mmengine.config import Config
 from mmengine.dataset import ConcatDataset
 from mmengine.runner import Runner
@@ -21,7 +22,6 @@ from keyseg_mm.errors import (
     PlainCheckpointError,
     PlanMismatchError,
 )
-from keyseg_mm.images.plan import plans_in_meta
 from keyseg_mm.mm.pipeline import ImageKeyHook, encryptions
 from tests.support.configs import keyed_cfg, runner_cfg, tiny_model_cfg
 
@@ -46,7 +46,7 @@ def image_cfg(data, work_dir, locator, method='SHF', block=8, **changes) -> Conf
         cfg[f'{name}_dataloader'].dataset.pipeline.insert(-1, dict(step))
     cfg.test_pipeline = cfg.test_dataloader.dataset.pipeline
     cfg.tta_pipeline[1].transforms.insert(-1, [dict(step)])
-    cfg.custom_hooks = [dict(type='keyseg_mm.ImageKeyHook')]
+    cfg.custom_hooks = [dict(type='keyseg_mm.GuardHook')]
     cfg.merge_from_dict(changes)
     return cfg
 
@@ -190,7 +190,7 @@ def test_together_with_encrypted_feature_maps(data, tmp_path, key_file, other_ke
     """Both protections in one model, each with its own key: stamp and meta are both written, and both are checked."""
     cfg = image_cfg(data, tmp_path, f'file:{key_file}')
     cfg.model = keyed_cfg(cfg.model, f'file:{other_key_file}')
-    cfg.custom_hooks = [dict(type='keyseg_mm.KeyGuardHook'), dict(type='keyseg_mm.ImageKeyHook')]
+    cfg.custom_hooks = [dict(type='keyseg_mm.GuardHook'), dict(type='keyseg_mm.GuardHook')]
     run(cfg)
     cfg.load_from = str(tmp_path / 'iter_4.pth')
     content = read_checkpoint(cfg.load_from)

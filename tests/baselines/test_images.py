@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from keyseg_mm.images.plan import META, METHODS, ImagePlan, plans_in_meta
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import TRANSFORMS
@@ -20,8 +21,7 @@ from keyseg_mm import SecretKey, find_leaks, write_key_file
 from keyseg_mm.bind import derive_image_cipher
 from keyseg_mm.cli import main
 from keyseg_mm.errors import KeyFileError, KeyMismatchError, SecretExposedError, StampError, TransformError
-from keyseg_mm.images.ff1 import FF1, byte_map
-from keyseg_mm.images.plan import META, METHODS, ImagePlan, plans_in_meta
+from keyseg_mm.maps.ff1 import FF1, byte_map
 from keyseg_mm.mm import EncryptImage
 from tests.support.vectors import DERIVE, derived_images
 

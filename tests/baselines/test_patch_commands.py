@@ -1,4 +1,4 @@
-"""keyseg lock-patches, encrypt-image, and what unlock, rekey, show and scan make of their files."""
+"""keyseg lock --scheme patches, encrypt-image, and what unlock, rekey, show and scan make of their files."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from keyseg_mm.patches import cipher_of
+from keyseg_mm.patchplan import patch_plan_of
 from mmengine.config import Config
 
 from keyseg_mm import SecretKey, write_key_file
 from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.cli.scan import FOUND
-from keyseg_mm.patches import cipher_of
-from keyseg_mm.patchplan import patch_plan_of
 from tests.support.cli import keyseg
 from tests.support.families import build, small_model
 
@@ -40,7 +40,15 @@ def made(tmp_path_factory):
     Config(dict(model=cfg.to_dict(), test_pipeline=PIPELINE)).dump(str(folder / 'config.py'))
     torch.save({'meta': {'epoch': 3}, 'state_dict': build(cfg).state_dict(), 'optimizer': {}}, folder / 'plain.pth')
     write_key_file(folder / 'right.key', SecretKey(bytes(range(32))))
-    lock = ['lock-patches', folder / 'config.py', folder / 'plain.pth', '--key', f'file:{folder}/right.key']
+    lock = [
+        'lock',
+        '--scheme',
+        'patches',
+        folder / 'config.py',
+        folder / 'plain.pth',
+        '--key',
+        f'file:{folder}/right.key',
+    ]
     assert keyseg(*lock, '--salt', SALT, '--out', folder / 'locked.pth') == 0
     return folder
 
@@ -63,12 +71,12 @@ def state(name):
     return read_checkpoint(name)['state_dict']
 
 
-LOCK = ('lock-patches', 'config.py', 'plain.pth', '--key', 'file:right.key')
+LOCK = ('lock', '--scheme', 'patches', 'config.py', 'plain.pth', '--key', 'file:right.key')
 BY_SALT = ('encrypt-image', '--key', 'file:right.key', '--patch', '16', '--salt', SALT)
 
 
 def test_lock_rekey_unlock_show_and_scan(files, capsys):
-    assert keyseg('lock-patches', 'config.py', 'plain.pth', '--dry-run') == 0
+    assert keyseg('lock', '--scheme', 'patches', 'config.py', 'plain.pth', '--dry-run') == 0
     assert 'a dry run' in capsys.readouterr().out
     assert keyseg(*LOCK, '--salt', SALT, '--out', 'again.pth') == 0
     assert (files / 'again.pth').read_bytes() == (files / 'locked.pth').read_bytes()
@@ -108,7 +116,7 @@ def test_lock_rekey_unlock_show_and_scan(files, capsys):
     'arguments',
     [
         ('lock', 'config.py', 'locked.pth', '--key', 'file:right.key', '--out', 'x.pth'),
-        ('lock-patches', 'config.py', 'locked.pth', '--key', 'file:right.key', '--out', 'x.pth'),
+        ('lock', '--scheme', 'patches', 'config.py', 'locked.pth', '--key', 'file:right.key', '--out', 'x.pth'),
         ('trace', 'locked.pth', '--master', 'file:right.key', '--licensees', 'config.py'),
     ],
 )
@@ -134,7 +142,7 @@ def test_lock_refusals(files, capsys):
         ),
     }
     for arguments, words in cases.items():
-        assert keyseg('lock-patches', *arguments) == 1, arguments
+        assert keyseg('lock', '--scheme', 'patches', *arguments) == 1, arguments
         assert words in capsys.readouterr().err
     assert not (files / 'x.pth').exists()
 
@@ -163,7 +171,7 @@ def test_by_checkpoint_and_by_salt_are_the_same(files, capsys):
     weakened = state('locked.pth')
     plan = patch_plan_of(weakened)
     document = {**json.loads(plan.to_json()), 'permute': 'none'}  # what a curious server would like
-    weakened[plan.stamp_name] = torch.tensor(list(json.dumps(document).encode()), dtype=torch.uint8)
+    weakened[plan.name] = torch.tensor(list(json.dumps(document).encode()), dtype=torch.uint8)
     torch.save(weakened, 'weakened.pth')
     assert keyseg('encrypt-image', '--key', 'file:right.key', '--checkpoint', 'weakened.pth', 'photo.png', 'c.png') == 1
     assert 'altered' in capsys.readouterr().err

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from keyseg_mm.patchplan import patch_plan_of
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmseg.apis import inference_model, init_model
@@ -25,13 +26,12 @@ from keyseg_mm.errors import (
     TransformError,
 )
 from keyseg_mm.mm import EncryptPatches
-from keyseg_mm.patchplan import patch_plan_of
 from tests.support.cli import keyseg
 from tests.support.configs import runner_cfg, setr_cfg
 from tests.support.families import build
 
 LAYOUTS = ('cityscapes', 'ade20k')
-GUARD = [dict(type='keyseg_mm.PatchGuardHook')]
+GUARD = [dict(type='keyseg_mm.GuardHook')]
 
 
 def write_tiny_ade20k(root: Path, images: int = 3) -> Path:
@@ -86,7 +86,15 @@ def place(request, tmp_path_factory, tiny_cityscapes):
     found = {'layout': layout, 'folder': folder, 'data': data}
     config = encrypted_cfg(found, None)
     config.dump(str(folder / 'config.py'))
-    lock = ['lock-patches', folder / 'config.py', folder / 'plain.pth', '--key', f'file:{folder}/right.key']
+    lock = [
+        'lock',
+        '--scheme',
+        'patches',
+        folder / 'config.py',
+        folder / 'plain.pth',
+        '--key',
+        f'file:{folder}/right.key',
+    ]
     assert keyseg(*lock, '--out', folder / 'locked.pth') == 0
     found['plan'] = patch_plan_of(read_checkpoint(folder / 'locked.pth')['state_dict'])
     return {**found, 'metrics': metrics(config, 'plain.pth', found)}

@@ -14,6 +14,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from keyseg_mm.patches import cipher_of
+from keyseg_mm.patchplan import Embedding
 from mmengine.runner import load_checkpoint
 from mmseg.registry import MODELS
 
@@ -27,7 +29,7 @@ from keyseg_mm import (
     rekey_patches,
     unlock_patches,
 )
-from keyseg_mm.bind import derive_cipher
+from keyseg_mm.bind import derive_cipher, stamp_tensor
 from keyseg_mm.errors import (
     IntegrityError,
     KeyMismatchError,
@@ -36,10 +38,8 @@ from keyseg_mm.errors import (
     StampError,
     TransformError,
 )
-from keyseg_mm.maps.patches import key_space
+from keyseg_mm.maps.pixels import key_space
 from keyseg_mm.mm.embeddings import misaligned, normalisation, plan_patches, prove_patches
-from keyseg_mm.patches import cipher_of
-from keyseg_mm.patchplan import Embedding
 from tests.support.configs import keyed_cfg
 from tests.support.families import build, plain_or_skip, small_model
 from tests.support.vectors import PATCHES, encrypted_ramp
@@ -235,7 +235,7 @@ def test_stamp(tensors, tmp_path):
     (name,) = set(locked) - set(tensors)
     assert name == f'keyseg_stamp_model_takes_images_encrypted_with_key_{KEY.id}'
     plan = patch_plan_of(locked)
-    assert PatchPlan.from_tensor(plan.to_tensor()) == plan == replace(plan_of(), key_id=KEY.id, salt=SALT)
+    assert PatchPlan.from_tensor(stamp_tensor(plan)) == plan == replace(plan_of(), key_id=KEY.id, salt=SALT)
     assert patch_plan_of(tensors) is None
     document = json.loads(plan.to_json())
     damages = [{'patch': 1}, {'permute': 'x'}, {'negate': 1}, {'order': 'gbr'}, {'mean': [1, 2]}, {'std': [0, 1, 1]}]

@@ -11,6 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from keyseg_mm.mm.proof import prove_weights
+from keyseg_mm.mm.sensitivity import sensitivity
+from keyseg_mm.weightplan import plan_weights
+from keyseg_mm.weights import WEIGHT_TRANSFORMS
 from mmseg.registry import MODELS
 from torch import nn
 
@@ -22,13 +26,9 @@ from keyseg_mm.locking import carried
 from keyseg_mm.mac import digest
 from keyseg_mm.maps.order import ValueOrder, fitting, magnitudes, places, raw
 from keyseg_mm.mm import proof
-from keyseg_mm.mm.proof import prove_weights
-from keyseg_mm.mm.sensitivity import sensitivity
 from keyseg_mm.runtime.leaks import Needles
-from keyseg_mm.stamp import Plan, TensorEntry
+from keyseg_mm.stamp import Stamp, TensorEntry
 from keyseg_mm.tracing import PLAIN, by_stamp, by_weights, licensee_salt
-from keyseg_mm.weightplan import plan_weights
-from keyseg_mm.weights import WEIGHT_TRANSFORMS
 from tests.support.configs import tiny_model_cfg
 
 SALT = bytes(range(16))
@@ -316,7 +316,7 @@ def test_a_cast_of_selected_weights_is_found_out(key):
 
 
 def stamp_of(key, **changes):
-    plan = Plan(key.id, SALT, (), (TensorEntry(('a', 'b'), 4, {'type': ALL}), TensorEntry(('c',), 2, SOME)), 'ab' * 32)
+    plan = Stamp(key.id, SALT, (), (TensorEntry(('a', 'b'), 4, {'type': ALL}), TensorEntry(('c',), 2, SOME)), 'ab' * 32)
     return {**json.loads(plan.to_json()), **changes}
 
 
@@ -327,14 +327,14 @@ def test_stamps_of_both_versions(key):
         '"tensors":[{"names":["a","b"],"count":4,"transform":{"type":"TensorPermutation"}},'
         '{"names":["c"],"count":2,"transform":{"type":"SelectiveEncryption","share":0.05}}],"mac":"' + 'ab' * 32 + '"}'
     )
-    assert Plan.from_json(text).to_json() == text
+    assert Stamp.from_bytes(text).to_json() == text
     old = (
         '{"format":"keyseg_mm stamp","version":1,"key_id":"ks1x","salt":"' + SALT.hex() + '","points":[{"point":"in:a",'
         '"channels":4,"transform":{"type":"ChannelPermutation"},"weights":["a.weight"]}]}'
     )
-    assert Plan.from_json(old).to_json() == old and Plan.from_json(old).tensors == ()
+    assert Stamp.from_bytes(old).to_json() == old and Stamp.from_bytes(old).tensors == ()
     with pytest.raises(StampError, match='version 3; this release reads up to 2: install a newer'):
-        Plan.from_json(json.dumps(stamp_of(key, version=3)))
+        Stamp.from_bytes(json.dumps(stamp_of(key, version=3)))
 
 
 @pytest.mark.parametrize(
@@ -355,9 +355,9 @@ def test_stamps_of_both_versions(key):
     ],
 )
 def test_damaged_stamps(key, changes):
-    Plan.from_json(json.dumps(stamp_of(key)))
+    Stamp.from_bytes(json.dumps(stamp_of(key)))
     with pytest.raises(StampError):
-        Plan.from_json(json.dumps(stamp_of(key, **changes)))
+        Stamp.from_bytes(json.dumps(stamp_of(key, **changes)))
 
 
 # ---- the proof
@@ -453,7 +453,7 @@ def test_the_mac_covers_what_is_moved(model, key):
     plan = stamps_of(locked)['']
     fewer = sign(key, dataclasses.replace(plan, tensors=plan.tensors[1:]), locked)
     assert fewer.mac != plan.mac
-    forged = {**locked, plan.stamp_name: dataclasses.replace(fewer, mac=plan.mac).to_tensor()}
+    forged = {**locked, plan.name: dataclasses.replace(fewer, mac=plan.mac).to_tensor()}
     with pytest.raises(IntegrityError):
         unlock(forged, key)
 

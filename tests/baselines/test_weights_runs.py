@@ -21,7 +21,7 @@ from tests.support.cli import keyseg
 from tests.support.configs import keyed_cfg, runner_cfg, tiny_model_cfg
 
 KEY, OTHER = SecretKey(bytes(range(32))), SecretKey(bytes(range(1, 33)))
-MODES = {'tensors': ['--mode', 'tensors'], 'selective': ['--mode', 'selective', '--share', '0.05']}
+MODES = {'tensors': ['--scheme', 'tensors'], 'selective': ['--scheme', 'selective', '--share', '0.05']}
 PICTURE = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
 by_mode = pytest.mark.parametrize('mode', MODES)
 
@@ -131,21 +131,21 @@ def test_lock_says_what_it_does(here, mode, capsys):
 def test_options_that_do_not_go_together(here, capsys):
     lock = ['lock', here / 'plain.py', here / 'plain.pth', '--dry-run']
     assert keyseg(*lock, '--share', '0.1') == 1
-    assert '--mode selective' in capsys.readouterr().err
-    assert keyseg(*lock, '--mode', 'tensors', '--share', '0.1') == 1
+    assert '--scheme selective' in capsys.readouterr().err
+    assert keyseg(*lock, '--scheme', 'tensors', '--share', '0.1') == 1
     assert "takes no 'share'" in capsys.readouterr().err
-    assert keyseg(*lock, '--mode', 'tensors', '--points', 'linear') == 1
-    assert '--mode features' in capsys.readouterr().err
-    assert keyseg(*lock, '--mode', 'selective', '--share', '7') == 1
+    assert keyseg(*lock, '--scheme', 'tensors', '--points', 'linear') == 1
+    assert '--scheme features' in capsys.readouterr().err
+    assert keyseg(*lock, '--scheme', 'selective', '--share', '7') == 1
     assert 'above 0' in capsys.readouterr().err
 
 
 def test_lock_warns_where_too_little_is_moved(here, capsys):
     lock = ['lock', here / 'plain.py', here / 'plain.pth', '--key', f'file:{here}/right.key', '--out', 'x.pth']
-    assert keyseg(*lock, '--mode', 'selective', '--share', '0.00002') in (0, 1)
+    assert keyseg(*lock, '--scheme', 'selective', '--share', '0.00002') in (0, 1)
     said = capsys.readouterr()
     assert 'WARNING: these values barely change' in said.out or 'Take a larger --share' in said.err
-    assert keyseg(*lock, '--mode', 'selective', '--share', '0.000001', '--overwrite') == 1
+    assert keyseg(*lock, '--scheme', 'selective', '--share', '0.000001', '--overwrite') == 1
     assert 'larger share' in capsys.readouterr().err
 
 

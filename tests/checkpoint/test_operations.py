@@ -22,10 +22,11 @@ from mmengine.logging import HistoryBuffer
 from mmseg.registry import MODELS
 
 from keyseg_mm import SecretKey, find_leaks, lock_file, plan_lock, rekey_file, stamps_of, unlock_file, write_key_file
+from keyseg_mm.bind import stamp_tensor
 from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in, write_checkpoint
 from keyseg_mm.cli import main
 from keyseg_mm.errors import IntegrityError, KeyMismatchError, KeysegError, LockError, StampError
-from keyseg_mm.stamp import Plan
+from keyseg_mm.stamp import Stamp
 from tests.support.configs import tiny_model_cfg
 
 KEY, OTHER = SecretKey(bytes(range(32))), SecretKey(bytes(range(1, 33)))
@@ -556,8 +557,8 @@ def test_a_stamp_under_another_name_or_twice(made, model, plan, tmp_path):
     name = next(n for n in plain if 'keyseg_stamp' in n)
     bad = restamped(made, tmp_path / 'bad.pth', None, name.replace(KEY.id, OTHER.id))
     assert {type(error) for error in try_all(bad, tmp_path / 'out.pth', model, plan)} == {StampError}
-    other = Plan(OTHER.id, bytes(16), stamps_of(plain)[''].entries)
-    torch.save({'state_dict': {**plain, other.stamp_name: other.to_tensor()}}, bad)
+    other = Stamp(OTHER.id, bytes(16), stamps_of(plain)[''].entries)
+    torch.save({'state_dict': {**plain, other.name: stamp_tensor(other)}}, bad)
     assert {type(error) for error in try_all(bad, tmp_path / 'out.pth', model, plan)} == {StampError}
 
 

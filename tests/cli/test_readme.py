@@ -91,7 +91,7 @@ def files(tmp_path_factory, tiny_cityscapes):
 def write_configs(folder: Path, data: Path) -> None:
     """Configs as a reader would have them, over small data."""
     resized = dict(type='Resize', scale=(96, 64), keep_ratio=False)
-    encrypted = dict(type='keyseg_mm.EncryptPatches', key='file:keys/my.key')
+    encrypted = dict(type='keyseg_mm.EncryptImage', method='PATCH', key='file:keys/my.key')
     models = {
         'keyed': (keyed_cfg(tiny_model_cfg(), 'file:keys/my.key'), []),
         'checkpoint': (keyed_cfg(tiny_model_cfg(), 'file:keys/my.key', points='checkpoint'), []),
@@ -103,7 +103,7 @@ def write_configs(folder: Path, data: Path) -> None:
         cfg.test_dataloader.dataset.pipeline[1:1] = steps
         cfg.test_pipeline = cfg.test_dataloader.dataset.pipeline
         if name == 'patches':
-            cfg.custom_hooks = [dict(type='keyseg_mm.PatchGuardHook')]
+            cfg.custom_hooks = [dict(type='keyseg_mm.GuardHook')]
         cfg.dump(str(folder / f'{name}.py'))
 
 

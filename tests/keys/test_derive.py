@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from keyseg_mm.weights import WEIGHT_TRANSFORMS, weight_form
 
 from keyseg_mm.bind import derive_order
 from keyseg_mm.keys import derive
@@ -16,7 +17,6 @@ from keyseg_mm.keys.derive import KeyStream, hkdf
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.maps import TRANSFORMS
 from keyseg_mm.stamp import TensorEntry
-from keyseg_mm.weights import WEIGHT_TRANSFORMS, weight_form
 from tests.support.vectors import DERIVE, derived
 
 

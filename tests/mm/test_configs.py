@@ -30,7 +30,7 @@ IMAGE_FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.gl
 ENCRYPT = dict(type='keyseg_mm.EncryptImage', method='SHF', block=8, key='env:KEYSEG_KEY')
 PATCHES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob('*/patches_*.py'))
 STAGES = dict(key='env:KEYSEG_KEY', points='stages', transform='ChannelPermutation')
-GUARD = [dict(type='keyseg_mm.KeyGuardHook')]
+GUARD = [dict(type='keyseg_mm.GuardHook')]
 FAMILIES = (
     *('fcn', 'pspnet', 'deeplabv3', 'deeplabv3plus', 'upernet', 'swin', 'convnext', 'segformer', 'setr', 'segmenter'),
     *('bisenetv2', 'fastscnn', 'stdc', 'ocrnet', 'mask2former', 'knet'),
@@ -117,11 +117,11 @@ def test_both_data_sets_are_served_where_mmseg_serves_them(family):
 def test_patches_config_is_the_stock_one_but_for_the_test_pipeline(file):
     """Both mmseg test loops get the encrypted pipeline: the stock transforms, and two more behind the resizing."""
     stock, cfg = load(STOCK / file.replace('patches_', '')).to_dict(), without_scope(load(CONFIGS / file).to_dict())
-    assert cfg.pop('custom_hooks') == [dict(type='keyseg_mm.PatchGuardHook')]
+    assert cfg.pop('custom_hooks') == [dict(type='keyseg_mm.GuardHook')]
     pipeline, before = cfg.pop('patches_pipeline'), stock['test_pipeline']
     assert pipeline[:2] + pipeline[4:] == before
     assert pipeline[2] == dict(type='ResizeToMultiple', size_divisor=16)
-    assert pipeline[3] == dict(type='keyseg_mm.EncryptPatches', key='env:KEYSEG_KEY')
+    assert pipeline[3] == dict(type='keyseg_mm.EncryptImage', method='PATCH', key='env:KEYSEG_KEY')
     for loader in ('val_dataloader', 'test_dataloader'):
         assert cfg[loader]['dataset'].pop('pipeline') == pipeline
         assert stock[loader]['dataset'].pop('pipeline') == before
@@ -161,7 +161,7 @@ def test_image_config_is_the_stock_one_but_for_the_encryption(file):
     cfg = load(CONFIGS / file)
     changed = without_scope(cfg.to_dict())
     assert changed.pop('image_encryption') == ENCRYPT
-    assert changed.pop('custom_hooks') == [dict(type='keyseg_mm.ImageKeyHook')]
+    assert changed.pop('custom_hooks') == [dict(type='keyseg_mm.GuardHook')]
     plain, count = without_encryption(changed)
     assert plain == load(STOCK / file.replace('images_', '')).to_dict()
     assert count == 6  # two pipelines and three loaders of them, and test-time augmentation
@@ -262,7 +262,7 @@ def test_new_style_config_of_the_readme(tmp_path, key_file):
     model = build(cfg)
     assert type(model).__name__ == 'EncoderDecoder'
     assert len(protection_of(model).encryptors) == 3
-    assert cfg.custom_hooks[0].type.__name__ == 'KeyGuardHook'
+    assert cfg.custom_hooks[0].type.__name__ == 'GuardHook'
 
 
 def test_text_config_of_the_readme(tmp_path, key_file):

@@ -113,7 +113,7 @@ def check(cfg, plain, side: int, key_file: Path, points: str):
     protection = protection_of(keyed)
     assert type(keyed) is type(plain)
     stamps = stamp_names(keyed.state_dict())
-    assert stamps == [protection.plan.stamp_name]
+    assert stamps == [protection.plan.name]
     assert [name for name in keyed.state_dict() if name not in stamps] == list(plain.state_dict())
 
     weights = {name: value.clone() for name, value in plain.state_dict().items()}

@@ -6,11 +6,11 @@ import itertools
 
 import pytest
 import torch
+from keyseg_mm.mm.proof import agreement, prove, run
 
 from keyseg_mm import SecretKey, plan_lock, unlock
 from keyseg_mm.locking import lock_in_place
 from keyseg_mm.mm import proof
-from keyseg_mm.mm.proof import agreement, prove, run
 from tests.support.families import DEPTH, FAMILIES, SIDES, build, plain_or_skip, small_model
 
 KEY, SALT = SecretKey(bytes(range(32))), bytes(16)

@@ -73,7 +73,7 @@ def test_only_the_encryptors_of_a_model_that_was_not_unlocked_fire(locked):
 def test_training_goes_on_with_encryptors_and_never_unlocked(locked, tmp_path):
     cfg = opened(locked['config'], locked['folder'] / 'locked.pth', right(locked))
     cfg.work_dir = str(tmp_path / 'work')
-    cfg.custom_hooks = [dict(type='keyseg_mm.KeyGuardHook')]
+    cfg.custom_hooks = [dict(type='keyseg_mm.GuardHook')]
     if cfg.model.protection.get('unlock'):
         with pytest.raises(LeakError, match='unlocked in memory'):
             run(cfg, 'train')
@@ -92,6 +92,6 @@ def test_training_goes_on_with_encryptors_and_never_unlocked(locked, tmp_path):
 def test_the_guard_stops_a_run_that_loaded_nothing(locked, tiny_cityscapes, tmp_path):
     cfg = Config.fromfile(str(locked['config']))
     cfg = runner_cfg(tiny_cityscapes, tmp_path / 'work', cfg.model, iterations=1)
-    cfg.custom_hooks = [dict(type='keyseg_mm.KeyGuardHook')]
+    cfg.custom_hooks = [dict(type='keyseg_mm.GuardHook')]
     with pytest.raises(NotFiredError, match='no protected checkpoint was loaded'):
         run(cfg, 'train')

@@ -86,13 +86,9 @@ def test_unauthorised_on_purpose_runs_degraded(path, trained):
 
 VARIANTS = {
     'bf16': dict(optim_wrapper=dict(type='CpuBf16OptimWrapper')),
-    'ema': dict(custom_hooks=[dict(type='keyseg_mm.KeyGuardHook'), dict(type='EMAHook')]),
-    'ema of buffers': dict(
-        custom_hooks=[dict(type='EMAHook', update_buffers=True), dict(type='keyseg_mm.KeyGuardHook')]
-    ),
-    'ema that starts late': dict(
-        custom_hooks=[dict(type='EMAHook', begin_iter=3), dict(type='keyseg_mm.KeyGuardHook')]
-    ),
+    'ema': dict(custom_hooks=[dict(type='keyseg_mm.GuardHook'), dict(type='EMAHook')]),
+    'ema of buffers': dict(custom_hooks=[dict(type='EMAHook', update_buffers=True), dict(type='keyseg_mm.GuardHook')]),
+    'ema that starts late': dict(custom_hooks=[dict(type='EMAHook', begin_iter=3), dict(type='keyseg_mm.GuardHook')]),
     'accumulation': dict(optim_wrapper=dict(accumulative_counts=2)),
     'checkpointed activations': {'model.backbone.with_cp': True},
 }
@@ -220,9 +216,9 @@ def test_new_style_config(tmp_path, key_file, image):
     config.write_text(
         'from mmseg.models import EncoderDecoder, FCNHead, ResNet, SegDataPreProcessor\n'
         'from mmseg.models.losses import CrossEntropyLoss\n'
-        'from keyseg_mm.mm import Keyed, KeyGuardHook\n'
+        'from keyseg_mm.mm import GuardHook, Keyed\n'
         "norm_cfg = dict(type='BN')\n"
-        'custom_hooks = [dict(type=KeyGuardHook)]\n'
+        'custom_hooks = [dict(type=GuardHook)]\n'
         'model = dict(type=Keyed, of=EncoderDecoder,\n'
         f"    protection=dict(key='file:{key_file}', points='stages'),\n"
         '    data_preprocessor=dict(type=SegDataPreProcessor),\n'

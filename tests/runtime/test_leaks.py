@@ -14,11 +14,11 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from keyseg_mm import Plan, detach, find_leaks, protections
+from keyseg_mm import Stamp, detach, find_leaks, protections
 from keyseg_mm.bind import derive_map
 from keyseg_mm.errors import LeakError, NotFiredError
 from keyseg_mm.runtime.leaks import Needles, search_object
-from keyseg_mm.stamp import Entry
+from keyseg_mm.stamp import MapEntry
 from tests.support.configs import keyed_cfg, runner_cfg, tiny_model_cfg
 
 
@@ -79,7 +79,9 @@ def test_signs_are_looked_for_where_chance_does_not_give_them(key, tmp_path):
     def plan(channels):
         spec = {'type': 'SignedChannelPermutation'}
         salts = (index.to_bytes(16, 'big') for index in range(4000))
-        return next(p for s in salts for p in [Plan(key.id, s, (Entry('in:x', channels, spec),))] if fits(p, channels))
+        return next(
+            p for s in salts for p in [Stamp(key.id, s, (MapEntry('in:x', channels, spec),))] if fits(p, channels)
+        )
 
     def fits(found, channels):
         return channels > 8 or signs_of(found).sum() == channels
@@ -135,7 +137,7 @@ class DetachHook(Hook):
 
 def guarded(data, work_dir, key_file, *hooks, model=None):
     cfg = runner_cfg(data, work_dir, model or keyed_cfg(tiny_model_cfg(), f'file:{key_file}'), 2)
-    cfg.custom_hooks = [*(dict(type=h) for h in hooks), dict(type='keyseg_mm.KeyGuardHook')]
+    cfg.custom_hooks = [*(dict(type=h) for h in hooks), dict(type='keyseg_mm.GuardHook')]
     return Runner.from_cfg(cfg)
 
 

@@ -14,6 +14,7 @@ from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 
 from keyseg_mm import SecretKey, attach, detach, protections, resolve, stamps_of
+from keyseg_mm.bind import stamp_tensor
 from keyseg_mm.errors import (
     KeyFileError,
     KeyMismatchError,
@@ -25,7 +26,7 @@ from keyseg_mm.errors import (
     StampError,
 )
 from keyseg_mm.mm.dryrun import trace_module
-from keyseg_mm.stamp import STAMP_PREFIX, Plan
+from keyseg_mm.stamp import STAMP_PREFIX, Stamp, stamp_of_value
 from tests.support.configs import keyed_cfg, tiny_model_cfg
 
 LOADS = {
@@ -58,7 +59,7 @@ def test_same_class_and_keys_plus_the_stamp(keyed):
     assert type(keyed) is type(plain) is EncoderDecoder
     extra = set(keyed.state_dict()) - set(plain.state_dict())
     assert set(plain.state_dict()) <= set(keyed.state_dict())
-    assert extra == {protections(keyed)[0].plan.stamp_name}
+    assert extra == {protections(keyed)[0].plan.name}
     assert [n for n, _ in keyed.named_parameters()] == [n for n, _ in plain.named_parameters()]
     assert [n for n, _ in keyed.named_buffers()] == [n for n, _ in plain.named_buffers()]
 
@@ -83,7 +84,7 @@ def test_right_key_takes_over_the_salt(keyed, key_file, load, image):
     assert protections(twin)[0].plan == protections(keyed)[0].plan
     assert torch.equal(logits(twin, image), logits(keyed, image))
     assert not torch.allclose(before, logits(twin, image))
-    stamp = Plan.from_tensor(twin.state_dict()[protections(twin)[0].plan.stamp_name])
+    stamp = stamp_of_value(twin.state_dict()[protections(twin)[0].plan.name])
     assert stamp == protections(keyed)[0].plan
     assert stamp.mac
 
@@ -177,7 +178,7 @@ def test_failed_load_leaves_the_model_as_it_was(keyed, other_key_file, load):
 )
 def test_damaged_stamps_are_errors(keyed, key_file, edit, load):
     state = keyed.state_dict()
-    name = protections(keyed)[0].plan.stamp_name
+    name = protections(keyed)[0].plan.name
     text = bytes(state[name].tolist()).decode()
     assert edit[0] in text
     state[name] = torch.tensor(list(text.replace(*edit).encode()), dtype=torch.uint8)
@@ -191,9 +192,9 @@ def test_damaged_stamps_are_errors(keyed, key_file, edit, load):
 
 def test_stamp_round_trip(keyed):
     plan = protections(keyed)[0].plan
-    assert Plan.from_json(plan.to_json()) == plan
-    assert Plan.from_tensor(plan.to_tensor()).entries[0].channels == 8
-    assert stamps_of({f'backbone.{plan.stamp_name}': plan.to_tensor(), 'w': torch.zeros(1)}) == {'backbone': plan}
+    assert Stamp.from_bytes(plan.to_json()) == plan
+    assert stamp_of_value(stamp_tensor(plan)).entries[0].channels == 8
+    assert stamps_of({f'backbone.{plan.name}': stamp_tensor(plan), 'w': torch.zeros(1)}) == {'backbone': plan}
 
 
 @pytest.mark.parametrize('key_option', [None, '', 'file:/no/such/key', 'env:NO_SUCH_KEY'])

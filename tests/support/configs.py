@@ -94,7 +94,7 @@ def runner_cfg(
     )
     cfg.randomness = dict(seed=0)
     cfg.env_cfg.dist_cfg = dict(backend='gloo')
-    cfg.custom_hooks = [dict(type='keyseg_mm.KeyGuardHook')] if model['type'] == 'keyseg_mm.Keyed' else []
+    cfg.custom_hooks = [dict(type='keyseg_mm.GuardHook')] if model['type'] == 'keyseg_mm.Keyed' else []
     cfg.merge_from_dict(changes)
     return cfg
 

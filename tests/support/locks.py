@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from keyseg_mm.audit.attacks._spots import Spot, array_of
 from keyseg_mm.audit.engine.attack import ATTACKS, Attempt
-from keyseg_mm.audit.model.attacks.points import AttackedPoint, array_of
 from keyseg_mm.audit.model.case import Budget, Case, Photos, logits
 from keyseg_mm.maps import normal_form
-from keyseg_mm.stamp import Entry, Plan
+from keyseg_mm.model.points import Point
+from keyseg_mm.stamp import MapEntry, Stamp
 
 CLASSES, SIDE = 5, 32
 # no symmetry among red, green and blue, or no statistics could tell them apart
@@ -80,13 +81,13 @@ def make_plan(points, transform='ChannelPermutation', salt=bytes(16)):
     """A plan over TinyNet's points."""
     channels = {'in:a': 3, 'in:b': 16, 'in:c': 32, 'in:head': 16, 'out:a': 16, 'out:a_bn': 16, 'out:b': 32}
     spec = normal_form(transform)
-    return Plan('0' * 16, salt, tuple(Entry(p, channels[p], dict(spec)) for p in points))
+    return Stamp('0' * 16, salt, tuple(MapEntry(p, channels[p], dict(spec)) for p in points))
 
 
 def random_maps(plan, seed=7):
     """A secret for every point of a plan."""
     rng = np.random.default_rng(seed)
-    return {e.point: AttackedPoint(e).random(rng) for e in plan.entries}
+    return {e.point: Spot(e, Point.parse(e.point)).random(rng) for e in plan.entries}
 
 
 def lock(weights, maps):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from keyseg_mm.images.plan import ImagePlan
 
 from keyseg_mm.bind import derive_cipher, derive_image_cipher, derive_map
-from keyseg_mm.images.plan import ImagePlan
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.maps import normal_form
-from keyseg_mm.stamp import Entry
+from keyseg_mm.stamp import MapEntry
 
 DERIVE = Path(__file__).parents[1] / 'vectors' / 'derive.json'
 PATCHES = DERIVE.with_name('patches.json')
@@ -18,7 +18,7 @@ PATCHES = DERIVE.with_name('patches.json')
 
 def derived(case: dict) -> dict[str, list]:
     """The tables of one test vector, floats as their exact hexadecimal form."""
-    entry = Entry(case['point'], case['channels'], normal_form(case['transform']))
+    entry = MapEntry(case['point'], case['channels'], normal_form(case['transform']))
     tables = derive_map(SecretKey(bytes.fromhex(case['key'])), bytes.fromhex(case['salt']), entry).tables()
     return {
         name: [x.hex() for x in t.ravel().tolist()] if t.dtype == np.float64 else t.ravel().tolist()

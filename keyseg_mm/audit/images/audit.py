@@ -12,25 +12,24 @@ from typing import Any
 from keyseg_mm import __version__
 from keyseg_mm.atomic import write_json
 from keyseg_mm.audit.engine.suites import Say
-from keyseg_mm.audit.images import attacks  # noqa: F401 - registers all of them
 from keyseg_mm.audit.images.attack import RESTORINGS, Restoring
 from keyseg_mm.audit.images.case import ImageCase
 from keyseg_mm.audit.images.controls import CONTROLS
 from keyseg_mm.audit.images.keyspace import key_spaces
 from keyseg_mm.audit.images.photos import read_photos
 from keyseg_mm.audit.images.plans import plan_of
-from keyseg_mm.audit.images.referee import ImageReferee, trusted_patch_plan
+from keyseg_mm.audit.images.referee import ImageReferee, trusted_stamp
 from keyseg_mm.audit.images.runner import ImageRunner, Stand
-from keyseg_mm.audit.images.scheme import Images
+from keyseg_mm.audit.images.scheme import Images, Scheme
 from keyseg_mm.audit.images.suites import DEPTHS, Depth
 from keyseg_mm.audit.images.summary import summarise
 from keyseg_mm.audit.model.case import Budget
 from keyseg_mm.audit.report.pictures import colour_png
+from keyseg_mm.audit.restoring import attacks  # noqa: F401 - registers all of them
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.images.plan import ImagePlan
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.mm.config import read_config
-from keyseg_mm.patchplan import PatchPlan
+from keyseg_mm.stamp import Stamp
 
 FORMAT = 'keyseg_mm audit of images'
 _SHOWN = 3  # images shown in the report
@@ -45,7 +44,7 @@ class ImageOrder:
         config: config file; its test pipeline says how images are encrypted, unless the checkpoint does.
         key: the true key.
         out: folder for results and report.
-        checkpoint: a model of ``keyseg lock-patches``, or one that was trained on encrypted images.
+        checkpoint: a model of ``keyseg lock --scheme patches``, or one that was trained on encrypted images.
         suite: name of a depth.
         photos: images under attack, and photos of the attacker's, at most so many of each; None for the suite's own.
         seed: of everything drawn.
@@ -77,8 +76,8 @@ def audit_images(order: ImageOrder, say: Say = lambda text: None) -> dict[str, A
             before anything long begins.
     """
     cfg = read_config(order.config)
-    plan = plan_of(cfg, order.checkpoint, order.key.id, functools.partial(trusted_patch_plan, order.key))
-    block = plan.patch if isinstance(plan, PatchPlan) else plan.block
+    plan = plan_of(cfg, order.checkpoint, order.key.id, functools.partial(trusted_stamp, order.key))
+    block = Scheme.of(plan).block
     depth = DEPTHS[order.suite]
     if order.photos is not None:
         depth = dataclasses.replace(depth, images=order.photos, photos=order.photos)
@@ -105,7 +104,7 @@ class Subject:
         facts: where all this comes from, for the report: ``config``, ``checkpoint``, ``suite``, ``full_size``.
     """
 
-    plan: ImagePlan | PatchPlan
+    plan: Stamp
     attacked: Images
     public: Images
     facts: dict[str, Any]

@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 from keyseg_mm.audit.images.scheme import Scheme
-from keyseg_mm.images.plan import ImagePlan
 from keyseg_mm.maps.keyspace import KEY_BITS
 
 
@@ -18,7 +17,7 @@ def key_spaces(scheme: Scheme) -> list[dict[str, Any]]:
         than the key's own 256 bits), ``unknowns`` (what statistics and pairs have to find, in words) and ``own``
         (whether it is the one under attack).
     """
-    others = [Scheme.of(ImagePlan(method, scheme.block, '')) for method in ('SHF', 'NP', 'FFX')]
+    others = [Scheme.of_method(method, scheme.block) for method in ('SHF', 'NP', 'FFX')]
     others.append(Scheme('patches', scheme.block, 'all', 'negated'))
     bare = dataclasses.replace(scheme, key_id='', salt='')
     schemes = [bare, *(other for other in others if other != bare)]

@@ -23,7 +23,7 @@ _SKIPPED = ('LoadAnnotations',)
 
 
 def encryption_step(cfg: Config) -> dict[str, Any] | None:
-    """The one ``EncryptImage`` or ``EncryptPatches`` of the config's test pipeline; None where there is none.
+    """The one ``EncryptImage`` of the config's test pipeline; None where there is none.
 
     Raises:
         KeysegError: there is no test pipeline, or it encrypts more than once.

@@ -10,17 +10,16 @@ from mmengine.config import Config
 
 from keyseg_mm.audit.images.photos import encryption_step
 from keyseg_mm.checkpoint.files import read_checkpoint
+from keyseg_mm.entries import EmbeddingEntry, ImageEntry
 from keyseg_mm.errors import KeysegError, PlanMismatchError
-from keyseg_mm.images.plan import ImagePlan, check_method, only_plan_in_meta, read_salt
-from keyseg_mm.maps.patches import check_steps
-from keyseg_mm.patchplan import PatchPlan
-from keyseg_mm.stamp import SALT_BYTES
+from keyseg_mm.maps.pixels import PATCH, check_method, check_steps
+from keyseg_mm.stamp import SALT_BYTES, Stamp, parse_salt
 
 #: Gives the checked stamp of a state_dict, or None.
-Trust = Callable[[Mapping[str, Any]], PatchPlan | None]
+Trust = Callable[[Mapping[str, Any]], Stamp | None]
 
 
-def plan_of(cfg: Config, checkpoint: Path | None, key_id: str, trust: Trust) -> ImagePlan | PatchPlan:
+def plan_of(cfg: Config, checkpoint: Path | None, key_id: str, trust: Trust) -> Stamp:
     """How images are encrypted.
 
     Args:
@@ -38,44 +37,50 @@ def plan_of(cfg: Config, checkpoint: Path | None, key_id: str, trust: Trust) -> 
         if named is None:
             raise KeysegError(_nothing(checkpoint))
         return named
-    if isinstance(named, ImagePlan) and named != stamped:
+    if named is not None and (named.key_id, named.images) != (stamped.key_id, stamped.images):
         raise PlanMismatchError(
-            f'the config encrypts images as {named}, and {checkpoint} wants {stamped}; audit one of them: leave '
-            'the checkpoint out, or give the config that goes with it'
+            f'the config encrypts images as {_words(named)}, and {checkpoint} wants {_words(stamped)}; audit one of '
+            'them: leave the checkpoint out, or give the config that goes with it'
         )
     return stamped
 
 
-def _of_config(cfg: Config, key_id: str) -> ImagePlan | PatchPlan | None:
+def _of_config(cfg: Config, key_id: str) -> Stamp | None:
     step = encryption_step(cfg)
     if step is None:
         return None
-    if 'EncryptImage' in str(step['type']):
-        method, block = step.get('method', 'SHF'), step.get('block', 8)
-        check_method(method, block)
-        return ImagePlan(method, block, key_id, read_salt(step.get('salt')))
-    if step.get('patch') is None or step.get('salt') is None:
+    method, salt = step.get('method', 'SHF'), step.get('salt')
+    if method == PATCH and (step.get('block') is None or salt is None):
         return None  # the step waits for a checkpoint to tell it
-    patch, permute, negate = step['patch'], step.get('permute', 'all'), step.get('negate', True)
-    check_steps(patch, permute, negate)
-    return bare_patch_plan(patch, permute, negate, key_id, read_salt(step['salt']))
+    block = step.get('block') or 8
+    check_method(method, block)
+    seed = b'' if salt is None else parse_salt(salt)
+    if method != PATCH:
+        return Stamp(key_id, bytes(SALT_BYTES), (ImageEntry(method, block, seed.hex()),))
+    permute, negate = step.get('permute', 'all'), step.get('negate', True)
+    check_steps(permute, negate)
+    return bare_patch_stamp(block, permute, negate, key_id, seed)
 
 
-def bare_patch_plan(patch: int, permute: str, negate: bool, key_id: str, salt: bytes) -> PatchPlan:
-    """What says how images are encrypted, with nothing of the model."""
-    return PatchPlan(patch, permute, negate, 'rgb', (0.0,) * 3, (1.0,) * 3, (), key_id, salt or bytes(SALT_BYTES))
+def bare_patch_stamp(patch: int, permute: str, negate: bool, key_id: str, salt: bytes) -> Stamp:
+    """What says how images are encrypted for a patch embedding, with nothing of the model."""
+    entry = EmbeddingEntry('weight', '', 0, patch, permute, negate, 'rgb', (0.0,) * 3, (1.0,) * 3)
+    return Stamp(key_id, salt or bytes(SALT_BYTES), (entry,))
 
 
-def _of_checkpoint(path: Path, trust: Trust) -> ImagePlan | PatchPlan | None:
-    checkpoint = read_checkpoint(path)
-    return trust(checkpoint['state_dict']) or only_plan_in_meta(checkpoint.get('meta'))
+def _of_checkpoint(path: Path, trust: Trust) -> Stamp | None:
+    return trust(read_checkpoint(path)['state_dict'])
+
+
+def _words(stamp: Stamp) -> str:
+    return '; '.join([*map(str, stamp.images), f'key id {stamp.key_id}'])
 
 
 def _nothing(checkpoint: Path | None) -> str:
     if checkpoint is not None:
         return (
             f'neither the config nor {checkpoint} encrypts images: give a config with keyseg_mm.EncryptImage in its '
-            'test pipeline, or a checkpoint of `keyseg lock-patches`'
+            'test pipeline, or a checkpoint of `keyseg lock --scheme patches`'
         )
     return (
         "this config encrypts no images: put dict(type='keyseg_mm.EncryptImage', ...) into its test pipeline; or give "

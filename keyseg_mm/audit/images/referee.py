@@ -10,13 +10,11 @@ import numpy as np
 from keyseg_mm.audit.images.attack import Restored
 from keyseg_mm.audit.images.scheme import BlockMap, Images, Scheme, cut
 from keyseg_mm.audit.images.scoring import Likeness, likeness
-from keyseg_mm.bind import derive_cipher, derive_image_cipher, verify
+from keyseg_mm.bind import check_key, derive_cipher, verify
 from keyseg_mm.errors import KeyMismatchError
-from keyseg_mm.images.plan import ImagePlan
 from keyseg_mm.keys.key import SecretKey, wrong_key
 from keyseg_mm.keys.secret import Secret
-from keyseg_mm.patches import cipher_of
-from keyseg_mm.patchplan import PatchPlan, patch_plan_of
+from keyseg_mm.stamp import Stamp, stamps_of
 
 _PROBES = 24  # random blocks by which a guess is compared with the cipher
 _STRANGERS = 3  # random keys of the negative control
@@ -38,7 +36,7 @@ class ImageReferee(Secret):
 
     __slots__ = ('scheme', 'encrypted', '_plan', '_plain', '_encrypt', '_decrypt')
 
-    def __init__(self, key: SecretKey, plan: ImagePlan | PatchPlan, plain: Images) -> None:
+    def __init__(self, key: SecretKey, plan: Stamp, plain: Images) -> None:
         if plan.key_id != key.id:
             raise KeyMismatchError(f'these images are encrypted with key {plan.key_id}, and the key given is {key.id}')
         self.scheme, self._plan, self._plain = Scheme.of(plan), plan, plain
@@ -83,30 +81,27 @@ class ImageReferee(Secret):
         return float(right.mean())
 
 
-def trusted_patch_plan(key: SecretKey, state_dict: Mapping[str, Any]) -> PatchPlan | None:
+def trusted_stamp(key: SecretKey, state_dict: Mapping[str, Any]) -> Stamp | None:
     """The stamp of a model that takes encrypted images, checked; None where there is none.
 
     Raises:
         KeyMismatchError: another key's.
         IntegrityError: its MAC does not fit.
     """
-    plan = patch_plan_of(state_dict)
-    if plan is not None:
-        cipher_of(key, plan)  # refuses another key, before its MAC could only be called wrong
-        verify(key, plan, state_dict)
-    return plan
+    stamp = stamps_of(state_dict).get('')
+    if stamp is None or not (stamp.images or stamp.embeddings):
+        return None
+    check_key(key, stamp)  # before its MAC could only be called wrong
+    verify(key, stamp, state_dict)
+    return stamp
 
 
-def _cipher(key: SecretKey, plan: ImagePlan | PatchPlan) -> tuple[Convert, Convert]:
+def _cipher(key: SecretKey, plan: Stamp) -> tuple[Convert, Convert]:
     """What the key does to images, red first, and how to undo it."""
-    if isinstance(plan, PatchPlan):
-        patches = derive_cipher(key, plan.salt, plan.patch, plan.permute, plan.negate)
-        back = patches.inverse()
-        return lambda x: np.stack([patches(i) for i in x]), lambda x: np.stack([back(i) for i in x])
-    cipher = derive_image_cipher(key, plan)
+    if plan.embeddings:
+        patches = derive_cipher(key, plan.salt, plan.embeddings[0])
+        return patches.encrypt, patches.decrypt
+    cipher = derive_cipher(key, plan.salt, plan.images[0])
     # the host loads blue first, and so EncryptImage numbers the values of a block
 
-    def each(convert: Callable[[Any], Any], images: Images) -> Images:
-        return np.stack([np.ascontiguousarray(convert(image[..., ::-1])[..., ::-1]) for image in images])
-
-    return lambda x: each(cipher.encrypt, x), lambda x: each(cipher.decrypt, x)
+    return lambda x: cipher.encrypt(x[..., ::-1])[..., ::-1], lambda x: cipher.decrypt(x[..., ::-1])[..., ::-1]

@@ -13,11 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from keyseg_mm.errors import KeysegError
-from keyseg_mm.images.plan import ImagePlan
-from keyseg_mm.maps.keyspace import bits_of_half, bits_of_permutation
-from keyseg_mm.maps.patches import key_space
-from keyseg_mm.patchplan import PatchPlan
+from keyseg_mm.errors import KeysegError, StampError
+from keyseg_mm.maps.keyspace import bits_of_images, bits_of_patches
+from keyseg_mm.stamp import Stamp
 
 Images = NDArray[np.uint8]  # (N, H, W, 3), red first
 Blocks = NDArray[np.uint8]  # (N, down, across, 3 M M)
@@ -35,7 +33,7 @@ class Scheme:
     """An image encryption as its attacker knows it; all public.
 
     Attributes:
-        method: ``SHF``, ``NP``, ``FFX``, or ``patches`` for a model of ``keyseg lock-patches``.
+        method: ``SHF``, ``NP``, ``FFX``, or ``patches`` for a model of ``keyseg lock --scheme patches``.
         block: side of a block, in pixels.
         moves: ``'all'``, values change places, across colours too; ``'channel'``, within each colour; ``'none'``.
         changes: ``'half negated'``, 255 - p at a secret half of the places; ``'negated'``, at secret places, however
@@ -56,12 +54,25 @@ class Scheme:
             raise KeysegError(f'no image encryption with moves={self.moves!r} and changes={self.changes!r}')
 
     @classmethod
-    def of(cls, plan: ImagePlan | PatchPlan) -> Scheme:
-        """The scheme of a public plan."""
-        if isinstance(plan, PatchPlan):
-            changes = 'negated' if plan.negate else 'none'
-            return cls('patches', plan.patch, plan.permute, changes, plan.key_id, plan.salt.hex())
-        return cls(plan.method, plan.block, *_OF_METHOD[plan.method], plan.key_id, plan.salt.hex())
+    def of(cls, stamp: Stamp) -> Scheme:
+        """The scheme of a stamp that tells of encrypted images.
+
+        Raises:
+            StampError: it tells of none, or of several encryptions.
+        """
+        if stamp.embeddings:
+            entry = stamp.embeddings[0]
+            changes = 'negated' if entry.negate else 'none'
+            return cls('patches', entry.patch, entry.permute, changes, stamp.key_id, stamp.salt.hex())
+        if len(stamp.images) != 1:
+            raise StampError(f'this stamp tells of {len(stamp.images)} encryptions of images; an audit takes one')
+        image = stamp.images[0]
+        return cls(image.method, image.block, *_OF_METHOD[image.method], stamp.key_id, image.salt)
+
+    @classmethod
+    def of_method(cls, method: str, block: int) -> Scheme:
+        """SHF, NP or FFX, whosoever key it is."""
+        return cls(method, block, *_OF_METHOD[method])
 
     def __str__(self) -> str:
         return f'{self.method}, block {self.block}, key id {self.key_id}'
@@ -74,16 +85,9 @@ class Scheme:
     @property
     def ciphers(self) -> float:
         """log2 of the number of different ciphers, exact; the key that chooses among them has 256 bits."""
-        n = self.values
         if self.method == 'patches':
-            return key_space(self.block, self.moves, self.changes == 'negated')
-        runs = {'all': [n], 'channel': [self.block**2] * COLOURS, 'none': []}[self.moves]
-        found = sum(map(bits_of_permutation, runs))
-        if self.changes.startswith('half'):
-            found += bits_of_half(n)
-        if self.changes == 'half mapped':
-            found += bits_of_permutation(BYTES)
-        return found
+            return bits_of_patches(self.block, self.moves, self.changes == 'negated')
+        return bits_of_images(self.method, self.block)
 
     @property
     def unknowns(self) -> str:

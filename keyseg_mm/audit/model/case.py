@@ -31,7 +31,7 @@ from keyseg_mm.maps.base import ChannelMap, Map
 from keyseg_mm.model.points import Point
 from keyseg_mm.model.sites import Site, module_of
 from keyseg_mm.runtime.export import replace_tensor
-from keyseg_mm.stamp import Plan
+from keyseg_mm.stamp import Stamp
 
 
 @dataclass(frozen=True)
@@ -207,14 +207,14 @@ class Case:
         SecretExposedError: a field holds a key, a map, or a model with a protection attached.
     """
 
-    plan: Plan
+    plan: Stamp
     weights: Mapping[str, Tensor]
     build: Callable[[], nn.Module]
     num_classes: int
     labelled: Photos | None = None
     unlabelled: Photos | None = None
     public: Mapping[str, Tensor] | None = None
-    second: tuple[Plan, Mapping[str, Tensor]] | None = None
+    second: tuple[Stamp, Mapping[str, Tensor]] | None = None
     recorded: Mapping[str, tuple[Tensor, Tensor]] | None = None
     oracle: Callable[[Tensor], Tensor] | None = None
     known: Mapping[str, NDArray[np.bool_]] | None = None
@@ -237,7 +237,7 @@ class Case:
             return IMAGES
         if self.plan.tensors:
             return WEIGHTS
-        mapped = all(entry.transform['type'] in CHANNEL_MAPS for entry in self.plan.entries)
+        mapped = all(entry.transform['type'] in CHANNEL_MAPS for entry in self.plan.maps)
         return MAPS if mapped else BLOCKS
 
     def model(self, guesses: Mapping[str, Map] | None = None) -> nn.Module:
@@ -251,7 +251,7 @@ class Case:
         """
         model = self.build()
         load_weights(model, self.weights)
-        points = {entry.point for entry in self.plan.entries}
+        points = {entry.point for entry in self.plan.maps}
         for text, guess in (guesses or {}).items():
             if text not in points:
                 raise KeysegError(f'{text}: a guess for a point that this plan does not have')

@@ -18,7 +18,7 @@ from keyseg_mm.audit.model.case import Photos
 from keyseg_mm.audit.model.input_cipher import Pixels
 from keyseg_mm.errors import KeysegError, LockError
 
-ENCRYPTING = ('EncryptImage', 'EncryptPatches')  # steps of pipelines
+ENCRYPTING = ('EncryptImage',)  # steps of pipelines
 _STEP = 32  # sides are multiples of it, the stride of most models
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from keyseg_mm.images.plan import ImagePlan
 from keyseg_mm.mm.embeddings import normalisation
-from keyseg_mm.patchplan import PatchPlan
+from keyseg_mm.stamp import Stamp
 
 
 @dataclass(frozen=True)
@@ -56,22 +55,22 @@ class Code:
     """What is public of the encrypted images that a model takes.
 
     Attributes:
-        plan: of the encryption.
+        stamp: tells of the encryption.
         pixels: how the model normalises.
     """
 
-    plan: ImagePlan | PatchPlan
+    stamp: Stamp
     pixels: Pixels
 
     @property
     def block(self) -> int:
         """Side of a block, in pixels."""
-        return self.plan.block if isinstance(self.plan, ImagePlan) else self.plan.patch
+        return self.stamp.embeddings[0].patch if self.stamp.embeddings else self.stamp.images[0].block
 
     @property
     def method(self) -> str:
         """Name of the encryption."""
-        return self.plan.method if isinstance(self.plan, ImagePlan) else 'patches'
+        return 'patches' if self.stamp.embeddings else self.stamp.images[0].method
 
 
 class Fronted(nn.Module):

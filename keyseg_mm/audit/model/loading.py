@@ -22,13 +22,11 @@ from keyseg_mm.audit.model.case import load_weights
 from keyseg_mm.audit.model.referee import whole_model_plan
 from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.errors import KeysegError, PlainCheckpointError, StampError
-from keyseg_mm.images.plan import ImagePlan, only_plan_in_meta
 from keyseg_mm.mm.config import build_plain_model
 from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.model.points import Point
 from keyseg_mm.model.sites import Site
-from keyseg_mm.patchplan import PatchPlan, patch_plan_of
-from keyseg_mm.stamp import STAMP_PREFIX, Plan, stamps_of
+from keyseg_mm.stamp import Stamp, is_stamp, stamps_of
 
 # Where a config names files of pretrained weights.
 _PRETRAINED = ('init_cfg', 'pretrained')
@@ -46,11 +44,11 @@ class Protected:
         images: how the images are encrypted that the model takes; None where they are plain.
     """
 
-    stamp: Plan
+    stamp: Stamp
     prefix: str
-    plan: Plan
+    plan: Stamp
     weights: dict[str, Tensor]
-    images: ImagePlan | PatchPlan | None = None
+    images: Stamp | None = None
 
 
 def read_protected(path: Path, device: torch.device) -> Protected:
@@ -60,27 +58,19 @@ def read_protected(path: Path, device: torch.device) -> Protected:
         PlainCheckpointError: it carries no stamp.
         StampError: it carries several.
     """
-    content = read_checkpoint(path)
-    state = content['state_dict']
-    images = _images_of(content)
-    if images is not None:
-        unpointed = Plan(images.key_id, images.salt, ())
-        return Protected(unpointed, '', unpointed, _tensors(state, device), images)
+    state = read_checkpoint(path)['state_dict']
     stamps = stamps_of(state)
     if not stamps:
         raise PlainCheckpointError(
-            f'{path} is plain (it carries no stamp, and its meta tells of no encrypted images), so there is nothing to '
-            'audit: train with a key, or lock it first'
+            f'{path} is plain (it carries no stamp), so there is nothing to audit: train with a key, or lock it first'
         )
     if len(stamps) > 1:
         raise StampError(f'{path} carries {len(stamps)} stamps; an audit takes models with one protection')
     prefix, stamp = next(iter(stamps.items()))
+    if stamp.embeddings or len(stamp.images) == len(stamp.entries):
+        unpointed = Stamp(stamp.key_id, stamp.salt, ())
+        return Protected(unpointed, '', unpointed, _tensors(state, device), stamp)
     return Protected(stamp, prefix, whole_model_plan(stamp, prefix), _tensors(state, device))
-
-
-def _images_of(content: Mapping[str, Any]) -> ImagePlan | PatchPlan | None:
-    """How the images of a checkpoint are encrypted, by its stamp, or by what ``ImageKeyHook`` wrote into its meta."""
-    return patch_plan_of(content['state_dict']) or only_plan_in_meta(content.get('meta'))
 
 
 def read_public(path: Path, device: torch.device) -> dict[str, Tensor]:
@@ -96,7 +86,7 @@ def read_public(path: Path, device: torch.device) -> dict[str, Tensor]:
 
 
 def _tensors(state: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
-    kept = {n: v for n, v in state.items() if not n.rpartition('.')[2].startswith(STAMP_PREFIX)}
+    kept = {n: v for n, v in state.items() if not is_stamp(n)}
     return {name: value.to(device) for name, value in kept.items() if isinstance(value, Tensor)}
 
 
@@ -204,12 +194,12 @@ def fitting_sites(build: Callable[[], nn.Module], found: Protected, config: Path
     except KeysegError as error:
         raise KeysegError(f'the checkpoint is not one of {config}: {error}') from None
     sites = trace_module(model).sites
-    lacking = [e.point for e in found.plan.entries if Point.parse(e.point) not in sites]
+    lacking = [e.point for e in found.plan.maps if Point.parse(e.point) not in sites]
     if lacking:
         raise KeysegError(
             f'points of the stamp that do not fire in the model of {config}: {", ".join(lacking)}; is it the right one?'
         )
-    return {entry.point: sites[Point.parse(entry.point)] for entry in found.plan.entries}
+    return {entry.point: sites[Point.parse(entry.point)] for entry in found.plan.maps}
 
 
 def num_classes_of(model: nn.Module) -> int:

@@ -15,7 +15,7 @@ from keyseg_mm.audit.engine.attack import KEY_HOLDER
 from keyseg_mm.audit.report.charts import Series, line_chart
 from keyseg_mm.audit.report.page import page, read_report, write_page
 from keyseg_mm.audit.report.pictures import painted
-from keyseg_mm.stamp import describe
+from keyseg_mm.entries import describe
 
 _TEMPLATE = 'model.html.j2'
 _KINDS = ('control', KEY_HOLDER, 'attack')

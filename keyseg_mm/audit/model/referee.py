@@ -19,11 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from keyseg_mm.audit.attacks._finetune import FineTuning
 from keyseg_mm.audit.engine.attack import Attempt, Progress
-from keyseg_mm.audit.model.attacks.finetuning import FineTuning
 from keyseg_mm.audit.model.case import Case, GuessHook, Photos, logits
 from keyseg_mm.audit.model.scoring import Recovery, Score, predict, recovery, score
 from keyseg_mm.bind import derive_map
+from keyseg_mm.entries import Entry, MapEntry, TensorEntry
 from keyseg_mm.errors import KeyMismatchError
 from keyseg_mm.keys.key import SecretKey, wrong_key
 from keyseg_mm.keys.secret import Secret
@@ -31,7 +32,7 @@ from keyseg_mm.maps import ChannelMap, Map
 from keyseg_mm.model.points import Point
 from keyseg_mm.model.sites import Site
 from keyseg_mm.runtime.protection import attach
-from keyseg_mm.stamp import Entry, Plan
+from keyseg_mm.stamp import Stamp
 
 #: A random guess that recovers this much above chance means that the referee's figures cannot be trusted.
 _LUCK = 0.15
@@ -73,7 +74,7 @@ class Judge(Secret):
 
     def __init__(
         self,
-        plan: Plan,
+        plan: Stamp,
         maps: Mapping[str, Map],
         held_out: Photos,
         num_classes: int,
@@ -100,7 +101,7 @@ class Judge(Secret):
         model = attempt.model if attempt.model is not None else case.model(attempt.guesses)
         labels = predict(model, self.held_out.images)
         told = attempt.guesses and self._mapped
-        found = recovery(attempt.guesses, self._maps, self._plan.entries) if told else None
+        found = recovery(attempt.guesses, self._maps, self._plan.maps) if told else None
         return Verdict(score(labels, self.held_out, self.authorised, self._num_classes), found, labels)
 
     def with_key(self, attack: type[FineTuning], case: Case, progress: Progress) -> Attempt:
@@ -161,13 +162,13 @@ class Referee(Judge):
     __slots__ = ('case', 'full', '_key', '_stamp', '_prefix')
     authorised: Tensor
 
-    def __init__(self, key: SecretKey, stamp: Plan, case: Case, held_out: Photos, prefix: str = '') -> None:
+    def __init__(self, key: SecretKey, stamp: Stamp, case: Case, held_out: Photos, prefix: str = '') -> None:
         if key.id != stamp.key_id:
             raise KeyMismatchError(
                 f'this checkpoint is protected with key {stamp.key_id}, and the key given is {key.id}: the audit '
                 'needs its own key, to know what the right answer is'
             )
-        pairs = zip(stamp.entries, case.plan.entries)
+        pairs = zip(stamp.maps, case.plan.maps)
         maps = {ours.point: derive_map(key, stamp.salt, theirs) for theirs, ours in pairs}
         self.case, self._key, self._stamp, self._prefix, self._maps = case, key, stamp, prefix, maps
         authorised = predict(self._authorised_model(), held_out.images)
@@ -194,11 +195,11 @@ class Referee(Judge):
     def negative_control(self, seed: int) -> dict[str, Any]:
         """Maps of a key drawn at random: they must recover about as much as chance does, one row in c."""
         stranger = wrong_key(str(seed))
-        maps = {e.point: derive_map(stranger, self._stamp.salt, e) for e in self.case.plan.entries}
+        maps = {e.point: derive_map(stranger, self._stamp.salt, e) for e in self.case.plan.maps}
         verdict = self.judge(Attempt(guesses=maps))
         if verdict.recovery is None:
             return told_apart(verdict)
-        entries = self.case.plan.entries
+        entries = self.case.plan.maps
         rows = sum(e.channels for e in entries)
         chance = len(entries) / rows  # a random permutation has one fixed point on average, and a variance of one
         passed = verdict.recovery.mean <= chance + 4 * len(entries) ** 0.5 / rows + _LUCK
@@ -234,10 +235,10 @@ class Referee(Judge):
         """The model as its user runs it, by the package's own encryptors and not by the path that guesses take."""
         model = self.case.model()
         owner = model.get_submodule(self._prefix) if self._prefix else model
-        entries, sites = self._stamp.entries, self.case.sites
+        entries, sites = self._stamp.maps, self.case.sites
         if sites is None or any(entry.transform != entries[0].transform for entry in entries):
             return self.case.model(self._maps)  # attach() takes one transform for all points
-        own = [_named(sites[ours.point], theirs) for theirs, ours in zip(entries, self.case.plan.entries)]
+        own = [_named(sites[ours.point], theirs) for theirs, ours in zip(entries, self.case.plan.maps)]
         attach(owner, self._key, own, entries[0].transform, salt=self._stamp.salt)
         return model.eval()
 
@@ -248,7 +249,7 @@ def told_apart(verdict: Verdict) -> dict[str, Any]:
     return {**verdict.score.as_dict(), 'recovery': None, 'chance': None, 'passed': passed}
 
 
-def whole_model_plan(stamp: Plan, prefix: str) -> Plan:
+def whole_model_plan(stamp: Stamp, prefix: str) -> Stamp:
     """A stamp with its points, and what else names modules, renamed from a module's view to the whole model's."""
     if not prefix:
         return stamp
@@ -256,15 +257,17 @@ def whole_model_plan(stamp: Plan, prefix: str) -> Plan:
 
 
 def _renamed(entry: Entry, prefix: str) -> Entry:
+    if isinstance(entry, TensorEntry):
+        return dataclasses.replace(entry, names=tuple(f'{prefix}.{name}' for name in entry.names))
+    if not isinstance(entry, MapEntry):
+        return entry
     point = Point.parse(entry.point)
     name = prefix if point.name == '.' else f'{prefix}.{point.name}'
-    changes: dict[str, Any] = {'point': str(dataclasses.replace(point, name=name))}
-    if getattr(entry, 'weights', None):
-        changes['weights'] = tuple(f'{prefix}.{weight}' for weight in entry.weights)
-    return dataclasses.replace(entry, **changes)
+    weights = tuple(f'{prefix}.{weight}' for weight in entry.weights)
+    return dataclasses.replace(entry, point=str(dataclasses.replace(point, name=name)), weights=weights)
 
 
-def _named(site: Site, entry: Entry) -> Site:
+def _named(site: Site, entry: MapEntry) -> Site:
     return dataclasses.replace(site, point=Point.parse(entry.point))
 
 

@@ -13,11 +13,10 @@ from keyseg_mm.audit.engine.targets import IMAGES, WEIGHTS
 from keyseg_mm.audit.model.case import Case, Photos, logits
 from keyseg_mm.audit.model.input_cipher import Code, Fronted
 from keyseg_mm.audit.model.referee import Referee, told_apart
-from keyseg_mm.bind import derive_cipher, derive_image_cipher
-from keyseg_mm.images.plan import ImagePlan
+from keyseg_mm.bind import Bound, derive_cipher
 from keyseg_mm.keys.key import SecretKey, wrong_key
-from keyseg_mm.locking import carried, carry_in_place
-from keyseg_mm.stamp import Plan
+from keyseg_mm.locking.scheme import carry_maps
+from keyseg_mm.stamp import Stamp
 
 
 class WholeReferee(Referee):
@@ -59,8 +58,8 @@ class WeightReferee(WholeReferee):
 
     def _model(self, key: SecretKey) -> nn.Module:
         weights: dict[str, Any] = dict(self.case.weights)
-        maps = {name: order.inverse() for name, order in carried(key, self._stamp).items()}
-        carry_in_place(weights, maps, f'{self._prefix}.' if self._prefix else '')
+        maps = {name: order.inverse() for name, order in Bound(key, self._stamp).value_orders().items()}
+        carry_maps(weights, maps, f'{self._prefix}.' if self._prefix else '')
         model = self.case.build()
         model.load_state_dict(weights)
         return model.eval()
@@ -79,21 +78,21 @@ class ImageReferee(WholeReferee):
 REFEREES: Mapping[str, type[Referee]] = {WEIGHTS: WeightReferee, IMAGES: ImageReferee}
 
 
-def referee_for(key: SecretKey, stamp: Plan, case: Case, held_out: Photos, prefix: str = '') -> Referee:
+def referee_for(key: SecretKey, stamp: Stamp, case: Case, held_out: Photos, prefix: str = '') -> Referee:
     """The referee for what is encrypted in a case; arguments and errors as of :class:`Referee`."""
     return REFEREES.get(case.kind, Referee)(key, stamp, case, held_out, prefix)
 
 
 def encryption(key: SecretKey, code: Code) -> Callable[[Tensor], Tensor]:
     """The true encryption of images, on normalised ones, rounded to bytes as files and cameras have them."""
-    if isinstance(code.plan, ImagePlan):
-        encrypt: Callable[[Any], Any] = derive_image_cipher(key, code.plan).encrypt
-    else:
-        plan = code.plan
-        cipher = derive_cipher(key, plan.salt, plan.patch, plan.permute, plan.negate)
+    stamp = code.stamp
+    if stamp.embeddings:
+        cipher = derive_cipher(key, stamp.salt, stamp.embeddings[0])
 
         def encrypt(image: Any) -> Any:
-            return cipher(image[..., ::-1])[..., ::-1]  # its images have red first, those of the host blue
+            return cipher.encrypt(image[..., ::-1])[..., ::-1]  # its images have red first, those of the host blue
+    else:
+        encrypt = derive_cipher(key, stamp.salt, stamp.images[0]).encrypt
 
     def run(images: Tensor) -> Tensor:
         values = code.pixels.values(images).round().clamp(0, 255).byte()

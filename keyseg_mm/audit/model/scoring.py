@@ -15,10 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from keyseg_mm.audit.engine.grants import granted
 from keyseg_mm.audit.model.case import Photos, logits
+from keyseg_mm.entries import MapEntry
 from keyseg_mm.maps import ChannelMap, ChannelPermutation, ChannelRotation
-from keyseg_mm.stamp import Entry
 
 #: A row of a guessed rotation counts as right from this cosine on.
 RIGHT_COSINE = 0.9
@@ -114,7 +113,8 @@ def score(said: Tensor, photos: Photos, authorised: Tensor | None, num_classes: 
         authorised: label maps of the authorised model; None where it speaks of other classes.
         num_classes: number of classes.
     """
-    against_truth = confusion(granted(photos.labels), said, num_classes, photos.ignore_index)
+    assert photos.labels is not None
+    against_truth = confusion(photos.labels, said, num_classes, photos.ignore_index)
     if authorised is None:
         return Score(miou(against_truth))
     against_right = confusion(authorised, said, num_classes, ignore_index=-1)
@@ -122,7 +122,7 @@ def score(said: Tensor, photos: Photos, authorised: Tensor | None, num_classes: 
     return Score(miou(against_truth), agreement, kappa(against_right))
 
 
-def recovery(guesses: Mapping[str, Any], truth: Mapping[str, Any], entries: tuple[Entry, ...]) -> Recovery:
+def recovery(guesses: Mapping[str, Any], truth: Mapping[str, Any], entries: tuple[MapEntry, ...]) -> Recovery:
     """Share of right entries of the key, by point and over all of them.
 
     Args:

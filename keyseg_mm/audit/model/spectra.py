@@ -12,15 +12,16 @@ from collections.abc import Container, Iterable, Mapping
 import torch
 from torch import Tensor
 
+from keyseg_mm.entries import MapEntry
 from keyseg_mm.model.points import Point
-from keyseg_mm.stamp import Entry, Plan
+from keyseg_mm.stamp import Stamp
 
 #: Relative distance below which a layer counts as close.
 CLOSE = 0.1
 _LARGEST = 2048  # channels; above this the decomposition takes long and one figure more says little
 
 
-def distances(plan: Plan, weights: Mapping[str, Tensor], public: Mapping[str, Tensor]) -> dict[str, float]:
+def distances(plan: Stamp, weights: Mapping[str, Tensor], public: Mapping[str, Tensor]) -> dict[str, float]:
     """Relative distance of singular values, by point, of the layers that carry or read it: the least of them.
 
     Args:
@@ -31,13 +32,13 @@ def distances(plan: Plan, weights: Mapping[str, Tensor], public: Mapping[str, Te
     Returns:
         0 where a layer can be turned into the public one, 1 where they have nothing in common.
     """
-    by_layer = layer_distances(plan.entries, weights, public)
-    found = {entry.point: [by_layer[n] for n in _carriers(entry) if n in by_layer] for entry in plan.entries}
+    by_layer = layer_distances(plan.maps, weights, public)
+    found = {entry.point: [by_layer[n] for n in _carriers(entry) if n in by_layer] for entry in plan.maps}
     return {point: min(values) for point, values in found.items() if values}
 
 
 def layer_distances(
-    entries: Iterable[Entry], weights: Mapping[str, Tensor], public: Mapping[str, Tensor]
+    entries: Iterable[MapEntry], weights: Mapping[str, Tensor], public: Mapping[str, Tensor]
 ) -> dict[str, float]:
     """The same by weight, of all weights that carry the transforms of some entries.
 
@@ -67,14 +68,14 @@ def by_model_names(public: Mapping[str, Tensor], names: Container[str]) -> dict[
     return max(({n: v for n, v in known.items() if n in names} for known in tries), key=len)
 
 
-def _carriers(entry: Entry) -> tuple[str, ...]:
+def _carriers(entry: MapEntry) -> tuple[str, ...]:
     """Names of the weights that carry an entry's transform: as it says, or that of its own layer."""
     point = Point.parse(entry.point)
     own = 'weight' if point.name == '.' else f'{point.name}.weight'
     return entry.weights or ((own,) if point.side == 'in' else ())
 
 
-def close_points(plan: Plan, weights: Mapping[str, Tensor], public: Mapping[str, Tensor]) -> list[str]:
+def close_points(plan: Stamp, weights: Mapping[str, Tensor], public: Mapping[str, Tensor]) -> list[str]:
     """Points whose layers are close to public weights: a lock there falls to whoever has those."""
     return [point for point, distance in distances(plan, weights, public).items() if distance < CLOSE]
 

@@ -18,8 +18,8 @@ from keyseg_mm.audit.model.transfer_summary import transferred
 #: What may help where something else than channel maps at points is encrypted.
 _OTHERS = {
     BLOCKS: 'A few maps behind which all weights are plain are learnt from photos, or trained away: encrypt more of '
-    'the model, by a lock at points=linear with signs, or by --mode tensors.',
-    WEIGHTS: 'Encrypt more of the weights (a larger --share of --mode selective, or all by --mode tensors), '
+    'the model, by a lock at points=linear with signs, or by --scheme tensors.',
+    WEIGHTS: 'Encrypt more of the weights (a larger --share of --scheme selective, or all by --scheme tensors), '
     'and not those of a model that is close to public weights: ranks put them in order again.',
     IMAGES: 'The weights are plain, and plain images may be near enough to encrypted ones to go on from there. '
     'Encrypt feature maps or weights where the model itself is to be protected; larger blocks leave more to learn.',

@@ -1,0 +1,145 @@
+"""The order of a block's values, by comparing how they vary together with how photos' values do.
+
+Statistics of two kinds, none of which the permutation changes except by permuting it:
+
+- how each place of a block goes with the means of the blocks around: what lies at the left goes with the left;
+- how much the values at two places differ, within a block, and from a block to the next at the right and below
+  (variograms). Small differences mean near places of the same colour; across the border of two blocks they tell left
+  from right, which within a block nothing does.
+
+The order is the permutation under which the encrypted statistics are most like those of photos: a quadratic assignment
+problem, solved from the first kind's linear assignment by the FAQ algorithm (Vogelstein et al., PLOS ONE 10(4), 2015).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+
+from keyseg_mm.audit.case import Clock
+from keyseg_mm.audit.restoring.attacks._statistics import Floats, enough
+from keyseg_mm.audit.restoring.scheme import COLOURS, Blocks
+
+Order = NDArray[np.int64]
+
+#: Values of a block up to which an order is sought (M = 32): beyond, matrices of places need gigabytes.
+MOST_VALUES = 3072
+
+_REACH = 2  # blocks around, in each direction
+_WIDTHS = (1.0, 0.3)  # of the kernels, in medians of the squared differences within a block
+_TRIES = 30  # Frank-Wolfe steps for each width
+_STILL = 1e-4  # a step shorter than this ends it
+
+
+class Statistics:
+    """What is compared of blocks.
+
+    Args:
+        blocks: of encrypted images or of photos.
+
+    Attributes:
+        places: (3 M M, F), what tells places apart one by one.
+        differences: three (3 M M, 3 M M): mean squared differences within, to the right, and to below.
+    """
+
+    def __init__(self, blocks: Blocks) -> None:
+        values = blocks.astype(np.float32)
+        means = values.mean(-1)
+        rest = values - means[..., None]
+        scale = float(rest.std()) + 1e-6
+        rest = rest / scale
+        around = _around(means)
+        around = around / (float(around.std()) + 1e-6)
+        flat = rest.reshape(-1, rest.shape[-1])
+        self.places = np.concatenate(
+            [flat.T @ around.reshape(len(flat), -1) / len(flat), flat.mean(0)[:, None], flat.std(0)[:, None]], axis=1
+        )
+        values = values / scale
+        pairs = ((values, values), (values[:, :, :-1], values[:, :, 1:]), (values[:, :-1], values[:, 1:]))
+        self.differences = [_differences(a, b) for a, b in pairs]
+
+    def kernels(self, width: float) -> list[Floats]:
+        """Nearness, 0 to 1, from differences."""
+        unit = width * float(np.median(self.differences[0])) + 1e-9
+        return [np.exp(-d / unit) for d in self.differences]
+
+
+def find_order(
+    encrypted: Blocks, photos: Blocks, moves: str, clock: Clock, tell: Callable[[float, str], None]
+) -> tuple[Order, bool]:
+    """The permutation of a block's values, ``e[k] = v[order[k]]``.
+
+    Args:
+        encrypted: blocks under attack.
+        photos: blocks of photos.
+        moves: ``'all'`` or ``'channel'``.
+        clock: of the attack's budget.
+        tell: told how far it is.
+
+    Returns:
+        The order, and whether time ran out.
+    """
+    theirs, own = Statistics(enough(encrypted)), Statistics(enough(photos))
+    allowed = _allowed(encrypted.shape[-1], moves)
+    spread = own.places.std(0) + 1e-3 * own.places.std()
+    a, b = theirs.places / spread, own.places / spread
+    costs = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
+    order = _assigned(-costs, allowed)
+    soft = 0.5 * _matrix(order) + 0.5 * allowed / allowed.sum(1, keepdims=True)
+    for number, width in enumerate(_WIDTHS):
+        pairs = list(zip(theirs.kernels(width), own.kernels(width)))
+        for step in range(_TRIES):
+            if clock.out_of_time:
+                return order, True
+            tell((number + step / _TRIES) / len(_WIDTHS), f'width {width:g}, step {step}')
+            soft, moved = _step(pairs, soft, allowed)
+            if moved < _STILL:
+                break
+        order = _assigned(soft, allowed)
+        soft = _matrix(order)
+    return order, False
+
+
+def _step(pairs: Sequence[tuple[Floats, Floats]], soft: Floats, allowed: Floats) -> tuple[Floats, float]:
+    """One Frank-Wolfe step that makes sum tr(A' P B P') larger; the new P, and how far it went."""
+    gradient = sum((a @ (soft @ b.T) + a.T @ (soft @ b) for a, b in pairs), np.zeros_like(soft))
+    way = _matrix(_assigned(gradient, allowed)) - soft
+    bend = sum(float(np.vdot(a @ way, way @ b)) for a, b in pairs)
+    slope = float(np.vdot(gradient, way))
+    length = min(1.0, -slope / (2 * bend)) if bend < 0 else float(slope + bend > 0)
+    return soft + np.float32(length) * way, length
+
+
+def _assigned(gains: NDArray[np.floating], allowed: Floats) -> Order:
+    rows, columns = linear_sum_assignment(np.where(allowed > 0, -gains, 1e9))
+    return np.asarray(columns[np.argsort(rows)], dtype=np.int64)
+
+
+def _allowed(n: int, moves: str) -> Floats:
+    colours = np.arange(n) % COLOURS
+    same = colours[:, None] == colours[None]
+    return (same if moves == 'channel' else np.ones((n, n), dtype=bool)).astype(np.float32)
+
+
+def _matrix(order: Order) -> Floats:
+    found = np.zeros((len(order), len(order)), dtype=np.float32)
+    found[np.arange(len(order)), order] = 1
+    return found
+
+
+def _differences(a: Floats, b: Floats) -> Floats:
+    """Mean squared difference of each two places, the first in a, the second in b."""
+    x, y = (v.reshape(-1, v.shape[-1]) for v in (a, b))
+    found: Floats = (x**2).mean(0)[:, None] + (y**2).mean(0)[None] - 2 * (x.T @ y / len(x))
+    return np.maximum(found, 0)
+
+
+def _around(means: Floats) -> Floats:
+    """The means of the blocks around each block, less its own: (N, down, across, (2 R + 1)^2)."""
+    _, down, across = means.shape
+    padded = np.pad(means, ((0, 0), (_REACH, _REACH), (_REACH, _REACH)), mode='edge')
+    steps = range(2 * _REACH + 1)
+    return np.stack([padded[:, y : y + down, x : x + across] - means for y in steps for x in steps], axis=-1)

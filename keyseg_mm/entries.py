@@ -1,0 +1,219 @@
+"""The lines of a stamp: one kind of entry for each scheme, and how each is read and written.
+
+Public throughout, without torch. Every field is bounded and checked as it is read, whoever wrote it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, ClassVar
+
+from keyseg_mm.errors import StampError
+from keyseg_mm.model.points import Point
+
+SALT_BYTES = 16
+_MOST_NAMES, _LONGEST, _LARGEST_NUMBER = 4096, 512, 2**48
+
+
+class Entry:
+    """A line of a stamp; one dataclass for each scheme."""
+
+    scheme: ClassVar[str]
+
+
+@dataclass(frozen=True)
+class MapEntry(Entry):
+    """A feature map that is encrypted.
+
+    Attributes:
+        point: where, as text.
+        channels: how many.
+        transform: the kind of map, in normal form.
+        weights: names in the state_dict of the weights whose input channels (dimension 1) carry the map, where the
+            model was locked. Empty where it was trained with the key: the model has to tell then.
+    """
+
+    scheme: ClassVar[str] = 'features'
+    point: str
+    channels: int
+    transform: dict[str, Any] = field(hash=False)
+    weights: tuple[str, ...] = field(default=(), compare=False)
+
+    def __str__(self) -> str:
+        return f'{self.point} ({self.channels} channels, {describe(self.transform)})'
+
+
+@dataclass(frozen=True)
+class TensorEntry(Entry):
+    """A tensor whose values are in a secret order: it has to be opened before the model can run.
+
+    Attributes:
+        names: in the state_dict, of this one tensor; the first is the one that its order is derived for.
+        count: how many of its values are moved: all, or those of the largest magnitude.
+        transform: the kind of order, in normal form.
+    """
+
+    scheme: ClassVar[str] = 'parameters'
+    names: tuple[str, ...]
+    count: int
+    transform: dict[str, Any] = field(hash=False)
+
+    def __str__(self) -> str:
+        return f'{self.names[0]} ({self.count} values, {describe(self.transform)})'
+
+
+@dataclass(frozen=True)
+class EmbeddingEntry(Entry):
+    """A patch embedding that reads encrypted images.
+
+    Attributes:
+        weight: name in the state_dict of its weight (D, 3, patch, patch).
+        offset: name of the tensor (..., D) that takes the constant that the encryption adds; empty where there is none.
+        skip: how many of its rows, those of tokens that are no patches, do not take it.
+        patch: side of a block, in pixels.
+        permute, negate: see :meth:`keyseg_mm.maps.pixels.BlockTables.derive_patch`.
+        order: in which order the model's channels come, ``'rgb'`` or ``'bgr'``.
+        mean, std: of the model's normalisation, in that order.
+    """
+
+    scheme: ClassVar[str] = 'patches'
+    weight: str
+    offset: str
+    skip: int
+    patch: int
+    permute: str
+    negate: bool
+    order: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ImageEntry(Entry):
+    """An encryption of the images that a model was trained on.
+
+    Attributes:
+        method: ``'SHF'``, ``'NP'`` or ``'FFX'``.
+        block: side of a block, in pixels.
+        salt: public, 32 hex digits, so that one key encrypts the images of another model otherwise; or empty.
+    """
+
+    scheme: ClassVar[str] = 'images'
+    method: str
+    block: int
+    salt: str = ''
+
+    def __str__(self) -> str:
+        return f'{self.method}, block {self.block}, salt {self.salt or "none"}'
+
+
+ENTRIES: dict[str, type[Entry]] = {cls.scheme: cls for cls in (MapEntry, TensorEntry, EmbeddingEntry, ImageEntry)}
+
+
+def describe(transform: Mapping[str, Any]) -> str:
+    """A transform in normal form as a reader wants it: ``ChannelRotation(block=16)``."""
+    params = ', '.join(f'{k}={v}' for k, v in transform.items() if k != 'type')
+    return f'{transform["type"]}({params})' if params else str(transform['type'])
+
+
+def parse_salt(text: object) -> bytes:
+    """The salt of a config or a command line.
+
+    Raises:
+        StampError: it is not 16 bytes in hex.
+    """
+    if not isinstance(text, str) or not re.fullmatch(f'[0-9a-fA-F]{{{2 * SALT_BYTES}}}', text):
+        raise StampError(f'salt is {2 * SALT_BYTES} hex digits; `keyseg show CHECKPOINT` tells those of a model')
+    return bytes.fromhex(text)
+
+
+def read_entry(row: dict[str, Any]) -> Entry:
+    """An entry from its JSON; raises ValueError, KeyError, TypeError or AttributeError for a damaged one."""
+    kind = ENTRIES[row.pop('scheme')]
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    if set(row) - set(known):
+        raise ValueError
+    given = {name: row.get(name, f.default) for name, f in known.items()}
+    if any(value is MISSING for value in given.values()):
+        raise KeyError
+    return kind(**{name: _CHECKS[name](value) for name, value in given.items()})
+
+
+def write_entry(entry: Entry) -> dict[str, Any]:
+    """An entry as JSON has it, less those that are empty and need not be there."""
+    optional = {f.name for f in fields(entry) if f.default is not MISSING}  # type: ignore[arg-type]
+    written = {name: value for name, value in asdict(entry).items() if value or name not in optional}  # type: ignore[call-overload]
+    return {'scheme': entry.scheme, **written}
+
+
+def place_of(entry: Any) -> tuple[Any, ...]:
+    """What may be encrypted only once in a stamp."""
+    named = {'features': 'point', 'parameters': 'names', 'patches': 'weight'}.get(entry.scheme)
+    return (entry.scheme, getattr(entry, named) if named else entry)
+
+
+def _refuse(_: object = None) -> Any:
+    raise ValueError
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) and len(value) <= _LONGEST else _refuse()
+
+
+def _name(value: Any) -> str:
+    return _text(value) or _refuse()
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    few = isinstance(value, (list, tuple)) and len(value) <= _MOST_NAMES
+    return tuple(map(_name, value)) if few else _refuse()
+
+
+def _number(low: int, high: int) -> Callable[[Any], int]:
+    return lambda value: value if type(value) is int and low <= value <= high else _refuse()
+
+
+def _one_of(*values: Any) -> Callable[[Any], Any]:
+    return lambda value: value if any(value is v or (isinstance(v, str) and value == v) for v in values) else _refuse()
+
+
+def _channels(positive: bool) -> Callable[[Any], tuple[float, ...]]:
+    def check(value: Any) -> tuple[float, ...]:
+        right = len(value) == 3 and all(type(v) in (int, float) and math.isfinite(v) for v in value)
+        return tuple(map(float, value)) if right and (not positive or min(value) > 0) else _refuse()
+
+    return check
+
+
+def _transform(value: Any) -> dict[str, Any]:
+    """Name and plain parameters; whether there is such a transform is asked when it is used."""
+    if not isinstance(value, dict) or len(value) > 8 or not _name(value.get('type')):
+        raise ValueError
+    if not all(_name(k) and (isinstance(v, (bool, int, float)) or _text(v) == v) for k, v in value.items()):
+        raise ValueError
+    return dict(value)
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    'point': lambda value: str(Point.parse(_name(value))),
+    'channels': _number(1, _LARGEST_NUMBER),
+    'transform': _transform,
+    'weights': _names,
+    'names': lambda value: _names(value) or _refuse(),
+    'count': _number(2, _LARGEST_NUMBER),  # a single value has no other place to go
+    'weight': _name,
+    'offset': _text,
+    'skip': _number(0, 2),
+    'patch': _number(2, 256),
+    'permute': _one_of('all', 'channel', 'none'),
+    'negate': _one_of(True, False),
+    'order': _one_of('rgb', 'bgr'),
+    'mean': _channels(positive=False),
+    'std': _channels(positive=True),
+    'method': _one_of('SHF', 'NP', 'FFX'),
+    'block': _number(1, 64),
+    'salt': lambda value: parse_salt(value).hex() if value else _text(value),
+}

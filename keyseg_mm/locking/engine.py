@@ -1,0 +1,221 @@
+"""Lock, rekey and unlock: a trained model's weights under a key, without training, by whatever scheme.
+
+:func:`lock`, :func:`rekey` and :func:`unlock` are pure: they check everything first, and change nothing they are given.
+Those that end in ``_in_place`` replace the values of the dict that they are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from keyseg_mm.bind import Bound, check_key, sign, stamp_tensor, verify
+from keyseg_mm.entries import ImageEntry, describe
+from keyseg_mm.errors import LockError
+from keyseg_mm.keys.key import SecretKey
+from keyseg_mm.locking.features import DEFAULT_TRANSFORM, complete
+from keyseg_mm.locking.fitting import fit
+from keyseg_mm.locking.plan import Plan
+from keyseg_mm.locking.scheme import SCHEMES, Scheme, scheme_of
+from keyseg_mm.maps import TRANSFORMS
+from keyseg_mm.model.sites import Trace, module_of
+from keyseg_mm.stamp import Stamp, below, fresh_salt, stamps_of
+
+
+def lock(
+    state_dict: Mapping[str, Any],
+    model: nn.Module,
+    key: SecretKey,
+    points: str | Iterable[str] | None = None,
+    transform: str | Mapping[str, Any] = DEFAULT_TRANSFORM,
+    salt: bytes | None = None,
+    trace: Trace | None = None,
+    scheme: str = 'features',
+    **options: Any,
+) -> dict[str, Any]:
+    """Plain to protected.
+
+    Args:
+        state_dict: of the plain model.
+        model: the plain model, with any weights; it is looked at, and stays as it is.
+        key: the secret key.
+        points, transform, trace: see :func:`keyseg_mm.locking.features.plan_lock`; by default all layers.
+        salt: 16 public bytes; by default fresh random ones.
+        scheme: another scheme than that of feature maps: ``'tensors'``, ``'selective'`` or ``'patches'``. It takes no
+            points and no transform.
+        options: of that scheme.
+
+    Returns:
+        A new state_dict with the stamp. Entries that are not changed are the same tensors as in ``state_dict``.
+
+    Raises:
+        LockError: it is protected already, does not fit the model, or points cannot be absorbed.
+    """
+    if scheme not in SCHEMES:
+        raise LockError(f'no scheme {scheme!r}; there are {", ".join(SCHEMES)}')
+    if scheme == 'features':
+        options.update(transform=transform, trace=trace, **({} if points is None else {'points': points}))
+    elif points is not None or transform != DEFAULT_TRANSFORM:
+        raise LockError(f'scheme {scheme!r} takes no points and no transform')
+    locked = fit(state_dict, model)
+    lock_in_place(locked, SCHEMES[scheme].plan(model, locked, **options), key, salt)
+    return locked
+
+
+def unlock(
+    state_dict: Mapping[str, Any],
+    key: SecretKey,
+    model: nn.Module | None = None,
+    trace: Trace | None = None,
+    check: bool = True,
+) -> dict[str, Any]:
+    """Protected to plain. For a live model: :func:`keyseg_mm.unlock_model`.
+
+    Args:
+        state_dict: of the protected model, with its stamp.
+        key: its key.
+        model: the plain model; needed where the model was trained with the key, to find the weights that read the
+            encrypted maps.
+        trace: see :func:`keyseg_mm.locking.features.plan_lock`.
+        check: check the MAC.
+
+    Returns:
+        A new state_dict, without a stamp, or, where the model was trained on encrypted images, with a stamp of those.
+
+    Raises:
+        KeyMismatchError: another key's.
+        IntegrityError: the MAC does not fit.
+        LockError: no stamp, or points that cannot be absorbed.
+    """
+    plain = dict(state_dict)
+    unlock_in_place(plain, key, model, trace, check)
+    return plain
+
+
+def rekey(
+    state_dict: Mapping[str, Any],
+    key: SecretKey,
+    new_key: SecretKey,
+    model: nn.Module | None = None,
+    salt: bytes | None = None,
+    trace: Trace | None = None,
+    check: bool = True,
+) -> dict[str, Any]:
+    """From one key to another, in one step: the plain weights never come into being.
+
+    Args and errors as of :func:`unlock`, and:
+
+    Args:
+        new_key: the key to come.
+        salt: 16 public bytes; by default fresh random ones.
+    """
+    changed = dict(state_dict)
+    rekey_in_place(changed, key, new_key, model, salt, trace, check)
+    return changed
+
+
+def lock_in_place(
+    tensors: dict[str, Any], plan: Plan, key: SecretKey, salt: bytes | None = None, own: bool = False
+) -> Stamp:
+    """:func:`lock`, by a plan, of a dict whose values are replaced; ``own``: the tensors' memory is overwritten too.
+
+    Returns:
+        The stamp with its MAC.
+    """
+    stamp = plan.to_stamp(key.id, fresh_salt(salt))
+    SCHEMES[plan.scheme].carry(tensors, '', None, Bound(key, stamp), own)
+    return put_stamp(tensors, '', key, stamp)
+
+
+def unlock_in_place(
+    tensors: dict[str, Any],
+    key: SecretKey,
+    model: nn.Module | None = None,
+    trace: Trace | None = None,
+    check: bool = True,
+    own: bool = False,
+) -> None:
+    """:func:`unlock` of a dict whose values are replaced; ``own`` as of :func:`lock_in_place`."""
+    for prefix, stamp in _opened(tensors, key, model, trace, check).items():
+        _scheme(stamp).carry(tensors, prefix, Bound(key, stamp), None, own)
+        del tensors[prefix + stamp.name]
+        if stamp.images:
+            put_stamp(tensors, prefix, key, replace(stamp, entries=stamp.images))
+
+
+def rekey_in_place(
+    tensors: dict[str, Any],
+    key: SecretKey,
+    new_key: SecretKey,
+    model: nn.Module | None = None,
+    salt: bytes | None = None,
+    trace: Trace | None = None,
+    check: bool = True,
+    own: bool = False,
+) -> None:
+    """:func:`rekey` of a dict whose values are replaced; ``own`` as of :func:`lock_in_place`."""
+    stamps = _opened(tensors, key, model, trace, check)
+    if any(stamp.images for stamp in stamps.values()):
+        raise LockError('this model was trained on images encrypted with its key, and learnt to read those alone')
+    for prefix, stamp in stamps.items():
+        new = replace(stamp, key_id=new_key.id, salt=fresh_salt(salt), mac='')
+        _scheme(stamp).carry(tensors, prefix, Bound(key, stamp), Bound(new_key, new), own)
+        del tensors[prefix + stamp.name]
+        stamps[prefix] = new
+    for prefix, stamp in stamps.items():  # after all of them: a model's MAC covers what its parts' stamps changed
+        put_stamp(tensors, prefix, new_key, stamp)
+
+
+def put_stamp(tensors: dict[str, Any], prefix: str, key: SecretKey, stamp: Stamp) -> Stamp:
+    """Sign a module's weights in a state_dict, and put the stamp in; returns it with its MAC."""
+    stamp = sign(key, stamp, below(tensors, prefix))
+    tensors[prefix + stamp.name] = stamp_tensor(stamp)
+    return stamp
+
+
+def _scheme(stamp: Stamp) -> Scheme:
+    """The scheme of a stamp; images are the data pipeline's."""
+    return scheme_of(next(entry for entry in stamp.entries if not isinstance(entry, ImageEntry)))
+
+
+def _opened(
+    tensors: Mapping[str, Any], key: SecretKey, model: nn.Module | None, trace: Trace | None, check: bool
+) -> dict[str, Stamp]:
+    """The stamps of a protected state_dict by the prefix of their names, those of parts before those of the whole."""
+    stamps = stamps_of(tensors)
+    if not stamps:
+        raise LockError('this checkpoint is plain: it carries no stamp, and there is nothing to unlock')
+    found = {}
+    for where, stamp in sorted(stamps.items(), key=lambda item: -len(item[0])):
+        prefix = where + '.' if where else ''
+        check_key(key, stamp)
+        if check:
+            verify(key, stamp, below(tensors, prefix))
+        if len(stamp.images) == len(stamp.entries):
+            raise LockError(
+                'this model was trained on encrypted images: no weight can be turned so that it reads plain'
+            )
+        refuse_unknown(stamp)
+        if not stamp.is_carried:
+            if model is None:
+                raise LockError(
+                    'this model was trained with its key, so its stamp does not tell which weights read the encrypted '
+                    'maps; give its config too (--config), or model=... from Python'
+                )
+            stamp = complete(stamp, module_of(model, where) if where else model, None if where else trace)
+        found[prefix] = stamp
+    return found
+
+
+def refuse_unknown(stamp: Stamp) -> None:
+    """Refuse a stamp that names a transform which nobody here knows.
+
+    Raises:
+        LockError: with its name.
+    """
+    unknown = {describe(entry.transform) for entry in stamp.maps if entry.transform['type'] not in TRANSFORMS}
+    if unknown:
+        raise LockError(f'transform {", ".join(sorted(unknown))} is not known here; install a newer keyseg_mm')
