@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from common import build_stock, quiet
+from keyseg_mm.weightplan import plan_weights
 
 from keyseg_mm import SecretKey, plan_lock
 from keyseg_mm.locking import fresh_salt, lock_in_place, rekey, unlock
-from keyseg_mm.weightplan import plan_weights
 
 WAYS: dict[str, Callable[[Any, Any], Any]] = {
     'SignedChannelPermutation, linear': lambda model, state: plan_lock(model),

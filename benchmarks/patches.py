@@ -21,7 +21,7 @@ import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
 from keyseg_mm import SecretKey, write_key_file
 from keyseg_mm.atomic import write_new
 from keyseg_mm.cli import main as keyseg
-from keyseg_mm.demo.config import config_text
+from keyseg_mm.demo.run import config_text
 from keyseg_mm.mm.floor import constant_prediction_floor
 from keyseg_mm.mm.scenes.street import HEIGHT, WIDTH, write_scenes
 

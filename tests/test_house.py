@@ -67,9 +67,9 @@ PLANTED = {
     'torch behind a key': ('errors.py', 'from torch import nn', 'torch: keyseg_mm.keys.secret, by way of'),
     'torch in a key': ('keys/key.py', 'def f():\n    import torch.nn', 'torch: keyseg_mm.keys.key'),
     'an attack with a key': (
-        'audit/attacks/planted.py',
+        'audit/model/attacks/planted.py',
         '"""Planted."""\nfrom keyseg_mm.keys.key import SecretKey',
-        'an attack that knows too much: keyseg_mm.audit.attacks.planted -> keyseg_mm.keys.key',
+        'an attack that knows too much: keyseg_mm.audit.model.attacks.planted -> keyseg_mm.keys.key',
     ),
     'a stamp with a key': ('stamp.py', 'import keyseg_mm.keys.key', 'the public half sees a key: keyseg_mm.stamp'),
     'a second derivation': ('mm/dryrun.py', 'def f(key):\n    key.subkey(1)', 'derives from keys: keyseg_mm.mm.dryrun'),

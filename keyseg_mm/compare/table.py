@@ -9,8 +9,8 @@ from keyseg_mm.audit.model.advantage import LITTLE, NOISE
 from keyseg_mm.compare.choices import NONE, RIGHT
 from keyseg_mm.compare.methods import PLAIN
 from keyseg_mm.compare.run import DONE, FAILED, NOT_APPLICABLE, UNCOUNTABLE
-from keyseg_mm.demo.report import PROMISE
 from keyseg_mm.maps.keyspace import KEY_BITS
+from keyseg_mm.mm.floor import PROMISE
 
 HEAD = (
     'method', 'right key', 'drop', 'no key', 'wrong keys, most', 'floor', 'time', 'key space, bits', 'audit advantage',

@@ -1,1 +1,1 @@
-"""The parts of ``keyseg demo``: street scenes made on the spot, the config of the run, the picture, the table."""
+"""What ``keyseg demo`` does: it makes scenes, trains a protected model on them, tests it and tells what came out."""

@@ -26,23 +26,22 @@ class DemoFolder:
     """
 
     def __init__(self, path: Path, names: tuple[str, ...], overwrite: bool = False) -> None:
-        self.path = path
+        self.path, self._names = path, names
         try:
             path.mkdir(parents=True, exist_ok=True)
             if overwrite:
-                self._remove_made(names)
-                taken = [name for name in names if os.path.lexists(path / name)]
-                if taken:
-                    raise KeysegError(
-                        f'{path} holds {", ".join(taken)}, which no demo is known to have made; it was left as it is: '
-                        'move it away, or give another folder with --out'
-                    )
-            elif any(path.iterdir()):
+                self._remove_made()
+            taken = [name for name in names if os.path.lexists(path / name)]
+            if overwrite and taken:
+                raise KeysegError(
+                    f'{path} holds {", ".join(taken)}, which no demo is known to have made; it was left as it is: '
+                    'move it away, or give another folder with --out'
+                )
+            if not overwrite and any(path.iterdir()):
                 raise KeysegError(
                     f'{path} is not empty; give another folder with --out, or --overwrite to replace what an earlier '
                     'demo made there'
                 )
-            self._names = names
             self._foreign = self._files()
             self.note()
         except OSError as error:
@@ -62,18 +61,17 @@ class DemoFolder:
     def _files(self) -> set[str]:
         return {p.relative_to(self.path).as_posix() for p in self.path.rglob('*') if p.is_symlink() or not p.is_dir()}
 
-    def _remove_made(self, names: tuple[str, ...]) -> None:
+    def _remove_made(self) -> None:
         """Remove the listed files, the list, the folders that are empty then, and what a killed demo had begun."""
-        try:
-            listed = (self.path / LIST_NAME).read_text(encoding='utf-8').splitlines()
-        except FileNotFoundError:
+        listing = self.path / LIST_NAME
+        if not listing.is_file():
             return
         root = self.path.resolve()
-        for file in [*(root / name for name in listed), root / LIST_NAME]:
+        for file in [*(root / name for name in listing.read_text(encoding='utf-8').splitlines()), root / LIST_NAME]:
             if not file.parent.resolve().is_relative_to(root) or file.name in ('', '..'):
                 continue  # a list that was tampered with
             if file.is_dir() and not file.is_symlink():
-                if file.parent == root and file.name in names:
+                if file.parent == root and file.name in self._names:
                     shutil.rmtree(file)
                 continue
             file.unlink(missing_ok=True)

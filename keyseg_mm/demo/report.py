@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from keyseg_mm.mm.floor import PROMISE
+
 RIGHT, NONE, WRONG = 'the right key', 'no key', 'a wrong key'
-# What the project promises of an unauthorised user's mIoU, in constant-prediction floors.
-PROMISE = 2.5
 _BAR = 26  # characters of the longest bar
 
 
@@ -41,11 +40,11 @@ class Result:
         """A name for files."""
         return {RIGHT: 'right-key', NONE: 'no-key'}.get(self.who, self.key.replace(':', '-'))
 
-    def add(self, image: str, truth: Any, labels: Any) -> None:
-        """Take in one scene: its file, and its label maps as tensors."""
-        self.images.append(image)
-        self.truth.append(truth.cpu().numpy())
-        self.labels.append(labels.cpu().numpy())
+    def add(self, sample: Any) -> None:
+        """Take in one scene, as the host's test loop hands it out."""
+        self.images.append(sample.img_path)
+        self.truth.append(sample.gt_sem_seg.data[0].cpu().numpy())
+        self.labels.append(sample.pred_sem_seg.data[0].cpu().numpy())
 
 
 def table(results: Sequence[Result], floor: float, majority: str, blocks: bool = True) -> str:
@@ -68,11 +67,6 @@ def table(results: Sequence[Result], floor: float, majority: str, blocks: bool =
         bar = block * round(_BAR * miou / longest)
         lines.append(f'{who:<15} {key:<{wide}} {miou:6.2f} {share:>8}  {bar}'.rstrip())
     return '\n'.join(lines)
-
-
-def figures(results: Sequence[Result], floor: float, facts: Mapping[str, object]) -> str:
-    """The results, the floor and further public facts as JSON."""
-    return json.dumps({**facts, 'floor': floor, 'mIoU': {r.key: r.miou for r in results}}, indent=1) + '\n'
 
 
 def meaning(results: Sequence[Result], floor: float) -> str:
@@ -101,11 +95,12 @@ def meaning(results: Sequence[Result], floor: float) -> str:
 
 def next_steps(config: str, checkpoint: str) -> str:
     """Command lines to go on with; the paths are quoted for a shell."""
-    steps = {
-        'see what the checkpoint says of its protection': f'keyseg show {checkpoint}',
-        'test it yourself, with whatever key': f'keyseg test {config} {checkpoint} '
-        '--cfg-options model.protection.key=none',
-        'make a key for a model of your own': 'keyseg keygen --out my.key',
-        'protect a config of your own': f'with the three lines marked in {config}',
-    }
-    return '\n'.join(f'  {what}\n      {how}' for what, how in steps.items())
+    return f"""\
+  see what the checkpoint says of its protection
+      keyseg show {checkpoint}
+  test it yourself, with whatever key
+      keyseg test {config} {checkpoint} --cfg-options model.protection.key=none
+  make a key for a model of your own
+      keyseg keygen --out my.key
+  protect a config of your own
+      with the three lines marked in {config}"""

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+INDENT = ' ' * 12
 _BAR = '   {desc:<24} {percentage:3.0f}% |{bar:28}| {n}/{total}  {remaining} left'
-_INDENT = ' ' * 12
 
 
 class Screen:
@@ -27,29 +25,17 @@ class Screen:
         """Print."""
         print(text, file=self._out, flush=True)
 
-    def step(self, number: int, name: str, text: str, place: object = '') -> None:
-        """Announce a step, and where what it makes is to be found."""
-        self.say(f'{number}  {name:<9}{text}')
-        if str(place):
-            self.say(f'{_INDENT}{place}')
-
-    def detail(self, text: str) -> None:
-        """A line that belongs to the step announced before."""
-        self.say(_INDENT + text)
-
-    def wrapped(self, text: str) -> None:
-        """Print a paragraph, no wider than the terminal."""
-        self.say(textwrap.fill(text, min(shutil.get_terminal_size().columns - 1, 98)))
-
     def bar(self, name: str, total: int) -> Any:
         """A progress bar that says how much is done and how long the rest takes; it is gone when it is done."""
         # Where nobody watches, in a log file for one, a bar that moves is noise: a line every half minute will do.
-        watched = self._bars.isatty()
-        pace = {'mininterval': 0.2 if watched else 30.0, 'ascii': None if can_show('█', self._bars) else True}
+        pace = {
+            'mininterval': 0.2 if self._bars.isatty() else 30.0,
+            'ascii': None if can_show('█', self._bars) else True,
+        }
         return tqdm(total=total, desc=name, bar_format=_BAR, leave=False, file=self._bars, **pace)
 
     def shows_blocks(self) -> bool:
-        """Whether the characters that tables and bars are drawn with can be printed."""
+        """Whether the characters that tables are drawn with can be printed."""
         return can_show('█─', self._out)
 
 

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from keyseg_mm.audit.model.data import PhotoSource
-from keyseg_mm.audit.model.training import train
+from keyseg_mm.audit.model.training import Recipe, train
 from keyseg_mm.bind import stamp_tensor
 from keyseg_mm.stamp import MapEntry, Stamp
 from tests.support.audits import IN_POINTS, SALT, build, lock, scenes, small_model_cfg
@@ -23,7 +23,7 @@ def plain():
     """A trained plain model's weights."""
     init_default_scope('mmseg')
     model = build()
-    train(model, scenes(16), 60, 5e-3, crop=1.0)
+    train(model, scenes(16), Recipe(60, 5e-3, crop=1.0))
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
@@ -41,7 +41,7 @@ def trained_on_files(tiny_cityscapes, tmp_path_factory):
     runner_cfg(tiny_cityscapes, folder / 'work', small_model_cfg()).dump(str(folder / 'plain.py'))
     cfg, model = Config.fromfile(str(folder / 'plain.py')), build()
     source = PhotoSource(cfg, 'train', model)
-    train(model, source.load(range(len(source)), torch.device('cpu')), 80, 5e-3, crop=1.0)
+    train(model, source.load(range(len(source)), torch.device('cpu')), Recipe(80, 5e-3, crop=1.0))
     return folder / 'plain.py', {name: value.clone() for name, value in model.state_dict().items()}
 
 

@@ -1,4 +1,4 @@
-"""Inversion of norm statistics and correlations: it breaks what it should, from images without labels."""
+"""Inversion of norm statistics: it breaks what it should, from images without labels."""
 
 from __future__ import annotations
 
@@ -8,61 +8,52 @@ import numpy as np
 import pytest
 import torch
 
-import keyseg_mm.audit.attacks  # noqa: F401 - registers them
-from keyseg_mm.audit.attacks._exchange import GramTerm, NormTerm, Search
-from keyseg_mm.audit.attacks._moments import Reading, norms_behind, read
-from keyseg_mm.audit.attacks._spots import readers_of, spots_of
+from keyseg_mm.audit.model.attacks.moments import NormEquations, equations_at, norms_behind
+from keyseg_mm.audit.model.attacks.points import points_of
+from keyseg_mm.audit.model.attacks.probing import readers_of
 from tests.support.locks import accuracy, attack, case_of, pictures, random_maps, right, trained
 
 
-def reading(rng, channels, outputs, kernel):
-    a = rng.standard_normal((channels * kernel, channels * kernel))
+def equations(channels, outputs, kernel):
+    draw = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+    a = normal(channels * kernel, channels * kernel)
     covariance = (a @ a.T).reshape(channels, kernel, channels, kernel)
-    weight = rng.standard_normal((channels, outputs, kernel))
-    mean = rng.standard_normal((channels, kernel))
-    return Reading(weight, mean, covariance, rng.standard_normal(outputs), rng.random(outputs) + 0.5)
+    variance = torch.rand(outputs, generator=draw, dtype=torch.float64) + 0.5
+    return NormEquations(
+        normal(channels, outputs, kernel), normal(channels, kernel), covariance, normal(outputs), variance
+    )
 
 
 @pytest.mark.parametrize('kernel', [1, 4])
-@pytest.mark.parametrize('signed', [False, True])
-def test_an_offered_change_is_the_change_of_the_energy(kernel, signed):
-    rng = np.random.default_rng(0)
-    made = reading(rng, 7, 5, kernel)
-    search = Search([NormTerm(made), GramTerm(made, 0.7)], 7, signed, rng)
-    energy = search.energy()
+def test_an_offered_change_is_the_change_of_the_misfit(kernel):
+    rng, made, matrix = np.random.default_rng(0), equations(7, 5, kernel), torch.eye(7, dtype=torch.float64)
+    misfit = float(made.start(matrix))
     for _ in range(60):
         i, j = rng.integers(0, 7, 2).tolist()
-        signs = search.choices[int(rng.integers(len(search.choices)))]
-        if i == j and signs[0] > 0:
-            continue
-        offered = sum(term.offers(i, signs) for term in search.terms)[j]
-        search._exchange(i, j, signs)
-        kept = sum(term.energy() for term in search.terms)
-        assert kept == pytest.approx(search.energy(), rel=1e-9)
-        assert search.energy() - energy == pytest.approx(offered, rel=1e-6, abs=1e-6)
-        energy = search.energy()
-
-
-def test_a_state_and_its_matrix_are_one():
-    rng = np.random.default_rng(0)
-    search = Search([GramTerm(reading(rng, 6, 4, 1), 1.0)], 6, True, rng)
-    matrix = search.matrix()
-    energy = search.energy()
-    other = Search(search.terms, 6, True, rng)
-    other.place(matrix)
-    assert other.energy() == pytest.approx(energy) and (other.matrix() == matrix).all()
+        signs = tuple(rng.choice([-1.0, 1.0], 2).tolist())
+        offered = float(made.offers(i, signs)[j])
+        made.exchange(i, j, signs)
+        old = matrix.clone()
+        matrix[:, j] = signs[1] * old[:, i]
+        matrix[:, i] = signs[0] * old[:, j]
+        kept = float(made._misfit(made.level, made.spread))
+        assert kept == pytest.approx(misfit + offered, rel=1e-6, abs=1e-6)
+        misfit = float(made.start(matrix))
+        assert kept == pytest.approx(misfit, rel=1e-9)
 
 
 def test_the_true_key_meets_the_norms_and_a_random_one_does_not():
     case, maps = case_of(['in:b'], unlabelled=pictures(32, 60).unlabelled())
-    spot = spots_of(case)[0]
-    norms = norms_behind(case, case.model(), pictures(2, 1).images)
+    point, norms = points_of(case)[0], norms_behind(case)
     assert norms == {'a': 'a_bn', 'b': 'b_bn', 'c': 'c_bn'}
-    (made,) = read(case, spot, {}, readers_of(case, spot), norms)
-    search = Search([NormTerm(made)], 16, False, np.random.default_rng(0))
-    drawn = search.energy()
-    search.place(maps['in:b'].matrix().numpy())
-    assert search.energy() < drawn / 10
+    (made,) = equations_at(case, point, {}, readers_of(case, point), norms)
+    drawn = made.start(point.random(np.random.default_rng(0)).matrix())
+    assert made.start(maps['in:b'].matrix()) < drawn / 10
+    assert not equations_at(case, point, {}, readers_of(case, point), {})  # without a norm behind there are none
 
 
 @pytest.mark.parametrize('transform', ['ChannelPermutation', 'SignedChannelPermutation'])

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-import keyseg_mm.audit.attacks  # noqa: F401 - registers them
-from keyseg_mm.audit.attacks._spots import readers_of, spots_of
 from keyseg_mm.audit.engine.attack import ATTACKS
+from keyseg_mm.audit.model.attacks.points import points_of
+from keyseg_mm.audit.model.attacks.probing import readers_of
 from tests.support.locks import accuracy, attack, case_of, lock, make_plan, pictures, random_maps, right, trained
 
 POINTS = ['in:b', 'in:c', 'in:head']
@@ -70,7 +70,7 @@ def test_a_rotation_over_tuned_weights_falls_to_procrustes():
 
 def test_an_output_point_falls_through_the_layer_that_reads_it():
     case, maps = case_of(['out:a_bn'], public=trained())
-    assert readers_of(case, spots_of(case)[0]) == [('b', 0)]
+    assert readers_of(case, points_of(case)[0]) == [('b', 0)]
     assert right(attack('match-hungarian', case).guesses['out:a_bn'], maps['out:a_bn']) == 1
 
 

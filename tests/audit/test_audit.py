@@ -25,7 +25,7 @@ from keyseg_mm.audit.model.runner import Runner
 from keyseg_mm.audit.model.scoring import confusion, kappa, miou, predict, right_share, score
 from keyseg_mm.audit.model.spectra import close_points, distances
 from keyseg_mm.audit.model.summary import advantage, summarise
-from keyseg_mm.audit.model.training import train
+from keyseg_mm.audit.model.training import Recipe, train
 from keyseg_mm.bind import derive_map, stamp_tensor
 from keyseg_mm.cli import main
 from keyseg_mm.errors import KeyMismatchError, KeysegError, PlainCheckpointError, SecretExposedError
@@ -233,7 +233,7 @@ def test_training_is_seeded_and_leaves_frozen_weights_alone():
     for seed in (0, 0, 1):
         model = build()
         before = {n: v.clone() for n, v in model.state_dict().items()}
-        course = train(model, photos, 3, 1e-3, lambda name, _: 'conv_seg' in name, seed=seed)
+        course = train(model, photos, Recipe(3, 1e-3, lambda name: 'conv_seg' in name), seed=seed)
         changed = {n for n, v in model.state_dict().items() if not torch.equal(v, before[n])}
         assert changed == {'decode_head.conv_seg.weight', 'decode_head.conv_seg.bias'}
         assert all(p.requires_grad for p in model.parameters()) and not model.training
@@ -243,15 +243,15 @@ def test_training_is_seeded_and_leaves_frozen_weights_alone():
 
 def test_training_stops_when_its_seconds_are_up():
     photos = scenes(4)
-    assert not train(build(), photos, 2, 1e-3).exhausted
+    assert not train(build(), photos, Recipe(2, 1e-3)).exhausted
     start = time.monotonic()
-    course = train(build(), photos, 10_000, 1e-3, budget=Budget(10_000, 0.3))
+    course = train(build(), photos, Recipe(10_000, 1e-3), Budget(10_000, 0.3).clock())
     assert course.exhausted and course.steps < 10_000 and time.monotonic() - start < 10
 
 
 def test_training_wants_labels():
     with pytest.raises(KeysegError, match='labelled'):
-        train(build(), scenes(2).unlabelled(), 1, 1e-3)
+        train(build(), scenes(2).unlabelled(), Recipe(1, 1e-3))
 
 
 def test_controls_learn_and_do_without_the_protected_weights(case, referee, plain, monkeypatch):

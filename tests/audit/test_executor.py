@@ -180,7 +180,7 @@ def test_keys_do_not_travel(local, key):
 @pytest.mark.parametrize(('how', 'status'), [(signal.SIGINT, 1), (signal.SIGKILL, -signal.SIGKILL)])
 def test_what_was_started_ends_with_the_caller(how, status, tmp_path):
     code = (
-        'import sys; from pathlib import Path; import test_executor as t\n'
+        'import sys; from pathlib import Path; import tests.audit.test_executor as t\n'
         'with t.make_executor(jobs=2) as way:\n'
         '    try:\n'
         '        t.results(way, t.starts_another, Path(sys.argv[1]))\n'

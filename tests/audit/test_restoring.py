@@ -196,28 +196,21 @@ def test_outlines_are_seen_in_means_of_blocks(scenes):
         assert score.ssim > attack('flat', referee, case)[0].ssim + 0.05 and score.psnr > 15
 
 
-@pytest.mark.parametrize(
-    ('name', 'method', 'gain'),
-    [('inverse-network', 'SHF', 2), ('inverse-network-pairs', 'NP', 2), ('generative-prior', 'SHF', 2),
-     ('generative-prior', 'NP', 3), ('generative-prior', 'FFX', 2)],
-)  # fmt: skip
-def test_learning_attacks_beat_one_colour_everywhere(scenes, name, method, gain):
-    referee, case = setting(scenes, method, 2, budget=Budget(40 if 'prior' in name else 20, 60.0))
-    if 'pairs' in name:
-        case = dataclasses.replace(case, pairs=referee.pairs(scenes[1]))
-    score, flat = (attack(which, referee, case)[0] for which in (name, 'flat'))
-    assert score.psnr > flat.psnr + gain
+def test_an_inverse_network_beats_one_colour_everywhere(scenes):
+    referee, case = setting(scenes, 'SHF', 2, budget=Budget(20, 60.0))
+    score, flat = (attack(name, referee, case)[0] for name in ('inverse-network', 'flat'))
+    assert score.psnr > flat.psnr + 2
 
 
-def test_learning_attacks_give_the_same_again(scenes):
+def test_attacks_that_draw_give_the_same_again(scenes):
     referee, case = setting(scenes, 'SHF', 8, budget=Budget(3, 60.0))
-    for name in ('inverse-network', 'generative-prior', 'neighbour-order-noise'):
+    for name in ('inverse-network', 'neighbour-order-noise'):
         first, second = (RESTORINGS[name]().run(case, lambda share, words: None).images for _ in range(2))
         assert np.array_equal(first, second), name
 
 
 def test_every_attack_says_what_the_report_shows():
-    assert len(RESTORINGS) >= 9
+    assert len(RESTORINGS) >= 8
     for found in (*RESTORINGS.values(), *CONTROLS.values()):
         assert found.__doc__ and found.title and found.source and found.cost
     for changes, words in (({'needs': frozenset({'luck'})}, 'luck'), ({'source': ''}, 'source'), ({}, 'two attacks')):
@@ -236,10 +229,10 @@ def test_attacks_do_not_know_the_referee():
         'keyseg_mm.images.cipher',
     )
     files = [
-        *(p for name in ('images', 'restoring') for p in (AUDIT / name / 'attacks').glob('*.py')),
+        *(AUDIT / 'images' / 'attacks').glob('*.py'),
         *(AUDIT / 'images' / f'{name}.py' for name in ('case', 'attack', 'controls', 'scheme')),
     ]
-    assert len(files) > 12
+    assert len(files) > 8
     for path in files:
         nodes = [
             node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, (ast.Import, ast.ImportFrom))

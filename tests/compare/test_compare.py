@@ -19,11 +19,11 @@ from mmengine.config import Config
 from keyseg_mm import KeysegError
 from keyseg_mm.audit.engine.suites import SUITES, Level
 from keyseg_mm.audit.report.pictures import unpng
-from keyseg_mm.cli import demo
 from keyseg_mm.cli import main as commands_main
 from keyseg_mm.compare import configs, keyspace, measure, methods, photos, process
 from keyseg_mm.compare.methods import expanded, pick
 from keyseg_mm.compare.table import HEAD, cells, verdict
+from keyseg_mm.demo.run import host
 from tests.support.cli import keyseg
 from tests.support.configs import runner_cfg, setr_cfg, tiny_model_cfg
 from tests.support.families import build
@@ -46,7 +46,7 @@ class Steps:
         if trouble is not None:
             log.write_text(trouble)
             return 1
-        with demo.host(log):
+        with host(log):
             return (commands_main if module == process.COMMANDS else measure.main)(arguments)
 
 
@@ -164,7 +164,7 @@ def test_each_method_runs_by_its_config_alone(compared, tmp_path):
         assert cfg.train_dataloader.dataset.data_root == str(compared['data'])
         assert cfg.optim_wrapper.optimizer.lr == 0.02
     config, checkpoint = folder / 'lock-signed' / 'config.py', folder / 'lock-signed' / 'locked.pth'
-    with demo.host(tmp_path / 'log'):
+    with host(tmp_path / 'log'):
         assert keyseg('test', config, checkpoint, '--work-dir', tmp_path / 'work') == 0
     (metrics,) = tmp_path.glob('work/*/*.json')
     assert json.loads(metrics.read_text())['mIoU'] == row(compared['second'][2], 'lock-signed')['miou']['right']

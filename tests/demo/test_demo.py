@@ -13,7 +13,8 @@ from mmengine.registry import DefaultScope
 
 from keyseg_mm import KeysegError, find_leaks, read_key_file
 from keyseg_mm.checkpoint.files import stamps_in
-from keyseg_mm.cli import demo, main
+from keyseg_mm.cli import INTERRUPTED, main
+from keyseg_mm.demo import run as demo
 from keyseg_mm.demo.folder import LIST_NAME, DemoFolder
 from keyseg_mm.demo.picture import paint_labels
 from keyseg_mm.demo.report import NONE, RIGHT, WRONG, Result, meaning, table
@@ -268,7 +269,7 @@ def test_an_interruption_is_answered_and_can_be_overwritten(tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(scenes, 'write_scenes', interrupt)
-    assert main(['demo', '--out', str(tmp_path / 'out')]) == demo.INTERRUPTED
+    assert main(['demo', '--out', str(tmp_path / 'out')]) == INTERRUPTED
     told = capsys.readouterr().err
     assert 'stopped, as asked, while making scenes' in told
     assert '--overwrite' in told

@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from keyseg_mm.audit.attacks._spots import Spot, array_of
 from keyseg_mm.audit.engine.attack import ATTACKS, Attempt
+from keyseg_mm.audit.model.attacks.points import AttackedPoint, array_of
 from keyseg_mm.audit.model.case import Budget, Case, Photos, logits
 from keyseg_mm.maps import normal_form
-from keyseg_mm.model.points import Point
 from keyseg_mm.stamp import MapEntry, Stamp
 
 CLASSES, SIDE = 5, 32
@@ -87,7 +86,7 @@ def make_plan(points, transform='ChannelPermutation', salt=bytes(16)):
 def random_maps(plan, seed=7):
     """A secret for every point of a plan."""
     rng = np.random.default_rng(seed)
-    return {e.point: Spot(e, Point.parse(e.point)).random(rng) for e in plan.entries}
+    return {e.point: AttackedPoint(e).random(rng) for e in plan.entries}
 
 
 def lock(weights, maps):

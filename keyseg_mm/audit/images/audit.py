@@ -12,6 +12,7 @@ from typing import Any
 from keyseg_mm import __version__
 from keyseg_mm.atomic import write_json
 from keyseg_mm.audit.engine.suites import Say
+from keyseg_mm.audit.images import attacks  # noqa: F401 - registers all of them
 from keyseg_mm.audit.images.attack import RESTORINGS, Restoring
 from keyseg_mm.audit.images.case import ImageCase
 from keyseg_mm.audit.images.controls import CONTROLS
@@ -25,7 +26,6 @@ from keyseg_mm.audit.images.suites import DEPTHS, Depth
 from keyseg_mm.audit.images.summary import summarise
 from keyseg_mm.audit.model.case import Budget
 from keyseg_mm.audit.report.pictures import colour_png
-from keyseg_mm.audit.restoring import attacks  # noqa: F401 - registers all of them
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.mm.config import read_config

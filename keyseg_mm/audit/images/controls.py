@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from keyseg_mm.audit.engine.attack import Progress
+from keyseg_mm.audit.engine.grants import granted
 from keyseg_mm.audit.images.attack import Restored, Restoring
+from keyseg_mm.audit.images.attacks.statistics import traces
 from keyseg_mm.audit.images.case import ImageCase
 from keyseg_mm.audit.images.scheme import Images
-from keyseg_mm.audit.restoring.attacks._statistics import traces
 
 _HERE = 'control'
 _GREY = 118  # the grey that a meter takes for the mean of a scene (18 % reflectance) in 8-bit sRGB
@@ -65,5 +66,4 @@ CONTROLS: dict[str, type[Restoring]] = {cls.name: cls for cls in (AsItIs, Flat, 
 
 
 def _public(case: ImageCase) -> Images:
-    assert case.public is not None
-    return case.public
+    return granted(case.public)

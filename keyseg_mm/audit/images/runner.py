@@ -120,7 +120,6 @@ def _code() -> str:
     """Digest of the code of all attacks on images: they share much, and a run of all takes minutes."""
     own = Path(inspect.getfile(Restoring)).parent
     state = hashlib.sha256()
-    attacks = [path for folder in (own, own.parent / 'restoring') for path in (folder / 'attacks').glob('*.py')]
-    for path in sorted([*attacks, own / 'scheme.py', own / 'scoring.py', own / 'controls.py']):
+    for path in sorted([*(own / 'attacks').glob('*.py'), own / 'scheme.py', own / 'scoring.py', own / 'controls.py']):
         state.update(path.read_bytes())
     return state.hexdigest()

@@ -13,11 +13,11 @@ import torch
 
 from keyseg_mm import __version__
 from keyseg_mm.atomic import write_json
-from keyseg_mm.audit import attacks  # noqa: F401 - registers all of them
 from keyseg_mm.audit.engine.attack import ATTACKS, Attempt
 from keyseg_mm.audit.engine.scenario import Situation
 from keyseg_mm.audit.engine.suites import SUITES, Level, Say
 from keyseg_mm.audit.engine.targets import BLOCKS, IMAGES, MAPS, WEIGHTS
+from keyseg_mm.audit.model import attacks  # noqa: F401 - registers all of them
 from keyseg_mm.audit.model.case import Budget, Case, Photos
 from keyseg_mm.audit.model.controls import CONTROLS
 from keyseg_mm.audit.model.data import read_album

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from keyseg_mm.audit.engine.attack import Attack, Attempt, Progress
+from keyseg_mm.audit.engine.grants import granted
 from keyseg_mm.audit.engine.targets import ALL
 from keyseg_mm.audit.model.case import Case, logits
-from keyseg_mm.audit.model.training import train
+from keyseg_mm.audit.model.training import Recipe, train
 from keyseg_mm.errors import KeysegError
 
 CONTROLS: dict[str, type[Attack]] = {}
@@ -126,10 +127,10 @@ def public_model(case: Case) -> tuple[nn.Module, int]:
     Raises:
         KeysegError: the public weights share no tensor with the architecture.
     """
-    assert case.public is not None
+    public = granted(case.public)
     model = case.build()
     own = model.state_dict()
-    known = {name: value for name, value in case.public.items() if name in own and own[name].shape == value.shape}
+    known = {name: value for name, value in public.items() if name in own and own[name].shape == value.shape}
     if not known:
         raise KeysegError('the public weights have no tensor in common with this architecture; give others')
     model.load_state_dict({**own, **known})
@@ -137,14 +138,10 @@ def public_model(case: Case) -> tuple[nn.Module, int]:
 
 
 def _trained(model: nn.Module, case: Case, lr: float, progress: Progress) -> Attempt:
-    assert case.labelled is not None
-    course = train(model, case.labelled, case.budget.steps, lr, progress=progress, seed=case.seed, budget=case.budget)
+    labelled = granted(case.labelled)
+    recipe = Recipe(case.budget.steps, lr)
+    course = train(model, labelled, recipe, case.budget.clock(), progress, case.seed)
     with torch.no_grad():
-        broken = not torch.isfinite(logits(model, case.labelled.images[:1])).all()
-    return Attempt(
-        model=model,
-        images_used=len(case.labelled),
-        exhausted=course.exhausted,
-        notes='the training diverged' if broken else '',
-        trail=[{'step': i + 1, 'loss': value} for i, value in enumerate(course.losses)][:: max(1, course.steps // 40)],
-    )
+        broken = not torch.isfinite(logits(model, labelled.images[:1])).all()
+    words = 'the training diverged' if broken else ''
+    return Attempt({}, model, len(labelled), course.exhausted, words, course.trail)

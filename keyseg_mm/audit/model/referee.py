@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from keyseg_mm.audit.attacks._finetune import FineTuning
 from keyseg_mm.audit.engine.attack import Attempt, Progress
+from keyseg_mm.audit.model.attacks.finetuning import FineTuning
 from keyseg_mm.audit.model.case import Case, GuessHook, Photos, logits
 from keyseg_mm.audit.model.scoring import Recovery, Score, predict, recovery, score
 from keyseg_mm.bind import derive_map

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from keyseg_mm.atomic import write_json
-from keyseg_mm.audit.attacks._finetune import FineTuning
 from keyseg_mm.audit.engine import attack as attack_module
 from keyseg_mm.audit.engine.attack import KEY_HOLDER, Attack, Attempt, Progress
 from keyseg_mm.audit.engine.keeping import attempted, feed, finished
 from keyseg_mm.audit.engine.scenario import Situation
 from keyseg_mm.audit.model import case as case_module
 from keyseg_mm.audit.model import scoring, training
+from keyseg_mm.audit.model.attacks.finetuning import FineTuning
 from keyseg_mm.audit.model.case import Case
 from keyseg_mm.audit.model.referee import Judge
 from keyseg_mm.audit.report.pictures import png

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from keyseg_mm.audit.engine.grants import granted
 from keyseg_mm.audit.model.case import Photos, logits
 from keyseg_mm.entries import MapEntry
 from keyseg_mm.maps import ChannelMap, ChannelPermutation, ChannelRotation
@@ -113,8 +114,7 @@ def score(said: Tensor, photos: Photos, authorised: Tensor | None, num_classes: 
         authorised: label maps of the authorised model; None where it speaks of other classes.
         num_classes: number of classes.
     """
-    assert photos.labels is not None
-    against_truth = confusion(photos.labels, said, num_classes, photos.ignore_index)
+    against_truth = confusion(granted(photos.labels), said, num_classes, photos.ignore_index)
     if authorised is None:
         return Score(miou(against_truth))
     against_right = confusion(authorised, said, num_classes, ignore_index=-1)

@@ -11,20 +11,70 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from keyseg_mm.audit.engine.attack import Progress
-from keyseg_mm.audit.model.case import Budget, Photos, logits
+from keyseg_mm.audit.engine.grants import granted
+from keyseg_mm.audit.model.case import Budget, Clock, Photos, logits
 from keyseg_mm.errors import KeysegError
 
-Trainable = Callable[[str, nn.Parameter], bool]
-#: (images (B, 3, h, w), labels (B, h, w), model) to a scalar
+#: (model, images (B, 3, h, w), labels (B, h, w)) to a scalar
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 _WARM_UP = 0.05  # share of the steps
 _CLIP = 10.0  # largest norm of a gradient: a scrambled model's first ones are large
+
+
+def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
+    """Mean cross entropy of the model's scores, over the labelled pixels; zero where there are none.
+
+    Args:
+        model: from images to scores.
+        images: (B, 3, H, W), normalised.
+        labels: (B, H, W).
+        ignore_index: label of pixels that do not count.
+    """
+    scores = logits(model, images)
+    if not (labels != ignore_index).any():
+        return 0.0 * scores.sum()
+    return F.cross_entropy(scores, labels, ignore_index=ignore_index)
+
+
+def segmentation_loss(model: nn.Module, images: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
+    """The model's own loss, in training mode, or :func:`cross_entropy` where it has none; arguments as there."""
+    samples = _samples(model, images, labels)
+    if samples is None:
+        return cross_entropy(model, images, labels, ignore_index)
+    host: Any = model
+    total, _ = host.parse_losses(host.loss(images, samples))
+    return total  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        steps: of ``batch`` photos each.
+        lr: peak learning rate.
+        learns: from a parameter's name, whether it learns.
+        loss: of a batch.
+        weight_decay: of AdamW.
+        crop: side of the random crops, as a share of the photos' sides; rounded to 32 pixels, the strides of most
+            models.
+        batch: photos in each step; fewer where there are fewer.
+    """
+
+    steps: int
+    lr: float
+    learns: Callable[[str], bool] = lambda name: True
+    loss: Loss = segmentation_loss
+    weight_decay: float = 0.01
+    crop: float = 0.75
+    batch: int = 4
 
 
 @dataclass(frozen=True)
@@ -32,29 +82,36 @@ class Course:
     """What became of a training.
 
     Attributes:
-        steps: steps taken.
         exhausted: the seconds ended it before all the steps were taken.
         losses: of every step.
     """
 
-    steps: int
     exhausted: bool
     losses: list[float]
+
+    @property
+    def steps(self) -> int:
+        """Steps taken."""
+        return len(self.losses)
+
+    @property
+    def last(self) -> float:
+        """Mean loss of the last steps; infinite if no step was taken."""
+        return float(np.mean(self.losses[-5:])) if self.losses else math.inf
+
+    @property
+    def trail(self) -> list[dict[str, Any]]:
+        """The losses as the curve of an attempt, of some forty steps."""
+        return [{'step': at, 'loss': loss} for at, loss in enumerate(self.losses, 1)][:: max(1, self.steps // 40)]
 
 
 def train(
     model: nn.Module,
     photos: Photos,
-    steps: int,
-    lr: float,
-    trainable: Trainable = lambda name, parameter: True,
+    recipe: Recipe,
+    clock: Clock | None = None,
     progress: Progress = lambda share, words: None,
     seed: int = 0,
-    budget: Budget | None = None,
-    batch: int = 4,
-    crop: float = 0.75,
-    weight_decay: float = 0.01,
-    loss: Loss | None = None,
 ) -> Course:
     """Train a model in place; it is in eval mode afterwards.
 
@@ -63,32 +120,24 @@ def train(
     Args:
         model: any segmentor; guesses that are hooked to it stay in force, and are trained if they are its parameters.
         photos: labelled.
-        steps: iterations of ``batch`` photos each.
-        lr: peak learning rate.
-        trainable: from a parameter's name and the parameter, whether it learns.
+        recipe: how.
+        clock: its seconds end the training early, and it counts the steps; none by default.
         progress: called after each step.
         seed: of batches, flips, crops and dropout.
-        budget: its seconds end the training early; its steps bound ``steps``.
-        batch: photos in each step; fewer where there are fewer.
-        crop: side of the random crops, as a share of the photos' sides; rounded to 32 pixels, the strides of most
-            models.
-        weight_decay: of AdamW.
-        loss: another loss than :func:`segmentation_loss`.
 
     Raises:
         KeysegError: no labels, or nothing to train.
     """
     if photos.labels is None or not len(photos):
         raise KeysegError('training needs labelled photos; this case has none')
-    frozen = _freeze(model, trainable)
+    frozen = _freeze(model, recipe.learns)
     device = photos.images.device
     try:
         with torch.random.fork_rng([device.index or 0] if device.type == 'cuda' else []), torch.enable_grad():
             torch.manual_seed(seed)  # dropout and the like
             _train_mode(model)
-            batches = _batches(photos, batch, crop, torch.Generator().manual_seed(seed))
-            budget = budget or Budget(steps, math.inf)
-            return _descend(model, batches, min(steps, budget.steps), lr, weight_decay, budget, loss, progress)
+            batches = _batches(photos, recipe, torch.Generator().manual_seed(seed))
+            return _descend(model, batches, recipe, clock or Budget(recipe.steps, math.inf).clock(), progress)
     finally:
         model.eval()
         for parameter in frozen:
@@ -96,52 +145,25 @@ def train(
 
 
 def _descend(
-    model: nn.Module,
-    batches: Iterator[tuple[Tensor, Tensor]],
-    steps: int,
-    lr: float,
-    weight_decay: float,
-    budget: Budget,
-    loss: Loss | None,
-    progress: Progress,
+    model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], recipe: Recipe, clock: Clock, progress: Progress
 ) -> Course:
     learning = [p for p in model.parameters() if p.requires_grad]
     if not learning:
         raise KeysegError('nothing to train: no parameter was chosen')
-    optimizer = torch.optim.AdamW(learning, lr=lr, weight_decay=weight_decay)
+    steps = min(recipe.steps, clock.budget.steps - clock.steps)
+    optimizer = torch.optim.AdamW(learning, lr=recipe.lr, weight_decay=recipe.weight_decay)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
-    clock, losses = budget.clock(), []
-    while clock.steps < steps and clock.tick():
-        images, labels = next(batches)
-        value = (loss or segmentation_loss)(model, images, labels)
+    losses: list[float] = []
+    while len(losses) < steps and clock.tick():
+        value = recipe.loss(model, *next(batches))
         optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(learning, _CLIP)
         optimizer.step()
         rate.step()
         losses.append(float(value.detach()))
-        progress(clock.steps / steps, f'loss {sum(losses[-10:]) / len(losses[-10:]):.2f}')
-    return Course(clock.steps, clock.steps < steps, losses)
-
-
-def segmentation_loss(model: nn.Module, images: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
-    """The model's own loss, or cross entropy on its scores where it has none.
-
-    Args:
-        model: the model, in training mode.
-        images: (B, 3, H, W), normalised.
-        labels: (B, H, W).
-        ignore_index: label of pixels that do not count.
-    """
-    samples = _samples(model, images, labels)
-    if samples is not None:
-        host: Any = model
-        parts = host.loss(images, samples)
-        total, _ = host.parse_losses(parts)
-        return total  # type: ignore[no-any-return]
-    if not (labels != ignore_index).any():
-        return 0.0 * logits(model, images).sum()
-    return F.cross_entropy(logits(model, images), labels, ignore_index=ignore_index)
+        progress(len(losses) / steps, f'loss {np.mean(losses[-10:]):.2f}')
+    return Course(len(losses) < steps, losses)
 
 
 def _samples(model: nn.Module, images: Tensor, labels: Tensor) -> list[Any] | None:
@@ -170,12 +192,12 @@ def edges(label: Tensor) -> Tensor:
     return edge
 
 
-def _batches(photos: Photos, batch: int, crop: float, draw: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(photos: Photos, recipe: Recipe, draw: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches without end, with one random crop window and a flip for each photo."""
-    assert photos.labels is not None
+    truth = granted(photos.labels)
     height, width = photos.images.shape[2:]
-    tall, wide = (_side(side, crop) for side in (height, width))
-    count = min(batch, max(2, len(photos)))  # batch norms refuse a single value for each channel
+    tall, wide = (_side(side, recipe.crop) for side in (height, width))
+    count = min(recipe.batch, max(2, len(photos)))  # batch norms refuse a single value for each channel
     while True:
         images, labels = [], []
         for index in torch.randperm(max(len(photos), count), generator=draw)[:count].tolist():
@@ -183,7 +205,7 @@ def _batches(photos: Photos, batch: int, crop: float, draw: torch.Generator) -> 
             top = int(torch.randint(height - tall + 1, (), generator=draw))
             left = int(torch.randint(width - wide + 1, (), generator=draw))
             image = photos.images[index, :, top : top + tall, left : left + wide]
-            label = photos.labels[index, top : top + tall, left : left + wide]
+            label = truth[index, top : top + tall, left : left + wide]
             if torch.rand((), generator=draw) < 0.5:
                 image, label = image.flip(-1), label.flip(-1)
             images.append(image)
@@ -203,11 +225,11 @@ def _rate(step: int, steps: int) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _freeze(model: nn.Module, trainable: Trainable) -> list[nn.Parameter]:
+def _freeze(model: nn.Module, learns: Callable[[str], bool]) -> list[nn.Parameter]:
     """Let only the chosen parameters learn; returns those that were switched off here."""
     frozen = []
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not trainable(name, parameter):
+        if parameter.requires_grad and not learns(name):
             parameter.requires_grad_(False)
             frozen.append(parameter)
     return frozen

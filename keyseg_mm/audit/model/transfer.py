@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from keyseg_mm.audit.attacks._finetune import FineTuning
 from keyseg_mm.audit.engine.attack import KEY_HOLDER, Attack
 from keyseg_mm.audit.engine.scenario import Situation
 from keyseg_mm.audit.engine.suites import Level, Say
+from keyseg_mm.audit.model.attacks.finetuning import FineTuning
 from keyseg_mm.audit.model.case import Budget, Case, Photos
 from keyseg_mm.audit.model.controls import CONTROLS, FromScratch
 from keyseg_mm.audit.model.data import read_album

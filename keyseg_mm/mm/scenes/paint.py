@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import IntEnum
 from math import exp
-from typing import Any
 
 import cv2
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 Colour = Sequence[float] | NDArray[np.float64]  # RGB, 0 to 255
 Position = tuple[float, float, float]  # metres: to the right of the camera, above the ground, ahead of the camera
+Span = tuple[float, float]  # from, to; in metres
 
 NEAREST = 0.9  # metres ahead; nothing is projected from nearer
 SHARPNESS = 3  # painted this much larger than wanted, then averaged: no ragged edges
@@ -86,51 +86,39 @@ class Canvas:
         cv2.fillPoly(self.image, [pixels], self.seen(colour, min(p[2] for p in points)))
         cv2.fillPoly(self.label, [pixels], int(label))
 
-    def ground(self, x0: float, x1: float, z0: float, z1: float, colour: Colour, label: Label) -> None:
-        """A rectangle on the ground."""
-        self.polygon([(x0, 0, z0), (x0, 0, z1), (x1, 0, z1), (x1, 0, z0)], colour, label)
+    def ground(self, x: Span, z: Span, colour: Colour, label: Label, y: float = 0) -> None:
+        """A rectangle on the ground, or level above it."""
+        self.polygon([(x[0], y, z[0]), (x[0], y, z[1]), (x[1], y, z[1]), (x[1], y, z[0])], colour, label)
 
-    def upright(self, x: tuple[float, float], y: tuple[float, float], z: float, colour: Colour, label: Label) -> None:
+    def upright(self, x: Span, y: Span, z: float, colour: Colour, label: Label) -> None:
         """A rectangle that faces the camera."""
         self.polygon([(x[0], y[0], z), (x[0], y[1], z), (x[1], y[1], z), (x[1], y[0], z)], colour, label)
 
-    def along(self, x: float, y: tuple[float, float], z: tuple[float, float], colour: Colour, label: Label) -> None:
+    def along(self, x: float, y: Span, z: Span, colour: Colour, label: Label) -> None:
         """A rectangle that runs along the street."""
         self.polygon([(x, y[0], z[0]), (x, y[1], z[0]), (x, y[1], z[1]), (x, y[0], z[1])], colour, label)
 
-    def box(
-        self,
-        x: tuple[float, float],
-        y: tuple[float, float],
-        z: tuple[float, float],
-        colour: Colour,
-        label: Label,
-    ) -> float:
+    def box(self, x: Span, y: Span, z: Span, colour: Colour, label: Label) -> float:
         """A box: its side, its top and its near face, as far as they can be seen. Returns the visible side's x."""
         c = np.array(colour)
         side = x[0] if x[0] > 0 else x[1]
         if x[0] > 0 or x[1] < 0:
-            lit = -np.sign(side) == self.sun
-            self.along(side, y, z, c * (1.05 if lit else self.shade), label)
+            self.along(side, y, z, c * (1.05 if -np.sign(side) == self.sun else self.shade), label)
         if y[1] < self.eye:
-            self.polygon(
-                [(x[0], y[1], z[0]), (x[0], y[1], z[1]), (x[1], y[1], z[1]), (x[1], y[1], z[0])], c * 1.15, label
-            )
+            self.ground(x, z, c * 1.15, label, y[1])
         self.upright(x, y, z[0], c * 0.9, label)
         return side
 
-    def disc(self, at: Position, radii: tuple[float, float], colour: Colour, label: Label) -> None:
-        """An ellipse that faces the camera; radii in metres."""
-        centre, axes = self._ellipse(at, radii)
-        cv2.ellipse(self.image, centre, axes, 0, 0, 360, self.seen(colour, at[2]), -1)
-        cv2.ellipse(self.label, centre, axes, 0, 0, 360, int(label), -1)
+    def disc(self, at: Position, radii: Span, colour: Colour, label: Label, line: int = -1) -> None:
+        """An ellipse that faces the camera; radii in metres. With the width of a line in pixels its outline alone."""
+        (centre,), k = self.project([at]), self.scale(at[2])
+        axes = max(1, round(radii[0] * k)), max(1, round(radii[1] * k))
+        cv2.ellipse(self.image, centre, axes, 0, 0, 360, self.seen(colour, at[2]), line)
+        cv2.ellipse(self.label, centre, axes, 0, 0, 360, int(label), line)
 
     def ring(self, at: Position, radius: float, width: float, colour: Colour, label: Label) -> None:
         """A circle that faces the camera, such as a wheel; radius and width of its line in metres."""
-        centre, axes = self._ellipse(at, (radius, radius))
-        line = max(1, round(width * self.scale(at[2])))
-        cv2.ellipse(self.image, centre, axes, 0, 0, 360, self.seen(colour, at[2]), line)
-        cv2.ellipse(self.label, centre, axes, 0, 0, 360, int(label), line)
+        self.disc(at, (radius, radius), colour, label, max(1, round(width * self.scale(at[2]))))
 
     def rod(self, a: Position, b: Position, width: float, colour: Colour, label: Label) -> None:
         """A straight rod, at least one finished pixel wide."""
@@ -139,7 +127,7 @@ class Canvas:
         cv2.line(self.image, p, q, self.seen(colour, a[2]), line)
         cv2.line(self.label, p, q, int(label), line)
 
-    def shadow(self, at: Position, radii: tuple[float, float], strength: float = 0.45) -> None:
+    def shadow(self, at: Position, radii: Span, strength: float = 0.45) -> None:
         """Darken the ground under a thing; labels stay."""
         (left, bottom), (right, top) = self.project(
             [(at[0] - radii[0], 0, at[2] - radii[1]), (at[0] + radii[0], 0, at[2] + radii[1])]
@@ -151,8 +139,3 @@ class Canvas:
         part = self.image[y0:y1]
         dark = (part * (1 - strength)).astype(np.uint8)
         part[:] = np.where(mask[y0:y1, :, None] > 0, dark, part)
-
-    def _ellipse(self, at: Position, radii: tuple[float, float]) -> tuple[Any, Any]:
-        k = self.scale(at[2])
-        (centre,) = self.project([at])
-        return centre, (max(1, round(radii[0] * k)), max(1, round(radii[1] * k)))

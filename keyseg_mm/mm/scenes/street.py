@@ -23,6 +23,8 @@ SPLITS = ('train', 'val')
 TOWN = 'demotown'
 FAR = 110.0  # metres; the end of the street
 
+Queue = list[tuple[float, Callable[[], None]]]  # how far away, and what paints it
+
 # sky above, sky at the horizon, colour of the light
 _WEATHER: tuple[tuple[Colour, Colour, Colour], ...] = (
     ((78, 132, 208), (186, 212, 236), (1.05, 1.02, 0.97)),  # a clear day
@@ -67,25 +69,18 @@ def write_scenes(root: Path, seed: int, counts: dict[str, int], done: Callable[[
         KeysegError: a file could not be written.
     """
     for split, count in counts.items():
-        folders = [root / kind / split / TOWN for kind in ('leftImg8bit', 'gtFine')]
-        for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
         for index in range(count):
             image, label = make_scene(seed, split, index)
-            name = scene_name(index)
-            _write(folders[0] / f'{name}_leftImg8bit.png', np.ascontiguousarray(image[..., ::-1]))
-            _write(folders[1] / f'{name}_gtFine_labelTrainIds.png', label)
+            name = f'{TOWN}_{index:06d}_000019'  # as Cityscapes has it: town, sequence, frame
+            for kind, end, pixels in (
+                ('leftImg8bit', 'leftImg8bit', np.ascontiguousarray(image[..., ::-1])),
+                ('gtFine', 'gtFine_labelTrainIds', label),
+            ):
+                path = root / kind / split / TOWN / f'{name}_{end}.png'
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if not cv2.imwrite(str(path), pixels):
+                    raise KeysegError(f'could not write {path}')
             done()
-
-
-def scene_name(index: int) -> str:
-    """The name of a scene's files, as Cityscapes has it: town, sequence, frame."""
-    return f'{TOWN}_{index:06d}_000019'
-
-
-def _write(path: Path, pixels: NDArray[np.uint8]) -> None:
-    if not cv2.imwrite(str(path), pixels):
-        raise KeysegError(f'could not write {path}')
 
 
 def _sky(c: Canvas, above: Colour, horizon: Colour) -> None:
@@ -104,7 +99,7 @@ def _street(c: Canvas) -> None:
     middle = -c.rng.uniform(0.2, 0.55) * half  # the camera drives on the right
     kerbs = middle - half, middle + half
     _ground(c, kerbs, middle, walk)
-    queue: list[tuple[float, Callable[[], None]]] = []
+    queue: Queue = []
     for side, kerb in zip((-1.0, 1.0), kerbs):
         front = kerb + side * (walk + lawn)
         _houses(c, front, queue)
@@ -119,26 +114,27 @@ def _ground(c: Canvas, kerbs: tuple[float, float], middle: float, walk: float) -
     asphalt = np.full(3, c.rng.uniform(70, 118)) + c.rng.normal(0, 4, 3)
     paving = np.full(3, c.rng.uniform(125, 185)) + c.rng.normal(0, 9, 3)
     lawn = np.array((96, 116, 62)) + c.rng.normal(0, 16, 3)
-    c.ground(-400, 400, 0, 900, lawn, Label.TERRAIN)
-    c.ground(kerbs[0] - walk, kerbs[1] + walk, 0, 900, paving, Label.SIDEWALK)
+    c.ground((-400, 400), (0, 900), lawn, Label.TERRAIN)
+    paved = kerbs[0] - walk, kerbs[1] + walk
+    c.ground(paved, (0, 900), paving, Label.SIDEWALK)
     for k in np.arange(1.5, 30, 1.6):  # slabs
-        c.ground(kerbs[0] - walk, kerbs[1] + walk, k, k + 0.07, paving * 0.86, Label.SIDEWALK)
-    c.ground(*kerbs, 0, 900, asphalt, Label.ROAD)
+        c.ground(paved, (k, k + 0.07), paving * 0.86, Label.SIDEWALK)
+    c.ground(kerbs, (0, 900), asphalt, Label.ROAD)
     white = np.full(3, c.rng.uniform(190, 235))
     for side, kerb in zip((-1, 1), kerbs):
-        c.ground(kerb, kerb + side * 0.18, 0, 200, paving * 1.18, Label.SIDEWALK)
+        c.ground((kerb, kerb + side * 0.18), (0, 200), paving * 1.18, Label.SIDEWALK)
         if c.rng.random() < 0.6:
-            c.ground(kerb - side * 0.45, kerb - side * 0.3, 0, 200, white, Label.ROAD)
+            c.ground((kerb - side * 0.45, kerb - side * 0.3), (0, 200), white, Label.ROAD)
     dash, start = c.rng.uniform(2, 4), c.rng.uniform(0, 6)
     for z in np.arange(start, 90, 2 * dash):
-        c.ground(middle - 0.08, middle + 0.08, z, z + dash, white, Label.ROAD)
+        c.ground((middle - 0.08, middle + 0.08), (z, z + dash), white, Label.ROAD)
     if c.rng.random() < 0.3:
         z = c.rng.uniform(6, 22)
         for x in np.arange(kerbs[0] + 0.4, kerbs[1] - 0.5, 1.1):
-            c.ground(x, x + 0.55, z, z + 2.6, white, Label.ROAD)
+            c.ground((x, x + 0.55), (z, z + 2.6), white, Label.ROAD)
 
 
-def _houses(c: Canvas, front: float, queue: list[tuple[float, Callable[[], None]]]) -> None:
+def _houses(c: Canvas, front: float, queue: Queue) -> None:
     """A row of houses on one side, with gaps of trees and fences, and trees where the street ends."""
     z = FAR
     for _ in range(8):
@@ -157,36 +153,27 @@ def _houses(c: Canvas, front: float, queue: list[tuple[float, Callable[[], None]
         z = near if near > 0.95 else 0.0
 
 
-def _beside(
-    c: Canvas, side: float, kerb: float, walk: float, lawn: float, queue: list[tuple[float, Callable[[], None]]]
-) -> None:
+def _beside(c: Canvas, side: float, kerb: float, walk: float, lawn: float, queue: Queue) -> None:
     """What stands and walks beside the road on one side."""
     edge, outer = kerb + side * 0.6, kerb + side * (walk + lawn / 2)
-
-    def add(thing: Callable[[Canvas, float, float], None], x: float, nearest: float, farthest: float) -> None:
-        z = float(c.rng.uniform(nearest, farthest))
-        queue.append((z, partial(thing, c, x, z)))
-
     for z in np.arange(c.rng.uniform(5, 14), 70, c.rng.uniform(14, 24)):
         queue.append((z, partial(things.lamp, c, edge, z)))
-    for _ in range(c.rng.poisson(1.1)):
-        add(things.sign, edge, 6.5, 20)
-    for _ in range(c.rng.poisson(0.8)):
-        add(things.traffic_light, edge, 6.5, 18)
-    for _ in range(c.rng.poisson(1.9)):
-        add(things.person, kerb + side * c.rng.uniform(0.7, walk), 4.5, 22)
-    for _ in range(c.rng.poisson(0.45)):
-        add(things.parked_bicycle, kerb + side * c.rng.uniform(0.9, walk), 4.5, 14)
-    if lawn:
-        for _ in range(c.rng.poisson(2.0)):
-            add(things.tree, outer + side * 0.6, 7, 60)
-        for _ in range(c.rng.poisson(1.5)):
-            add(things.bush, outer, 5, 30)
+    # what, how many on average, where from (and to) across the street, where from and to along it
+    on_lawn = [(things.tree, 2.0, outer + side * 0.6, None, 7, 60), (things.bush, 1.5, outer, None, 5, 30)]
+    for thing, often, x, least, nearest, farthest in [
+        (things.sign, 1.1, edge, None, 6.5, 20),
+        (things.traffic_light, 0.8, edge, None, 6.5, 18),
+        (things.person, 1.9, kerb, 0.7, 4.5, 22),
+        (things.parked_bicycle, 0.45, kerb, 0.9, 4.5, 14),
+        *(on_lawn if lawn else []),
+    ]:
+        for _ in range(c.rng.poisson(often)):
+            at = x if least is None else x + side * c.rng.uniform(least, walk)
+            z = float(c.rng.uniform(nearest, farthest))
+            queue.append((z, partial(thing, c, at, z)))
 
 
-def _traffic(
-    c: Canvas, kerbs: tuple[float, float], middle: float, queue: list[tuple[float, Callable[[], None]]]
-) -> None:
+def _traffic(c: Canvas, kerbs: tuple[float, float], middle: float, queue: Queue) -> None:
     """Cars in both lanes and along the kerbs, a bus, cyclists; no two things in one place."""
     lanes = [(kerbs[0] + 1.1, 5), (kerbs[1] - 1.1, 5), ((kerbs[0] + middle) / 2, 8), ((middle + kerbs[1]) / 2, 10)]
     crowd = c.rng.uniform(0.25, 0.75)

@@ -1,0 +1,215 @@
+"""Values that stay in their places: outlines, negated places from correlations, and byte tables from what lies between.
+
+Outlines are seen of values that change places, too.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped]
+from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+
+from keyseg_mm.audit.engine.attack import Progress
+from keyseg_mm.audit.images.attack import Restored, Restoring, register
+from keyseg_mm.audit.images.attacks.statistics import (
+    TOP,
+    Floats,
+    enlarged,
+    enough,
+    first_direction,
+    folded,
+    negated_places,
+)
+from keyseg_mm.audit.images.case import ImageCase
+from keyseg_mm.audit.images.scheme import BYTES, COLOURS, BlockMap, Images, Scheme, cut, join
+
+_ROUNDS = 4
+_ACROSS = 0.05  # weight of another colour's value against one of the same colour
+_SPREAD = 1.5  # grey levels by which the mean of what was interpolated for a byte is off
+_RARITY = 0.02  # weight of how often bytes occur, against that
+
+
+@register
+class BlockMeans(Restoring):
+    """A permutation leaves the mean of a block as it is, so an image shrunk by the block's side shows through.
+
+    Enlarged again it is a blurred grey photo; where values stay in their colour, a blurred colour photo. Where values
+    are negated, the mean of min(p, 255 - p) is taken instead.
+    """
+
+    name, title = 'block-means', 'outlines from the means of blocks'
+    source = 'after the feature reconstruction attack, Sirichotedumrong and Kiya, arXiv 2010.06198'
+    cost = 'nothing'
+
+    @classmethod
+    def fits(cls, scheme: Scheme) -> bool:
+        """A byte table leaves no mean."""
+        return scheme.changes != 'half mapped'
+
+    def run(self, case: ImageCase, progress: Progress) -> Restored:
+        """Shrink, and enlarge."""
+        scheme, size = case.scheme, case.encrypted.shape[1:3]
+        blocks = cut(case.encrypted, scheme.block)
+        values = 2 * folded(blocks).astype(int).clip(0, TOP // 2) if 'negated' in scheme.changes else blocks
+        images = enlarged(values.mean(-1), size)
+        if scheme.moves == 'channel':
+            for colour in range(COLOURS):
+                images[..., colour] = enlarged(values[..., colour::COLOURS].mean(-1), size)[..., 0]
+        return Restored(images, notes='' if scheme.moves != 'none' else 'Nothing is moved, so finer attacks do better.')
+
+
+@register
+class FoldedValues(Restoring):
+    """Every value p becomes min(p, 255 - p): whether it was negated no longer matters.
+
+    That is the plain image where it is dark, and its negative where it is bright: all edges are in their places, and
+    shapes can be seen at once.
+    """
+
+    name, title = 'folded-values', 'min(p, 255 - p) of each value'
+    source = 'feature reconstruction attack, as in Sirichotedumrong and Kiya, arXiv 2010.06198'
+    cost = 'nothing'
+
+    @classmethod
+    def fits(cls, scheme: Scheme) -> bool:
+        """Where values are negated, and stay in their places."""
+        return 'negated' in scheme.changes and scheme.moves == 'none'
+
+    def run(self, case: ImageCase, progress: Progress) -> Restored:
+        """Fold."""
+        return Restored(folded(case.encrypted), notes='Bright areas come out dark; outlines are exact.')
+
+
+@register
+class CorrelationSigns(Restoring):
+    """All blocks are negated at the same places, and neighbouring values of photos rise and fall together.
+
+    So two places are negated alike if they correlate, and differently if they anti-correlate. The first eigenvector of
+    the covariance of all places splits them in two groups; which of the two is the negated one is a single bit, and
+    photos differ from negatives: the sky is bright. If blocks have an odd number of values, the smaller group is it.
+    """
+
+    name, title = 'correlation-signs', 'negated places from the signs of correlations'
+    helped_by = frozenset({'public'})
+    source = 'worked out for this audit'
+    cost = 'one eigenvector of 3 M M values'
+
+    @classmethod
+    def fits(cls, scheme: Scheme) -> bool:
+        """Where values are negated, and stay in their places."""
+        return 'negated' in scheme.changes and scheme.moves == 'none'
+
+    def run(self, case: ImageCase, progress: Progress) -> Restored:
+        """Find the places, and undo."""
+        scheme, n = case.scheme, case.scheme.values
+        changed = negated_places(case.encrypted, scheme.block, case.public)
+        if scheme.changes == 'half negated' and n % 2:
+            changed = min(changed, ~changed, key=np.sum)
+        guess = BlockMap(scheme.block, changed=changed)
+        return Restored(guess.decrypt(case.encrypted), guess)
+
+
+@register
+class ByteStatistics(Restoring):
+    """Half of the places keep their values; they correlate with each other, and no others do so as strongly.
+
+    1. The half of the places with the largest entries in the first eigenvector of the correlations is taken for
+       untouched.
+    2. The values of the other places are interpolated from those, which alone gives most of the image.
+    3. For each encrypted byte the mean of what was interpolated where it stands, even areas first, says about which
+       value it was; how often it occurs says the rest, as that value occurs about as often at untouched places. The
+       table is the best assignment (Hungarian). With it the places are decrypted, interpolation gets better, and the
+       table is made anew.
+    """
+
+    name, title = 'byte-statistics', 'untouched places from correlations, bytes by interpolation'
+    source = 'worked out for this audit, after frequency analysis of substitution ciphers'
+    cost = 'one eigenvector of 3 M M values, and a few assignments of 256 bytes'
+
+    @classmethod
+    def fits(cls, scheme: Scheme) -> bool:
+        """Where bytes are mapped, and stay in their places."""
+        return scheme.changes == 'half mapped' and scheme.moves == 'none'
+
+    def run(self, case: ImageCase, progress: Progress) -> Restored:
+        """Split, interpolate, count, repeat."""
+        scheme, n = case.scheme, case.scheme.values
+        some = enough(case.encrypted)
+        blocks = cut(some, scheme.block)
+        changed = np.ones(n, dtype=bool)
+        changed[np.argsort(-np.abs(first_direction(blocks, alike=True)), kind='stable')[: n - n // 2]] = False
+        where = _tiled(changed, some, scheme.block)
+        between = _interpolated(some.astype(np.float32), ~where)
+        usual = np.bincount(some[~where], minlength=BYTES).astype(np.float32)
+        for number in range(_ROUNDS):
+            progress(number / _ROUNDS, f'round {number + 1}')
+            table = _table(some[where], between[where], _evenness(between)[where], usual)
+            guess = BlockMap(scheme.block, changed=changed, table=table)
+            if number < _ROUNDS - 1:
+                between = _around(guess.decrypt(some).astype(np.float32), where)
+        return Restored(guess.decrypt(case.encrypted), guess)
+
+
+def _tiled(places: NDArray[np.bool_], images: Images, block: int) -> NDArray[np.bool_]:
+    """Places of a block as a mask of whole images."""
+    shape = cut(images[:1], block).shape
+    mask = join(np.broadcast_to(places, shape), block)
+    return np.broadcast_to(mask, images.shape)
+
+
+def _interpolated(values: Floats, known: NDArray[np.bool_]) -> Floats:
+    """Values (N, H, W, 3) where they are not known, as means of the known ones around, near ones first.
+
+    Those of the other colours count little, and only decide where none of the same colour is near.
+    """
+    weights = known.astype(np.float32)
+    total, mass = np.zeros_like(values), np.zeros_like(values)
+    for sigma, share in ((0.7, 1.0), (1.5, 0.1), (4.0, 1e-3), (16.0, 1e-6)):
+        reach = (0, sigma, sigma, 0)
+        above = gaussian_filter(values * weights, reach, mode='nearest')
+        below = gaussian_filter(weights, reach, mode='nearest')
+        total += share * (above + _ACROSS * above.sum(-1, keepdims=True))
+        mass += share * (below + _ACROSS * below.sum(-1, keepdims=True))
+    return np.asarray(total / np.maximum(mass, 1e-12), dtype=np.float32)
+
+
+def _evenness(values: Floats) -> Floats:
+    """Weights of values (N, H, W, 3), by how little those around differ."""
+    reach = (0, 1.0, 1.0, 0)
+    mean = gaussian_filter(values, reach, mode='nearest')
+    spread = np.maximum(gaussian_filter(values**2, reach, mode='nearest') - mean**2, 0)
+    return np.asarray(1 / (4.0 + spread), dtype=np.float32)
+
+
+def _around(values: Floats, where: NDArray[np.bool_]) -> Floats:
+    """Each value as the mean of its neighbours, without itself; untouched neighbours count three times."""
+    weights = np.where(where, 1.0, 3.0).astype(np.float32)
+    own = gaussian_filter(np.eye(1, 9, 4, dtype=np.float32), (0, 0.7))[0, 4] ** 2
+    reach = (0, 0.7, 0.7, 0)
+    above = gaussian_filter(values * weights, reach, mode='nearest') - own * values * weights
+    below = gaussian_filter(weights, reach, mode='nearest') - own * weights
+    return np.asarray(above / np.maximum(below, 1e-6), dtype=np.float32)
+
+
+def _table(encrypted: NDArray[np.uint8], plain: Floats, sure: Floats, usual: Floats) -> NDArray[np.int64]:
+    """The permutation of bytes that goes best with encrypted bytes and about what they were.
+
+    Args:
+        encrypted: bytes at the changed places.
+        plain: what was interpolated there.
+        sure: weights of that, larger where the image is even.
+        usual: how often each value occurs at the untouched places, shape (256,).
+    """
+    mass = np.bincount(encrypted, sure, BYTES)
+    means = np.bincount(encrypted, sure * plain, BYTES) / np.maximum(mass, 1e-9)
+    counts = np.bincount(encrypted, minlength=BYTES).astype(np.float64)
+    # the same photo's values at other places: nearly as many of each
+    usual = usual * counts.sum() / max(usual.sum(), 1.0)
+    rarity = (np.sqrt(usual)[:, None] - np.sqrt(counts)[None]) ** 2
+    distance = (np.arange(BYTES)[:, None] - means[None]) ** 2
+    costs = np.where(counts[None] > 0, distance / _SPREAD**2, 0.0) + _RARITY * rarity
+    rows, columns = linear_sum_assignment(costs)
+    found = np.empty(BYTES, dtype=np.int64)
+    found[rows] = columns
+    return found
