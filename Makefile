@@ -1,5 +1,6 @@
 # make demo   set up, then train and test a small protected model and show what came out
 # make test   set up, then all tests (STACK=openmmlab for the other mmseg stack)
+# make flaky  the tests in N random orders (10), to see that their outcome hangs on nothing else
 # make lint   style and types
 PYTHON ?= python3
 # onedl: the maintained fork, nothing to compile. openmmlab: mmcv compiles its ops, 20 minutes or more, unless pip finds
@@ -8,6 +9,7 @@ STACK ?= onedl
 VENV ?= .venv-$(STACK)
 WHEELS ?= $(wildcard ../shared/wheels)
 OUT ?= demo_out
+N ?= 10
 
 BIN = $(VENV)/bin
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -15,7 +17,7 @@ PIP = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 FIND = $(if $(WHEELS),--find-links $(WHEELS))
 ISOLATION = $(if $(filter openmmlab,$(STACK)),--no-build-isolation)
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test flaky lint clean
 
 setup: $(VENV)/installed
 
@@ -30,8 +32,17 @@ demo: setup
 	$(BIN)/keyseg demo --out $(OUT) --overwrite
 
 # one thread a process: two processes with all threads each only get in each other's way
+TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(TEST) $(ARGS)
+
+# a line for each order, and what failed in it; the tests set their seeds themselves
+flaky: setup
+	@failed=0; for seed in $$(seq $(N)); do \
+		said=$$($(TEST) -p randomly --randomly-seed=$$seed --randomly-dont-reset-seed $(ARGS) 2>&1) || failed=1; \
+		echo "order $$seed: $$(echo "$$said" | tail -n 1)"; \
+		echo "$$said" | grep -E '^(FAILED|ERROR) ' || true; \
+	done; exit $$failed
 
 lint: setup
 	$(BIN)/ruff check .

@@ -35,6 +35,7 @@ setup(
         'dask': ['distributed>=2024.1'],
         'dev': [
             'pytest>=8',
+            'pytest-randomly>=3.16',
             'pytest-timeout>=2.3',
             'pytest-xdist>=3.6',
             'hypothesis>=6.100',

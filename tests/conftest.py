@@ -7,21 +7,35 @@ import os
 os.environ.setdefault('OMP_NUM_THREADS', '2')
 os.environ.setdefault('MPLBACKEND', 'Agg')
 
+import hypothesis
 import pytest
 import torch
-from mmengine.registry import init_default_scope
 
 import keyseg_mm.baselines  # noqa: F401 - its transforms
 import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
 from keyseg_mm import SecretKey, write_key_file
 from tests.support.data import write_tiny_ade20k, write_tiny_cityscapes
+from tests.support.fixed import DRAWS, Seconds, begin, put_back
 from tests.support.pages import BROWSERS, find_browser
+
+hypothesis.settings.register_profile('fixed', derandomize=True, deadline=None)
+hypothesis.settings.load_profile('fixed')
+os.urandom = DRAWS
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef, request):
+    """What several tests share does not depend on the tests before it."""
+    if fixturedef.scope != 'function':
+        begin(fixturedef.argname)
+    return (yield)
 
 
 @pytest.fixture(autouse=True)
-def _scope():
-    """mmseg's scope, as the Runner sets it."""
-    init_default_scope('mmseg')
+def _the_same_every_time():
+    begin('test')
+    with put_back():
+        yield
 
 
 @pytest.fixture(autouse=True, scope='session')
@@ -33,6 +47,7 @@ def _brisk_runner():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, 'collect_env', dict)
+        patch.setattr(runner, 'time', Seconds())
         for owner in (config, yapf_api):  # mmengine imports it at the top, onedl-mmengine at the call
             patch.setattr(owner, 'FormatCode', lambda text, **_: (text, True), raising=False)
         yield

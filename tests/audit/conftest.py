@@ -8,7 +8,6 @@ import shutil
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
 
 from keyseg_mm.audit.model.data import PhotoSource
 from keyseg_mm.audit.model.training import Recipe, train
@@ -21,7 +20,6 @@ from tests.support.configs import runner_cfg
 @pytest.fixture(scope='module')
 def plain():
     """A trained plain model's weights."""
-    init_default_scope('mmseg')
     model = build()
     train(model, scenes(16), Recipe(60, 5e-3, crop=1.0))
     return {name: value.clone() for name, value in model.state_dict().items()}
@@ -36,7 +34,6 @@ def plan(key):
 @pytest.fixture(scope='module')
 def trained_on_files(tiny_cityscapes, tmp_path_factory):
     """A config over files, and the weights of a plain model trained on its photos."""
-    init_default_scope('mmseg')
     folder = tmp_path_factory.mktemp('plain')
     runner_cfg(tiny_cityscapes, folder / 'work', small_model_cfg()).dump(str(folder / 'plain.py'))
     cfg, model = Config.fromfile(str(folder / 'plain.py')), build()

@@ -70,8 +70,8 @@ def predictions(config, checkpoint, tmp_path, *options):
 def trained(tmp_path_factory, data):
     """A model that ``keyseg train`` made of encrypted images."""
     folder = tmp_path_factory.mktemp('images')
-    for name in ('right', 'other'):
-        write_key_file(folder / f'{name}.key', SecretKey.generate())
+    for name, material in (('right', bytes(range(32))), ('other', bytes(range(1, 33)))):
+        write_key_file(folder / f'{name}.key', SecretKey(material))
     cfg = image_cfg(data, folder / 'work', f'file:{folder}/right.key')
     cfg.dump(str(folder / 'config.py'))
     assert main(['train', str(folder / 'config.py'), '--work-dir', str(folder / 'work')]) == 0

@@ -31,9 +31,6 @@ SALT = '00112233445566778899aabbccddeeff'
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
     """A config and its plain checkpoint."""
-    from mmengine.registry import init_default_scope
-
-    init_default_scope('mmseg')
     folder = tmp_path_factory.mktemp('made')
     cfg = small_model('setr')
     cfg.test_cfg = dict(mode='whole')

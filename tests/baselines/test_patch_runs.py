@@ -79,9 +79,6 @@ def place(request, tmp_path_factory, tiny_cityscapes):
     data = tiny_cityscapes if layout == 'cityscapes' else write_tiny_ade20k(folder / 'ade')
     for name, material in (('right', bytes(range(32))), ('other', bytes(32))):
         write_key_file(folder / f'{name}.key', SecretKey(material))
-    from mmengine.registry import init_default_scope
-
-    init_default_scope('mmseg')
     torch.save({'meta': {}, 'state_dict': build(setr_cfg()).state_dict()}, folder / 'plain.pth')
     found = {'layout': layout, 'folder': folder, 'data': data}
     config = encrypted_cfg(found, None)

@@ -41,9 +41,6 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 @pytest.fixture(scope='module')
 def model():
     """The tiny model with norms as a training leaves them: no two values alike."""
-    from mmengine.registry import init_default_scope
-
-    init_default_scope('mmseg')
     torch.manual_seed(0)
     model = MODELS.build(tiny_model_cfg())
     for norm in model.modules():

@@ -34,9 +34,6 @@ def lock_line(made, out, mode):
 @pytest.fixture(scope='module')
 def made(tmp_path_factory, tiny_cityscapes):
     """A plain model and its locked versions, made by the command; nobody changes them."""
-    from mmengine.registry import init_default_scope
-
-    init_default_scope('mmseg')
     folder = tmp_path_factory.mktemp('made')
     for name, key in (('right', KEY), ('other', OTHER)):
         write_key_file(folder / f'{name}.key', key)

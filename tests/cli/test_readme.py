@@ -63,9 +63,6 @@ PARSED = {
 @pytest.fixture(scope='module')
 def files(tmp_path_factory, tiny_cityscapes):
     """All that a reader may have: see READERS_FILES."""
-    from mmengine.registry import init_default_scope
-
-    init_default_scope('mmseg')
     folder = tmp_path_factory.mktemp('files')
     write_key_file(folder / 'my.key', SecretKey(bytes(range(32))))
     write_key_file(folder / 'new.key', SecretKey(bytes(range(1, 33))))

@@ -13,7 +13,7 @@ from tests.support.runs import keyed_run, opened, run
 def trained(tmp_path_factory, tiny_cityscapes):
     """A protected model that was trained for a moment, and what the right key makes of it."""
     folder = tmp_path_factory.mktemp('trained')
-    for name, key in (('right', SecretKey.generate()), ('other', SecretKey.generate())):
+    for name, key in (('right', SecretKey(bytes(range(32)))), ('other', SecretKey(bytes(range(1, 33))))):
         write_key_file(folder / f'{name}.key', key)
     cfg = keyed_run(tiny_cityscapes, folder / 'work', f'file:{folder}/right.key')
     cfg.model.protection.points = ['stages', 'in:auxiliary_head.conv_seg']

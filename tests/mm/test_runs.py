@@ -177,7 +177,9 @@ def test_two_processes(tool, trained, tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-8000:]  # what aborts says so before the tracebacks
     if tool == 'test':
         result = sorted((tmp_path / 'work').glob('*/*.json'))[-1]
-        assert json.loads(result.read_text())['mIoU'] == pytest.approx(trained['metrics']['mIoU'], abs=0.02)
+        # the host lets each process write it, so an end of the longer text may stand behind the other
+        metrics = json.JSONDecoder().raw_decode(result.read_text())[0]
+        assert metrics['mIoU'] == pytest.approx(trained['metrics']['mIoU'], abs=0.02)
         return
     checkpoint = tmp_path / 'work' / 'iter_4.pth'
     assert stamps_in(checkpoint)
