@@ -17,7 +17,7 @@ from torch import Tensor
 
 from keyseg_mm import mac
 from keyseg_mm.entries import EmbeddingEntry, ImageEntry, MapEntry, TensorEntry, describe
-from keyseg_mm.errors import IntegrityError, KeyMismatchError, LockError, TransformError
+from keyseg_mm.errors import IntegrityError, KeyMismatchError, LockError, StampError
 from keyseg_mm.keys.derive import KeyStream
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.maps import TRANSFORMS, ChannelMap, Map
@@ -67,10 +67,10 @@ def derive_map(key: SecretKey, salt: bytes, entry: MapEntry) -> Map:
     """The secret map of a stamp's entry: one HKDF subkey per salt, point, channels and transform.
 
     Raises:
-        TransformError: the entry names a transform that nobody here knows.
+        StampError: the entry names a transform that nobody here knows.
     """
     if entry.transform['type'] not in TRANSFORMS:
-        raise TransformError(f'transform {describe(entry.transform)} is not known here; install a newer keyseg_mm')
+        raise StampError(f'its stamp names {describe(entry.transform)}, not known here: install a newer keyseg_mm')
     subkey = key.subkey('keyseg_mm/subkey/v1', [entry.point, entry.channels, entry.transform], salt)
     spec = dict(entry.transform)
     return TRANSFORMS[spec.pop('type')].derive(KeyStream(subkey), entry.channels, **spec)

@@ -180,6 +180,10 @@ def _one_of(*values: Any) -> Callable[[Any], Any]:
     return lambda value: value if any(value is v or (isinstance(v, str) and value == v) for v in values) else _refuse()
 
 
+def _salt(value: Any) -> str:
+    return value if re.fullmatch(f'([0-9a-f]{{{2 * SALT_BYTES}}})?', value) else _refuse()
+
+
 def _channels(positive: bool) -> Callable[[Any], tuple[float, ...]]:
     def check(value: Any) -> tuple[float, ...]:
         right = len(value) == 3 and all(type(v) in (int, float) and math.isfinite(v) for v in value)
@@ -215,5 +219,5 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     'std': _channels(positive=True),
     'method': _one_of('SHF', 'NP', 'FFX'),
     'block': _number(1, 64),
-    'salt': lambda value: parse_salt(value).hex() if value else _text(value),
+    'salt': _salt,
 }

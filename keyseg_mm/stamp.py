@@ -217,7 +217,9 @@ def _stamp(document: dict[str, Any]) -> Stamp:
         raise ValueError
     if not re.fullmatch('[a-z0-9]{1,64}', key_id) or not re.fullmatch('([0-9a-f]{64})?', mac):
         raise ValueError
-    stamp = Stamp(key_id, parse_salt(salt), tuple(map(read_entry, rows)), mac)
+    stamp = Stamp(key_id, bytes.fromhex(salt), tuple(map(read_entry, rows)), mac)
+    if len(stamp.salt) != SALT_BYTES:
+        raise ValueError
     kinds = {entry.scheme for entry in stamp.entries}
     places = [place_of(entry) for entry in stamp.entries]
     if (len(kinds) > 1 and kinds != {MapEntry.scheme, ImageEntry.scheme}) or len(set(places)) != len(places):

@@ -7,12 +7,11 @@ import math
 
 import pytest
 import torch
-from keyseg_mm.mm.proof import agreement, prove, run
 from mmseg.registry import MODELS
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from keyseg_mm import lock, plan_lock, protections, rekey, stamps_of, unlock
+from keyseg_mm import lock, plan_lock, protections, rekey, stamps_of, unlock, unlock_model
 from keyseg_mm.bind import derive_map, stamp_tensor
 from keyseg_mm.errors import (
     IntegrityError,
@@ -21,10 +20,12 @@ from keyseg_mm.errors import (
     NotFiredError,
     PlainCheckpointError,
 )
+from keyseg_mm.model.points import Point
 from keyseg_mm.model.sites import Trace, resolve
 from keyseg_mm.runtime.encryptor import FeatureEncryptor, hook_encryptors
 from keyseg_mm.tracing import PLAIN, by_stamp, by_weights, licensee_salt
 from tests.support.configs import keyed_cfg, tiny_model_cfg
+from tests.support.proofs import BENCH, prove
 
 SALT = bytes(range(16))
 TRANSFORMS = ['ChannelPermutation', 'SignedChannelPermutation', 'ChannelRotation']
@@ -346,12 +347,12 @@ def test_what_was_unlocked_in_memory_is_the_plain_model(plain, key, key_file, ca
 def test_unlock_of_a_live_model(plain, key, key_file, how):
     model = loaded(plain, f'file:{key_file}', lock(plain.state_dict(), plain, key), **how)
     assert not all(torch.equal(model.state_dict()[n], v) for n, v in plain.state_dict().items())
-    assert unlock(model) is None
+    assert unlock_model(model) is None
     assert not protections(model)
     assert model.state_dict().keys() == plain.state_dict().keys()
     assert all(torch.equal(model.state_dict()[n], v) for n, v in plain.state_dict().items())
     with pytest.raises(LockError, match='not protected'):
-        unlock(model)
+        unlock_model(model)
 
 
 def test_unlock_of_a_model_trained_with_the_key(plain, key, key_file):
@@ -368,7 +369,7 @@ def test_unlock_of_a_model_trained_with_the_key(plain, key, key_file):
     assert torch.allclose(logits(plain), expected, rtol=1e-4, atol=1e-5)
     memory = loaded(plain, f'file:{key_file}', state, unlock=True)
     assert torch.allclose(logits(memory), expected, rtol=1e-4, atol=1e-5)
-    unlock(model)
+    unlock_model(model)
     assert torch.allclose(logits(model), expected, rtol=1e-4, atol=1e-5)
     assert not protections(model)
 
@@ -382,7 +383,7 @@ def test_what_cannot_be_unlocked_stays_as_it_is(key, key_file):
     model = MODELS.build(keyed_cfg(model_cfg, f'file:{key_file}', points='out:backbone:3'))
     before, state = logits(model), copy.deepcopy(model.state_dict())
     with pytest.raises(LockError, match='adaptive_avg_pool2d'):
-        unlock(model)
+        unlock_model(model)
     assert len(protections(model)) == 1
     assert torch.equal(logits(model), before)
     with pytest.raises(LockError, match='runs with its encryptors only'):
@@ -460,8 +461,8 @@ def test_the_proof_of_a_good_lock(plain, key):
     proof = prove(plain, plain.state_dict(), plan, key, SALT)
     assert proof.with_key.is_equal
     assert proof.with_key.error < 1e-5
-    assert proof.protects
-    assert not proof.blame
+    assert not proof.without['without it'].is_the_same and not proof.is_weak
+    assert proof.plan == plan
 
 
 def test_the_proof_blames_the_layer_whose_weight_is_used_otherwise(plain, key):
@@ -474,12 +475,12 @@ def test_the_proof_blames_the_layer_whose_weight_is_used_otherwise(plain, key):
     plain.decode_head.__class__ = Reader
     plan = plan_lock(plain)
     proof = prove(plain, plain.state_dict(), plan, key, SALT)
-    assert not proof.with_key.is_equal
-    assert proof.blame == ('in:decode_head.conv_seg',)
-    better = plan.without(proof.blame, 'read as data')
-    assert len(better.entries) == len(plan.entries) - 1
-    assert better.left_out['decode_head.conv_seg'] == 'read as data'
-    assert prove(plain, plain.state_dict(), better, key, SALT).with_key.is_equal
+    assert proof.with_key.is_equal
+    assert {e.point for e in plan.maps} - {e.point for e in proof.plan.maps} == {'in:decode_head.conv_seg'}
+    assert 'more than the layer itself' in proof.plan.left_out['decode_head.conv_seg']
+    assert [s.point for s in proof.plan.sites] == [Point.parse(e.point) for e in proof.plan.maps]
+    with pytest.raises(LockError, match='in:decode_head.conv_seg.*Nothing was written'):
+        prove(plain, plain.state_dict(), plan_lock(plain, ['linear', 'in:decode_head.conv_seg']), key, SALT)
 
 
 def test_a_point_that_changes_nothing_is_seen(plain, key):
@@ -487,23 +488,22 @@ def test_a_point_that_changes_nothing_is_seen(plain, key):
     plain.backbone.layer4[1].bn2.weight.data.fill_(1e-6)
     state = plain.state_dict()
     point = 'in:backbone.layer4.1.conv2'
-    proof = prove(plain, state, plan_lock(plain, point), key, SALT)
-    assert proof.with_key.is_equal
-    assert not proof.protects
-    assert prove(plain, state, plan_lock(plain), key, SALT).protects
+    with pytest.raises(LockError, match='nothing would be protected'):
+        prove(plain, state, plan_lock(plain, point), key, SALT)
+    assert not prove(plain, state, plan_lock(plain), key, SALT).is_weak
 
 
 def test_agreement_is_measured_against_chance(plain):
-    outputs = run(plain)
-    same = agreement(outputs, outputs)
+    outputs = BENCH.run(plain)
+    same = BENCH.agreement(outputs, outputs)
     assert (same.error, same.loss_error, same.same) == (0, 0, 1)
     name = next(n for n, t in outputs.items() if n.startswith('test') and t.dim() == 3 and t.shape[0] > 1)
     a = torch.zeros(2, 4, 4)
     a[1, :, :2] = 1  # half the pixels of each class
     b = a.flip(2)  # all of them the other way round
-    halves = agreement({name: a}, {name: b})
+    halves = BENCH.agreement({name: a}, {name: b})
     assert (halves.same, halves.kappa) == (0, -1)
-    constant = agreement({name: torch.ones(2, 4, 4)}, {name: torch.ones(2, 4, 4)})
+    constant = BENCH.agreement({name: torch.ones(2, 4, 4)}, {name: torch.ones(2, 4, 4)})
     assert math.isnan(constant.kappa)
 
 

@@ -213,8 +213,9 @@ def _show_proof(scheme: str, proof: Proof) -> None:
         print(f'  {name:{width}}   {words}')
     none = next(iter(proof.without.values()))
     if proof.is_weak:
+        what = {'features': 'these points', 'patches': 'these blocks'}.get(scheme, 'these values')
         print(
-            'WARNING: what is encrypted barely changes the output: without the key it differs from the plain one by '
+            f'WARNING: {what} barely change the output: without the key it differs from the plain one by '
             f'{100 * none.error:.1f} %{_kappa(none.kappa)}. Whoever has the file has most of the accuracy.'
         )
         print(

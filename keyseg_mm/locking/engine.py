@@ -14,7 +14,7 @@ from torch import nn
 
 from keyseg_mm.bind import Bound, check_key, sign, stamp_tensor, verify
 from keyseg_mm.entries import ImageEntry, describe
-from keyseg_mm.errors import LockError
+from keyseg_mm.errors import LockError, StampError
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.locking.features import DEFAULT_TRANSFORM, complete
 from keyseg_mm.locking.fitting import fit
@@ -214,8 +214,8 @@ def refuse_unknown(stamp: Stamp) -> None:
     """Refuse a stamp that names a transform which nobody here knows.
 
     Raises:
-        LockError: with its name.
+        StampError: with its name.
     """
     unknown = {describe(entry.transform) for entry in stamp.maps if entry.transform['type'] not in TRANSFORMS}
     if unknown:
-        raise LockError(f'transform {", ".join(sorted(unknown))} is not known here; install a newer keyseg_mm')
+        raise StampError(f'its stamp names {", ".join(sorted(unknown))}, not known here: install a newer keyseg_mm')

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from keyseg_mm.errors import LockError
-from keyseg_mm.stamp import is_stamp
+from keyseg_mm.stamp import stamps_of
 
 _FEW = 5
 
@@ -22,9 +22,10 @@ def fit(state_dict: Mapping[str, Any], model: nn.Module, drop: bool = False) -> 
         drop: leave out entries that the model does not know (old EMA copies, say, which would stay plain).
 
     Raises:
+        StampError: it carries a damaged stamp.
         LockError: protected already, entries missing or of another shape, or unknown ones without ``drop``.
     """
-    if any(map(is_stamp, state_dict)):
+    if stamps_of(state_dict):
         raise LockError('this checkpoint is protected already; to give it another key: keyseg rekey')
     found = unwrap(state_dict)
     expected = model.state_dict()

@@ -87,7 +87,7 @@ def end(job, calls=0):
 
 jobs = json.load(sys.stdin)
 if any(job['arguments'][0] == 'lock' for job in jobs):
-    import keyseg_mm.mm.proof
+    import keyseg_mm.mm.bench
 whole = end(jobs[0])
 print(json.dumps([whole, *(end(job, whole['calls']) for job in jobs[1:])]))
 """
@@ -530,7 +530,6 @@ DAMAGES = {
     'deep': lambda text: '[' * 100_000,
     'endless channels': lambda text: text.replace('"channels":3', '"channels":1e999'),
     'no point': lambda text: text.replace('in:backbone', 'on:backbone', 1),
-    'no transform': lambda text: text.replace('SignedChannelPermutation', 'Nothing', 1),
     'short salt': lambda text: {**json.loads(text), 'salt': 'ab'},
     'odd MAC': lambda text: {**json.loads(text), 'mac': 'xyz'},
     'a float tensor': lambda text: torch.ones(5),
@@ -550,6 +549,20 @@ def test_damaged_stamps(damage, made, model, plan, tmp_path, capsys):
     assert 'stamp' in capsys.readouterr().err
 
 
+def test_a_stamp_with_a_transform_that_is_not_known_here(made, model, tmp_path, capsys):
+    """It is whole, and shows what it is; nothing that needs the transform is done."""
+    bad = restamped(
+        made, tmp_path / 'bad.pth', lambda text: text.replace('SignedChannelPermutation', 'PermutationOfTomorrow', 1)
+    )
+    assert keyseg('show', bad) == 0
+    assert 'PermutationOfTomorrow' in capsys.readouterr().out
+    for verb in ('rekey', 'unlock'):
+        assert keyseg(*arguments(verb, made, bad, tmp_path / 'out.pth'), '--no-verify') == 1
+        assert 'PermutationOfTomorrow' in capsys.readouterr().err
+    with pytest.raises(StampError, match='not known here'):
+        unlock_file(bad, KEY, tmp_path / 'out.pth', check=False)
+
+
 def test_a_stamp_of_a_later_version(made, tmp_path):
     bad = restamped(made, tmp_path / 'bad.pth', lambda text: text.replace('"version":1', '"version":99'))
     with pytest.raises(StampError, match='newer keyseg_mm'):
@@ -567,11 +580,11 @@ def test_a_stamp_under_another_name_or_twice(made, model, plan, tmp_path):
 
 
 ALTERATIONS = {
-    'another point': lambda text: text.replace('in:backbone.layer1.0.conv1', 'in:backbone.layer1.0.conv2', 1),
+    'another point': lambda text: text.replace('in:backbone.layer1.0.conv1', 'in:backbone.layer1.0.conv9', 1),
     'another salt': lambda text: {**json.loads(text), 'salt': '00' * 16},
     'another transform': lambda text: text.replace('SignedChannelPermutation', 'ChannelPermutation', 1),
     'another weight': lambda text: text.replace('layer1.0.conv1.weight', 'layer1.0.conv2.weight', 1),
-    'one point less': lambda text: {**json.loads(text), 'points': json.loads(text)['points'][1:]},
+    'one point less': lambda text: {**json.loads(text), 'entries': json.loads(text)['entries'][1:]},
     'no MAC': lambda text: {n: v for n, v in json.loads(text).items() if n != 'mac'},
     'another MAC': lambda text: {**json.loads(text), 'mac': '00' * 32},
 }
