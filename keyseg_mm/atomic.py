@@ -35,27 +35,31 @@ def write_new(
     try:
         if not overwrite and os.path.lexists(path):
             raise FileExistsError
-        umask = os.umask(0)
-        os.umask(umask)
-        handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)  # 0600, O_EXCL
-        try:
-            os.close(handle)
-            with open(temporary, 'r+b') as file:
-                write(file)
-            with open(temporary, 'rb') as file:  # by name: a writer may have put another file in its place
-                os.fchmod(file.fileno(), mode & ~umask)
-                os.fsync(file.fileno())
-            if overwrite:
-                os.replace(temporary, path)
-            else:
-                _link_new(temporary, path)
-        finally:
-            if os.path.lexists(temporary):
-                os.unlink(temporary)
+        _write(path, write, mode, overwrite)
     except FileExistsError:
         raise KeysegError(f'{path} exists already and was left as it is; give another name') from None
     except OSError as error:
         raise KeysegError(f'could not write {path}: {error.strerror or error}') from None
+
+
+def _write(path: Path, write: Callable[[IO[bytes]], object], mode: int, overwrite: bool) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)  # 0600, O_EXCL
+    try:
+        os.close(handle)
+        with open(temporary, 'r+b') as file:
+            write(file)
+        with open(temporary, 'rb') as file:  # by name: a writer may have put another file in its place
+            os.fchmod(file.fileno(), mode & ~umask)
+            os.fsync(file.fileno())
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _link_new(temporary, path)
+    finally:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
 
 
 def write_json(path: str | os.PathLike[str], value: Any, allow_nan: bool = True) -> None:

@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from keyseg_mm import mac
-from keyseg_mm.entries import EmbeddingEntry, ImageEntry, MapEntry, TensorEntry, describe
+from keyseg_mm.entries import SALT_BYTES, EmbeddingEntry, ImageEntry, MapEntry, TensorEntry, describe
 from keyseg_mm.errors import IntegrityError, KeyMismatchError, LockError, StampError
 from keyseg_mm.keys.derive import KeyStream
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.maps import TRANSFORMS, ChannelMap, Map
 from keyseg_mm.maps.ff1 import byte_map
-from keyseg_mm.maps.order import ValueOrder, WeightMap, sorted_order
+from keyseg_mm.maps.order import ValueOrder, WeightMap, raw, sorted_order, why_not
 from keyseg_mm.maps.pixels import BlockCipher, BlockTables, Bytes
 from keyseg_mm.model.points import Point
-from keyseg_mm.stamp import Stamp, is_stamp
+from keyseg_mm.stamp import Stamp, is_stamp, stamps_of
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,29 @@ def derive_patches(key: SecretKey, salt: bytes, patch: int, permute: str = 'all'
     """
     subkey = key.subkey('keyseg_mm/patches/v1', [patch, permute, negate], salt)
     return BlockCipher(patch, lambda _: BlockTables.derive_patch(KeyStream(subkey), patch, permute, negate), whole=True)
+
+
+def licensee_salt(master: SecretKey, name: str, tensors: Mapping[str, Any], encrypted: bool | None = None) -> bytes:
+    """The public salt of a licensee's copy, 16 bytes by HKDF-SHA256 (RFC 5869); it tells nothing of the key.
+
+    It depends on the model by what locking leaves as it is (biases, norms and their statistics), so that one licensee
+    gets other tables for each release, and the owner finds the salt again from the plain model or any protected one.
+    Where the weights are encrypted themselves, that is their values without their order.
+
+    Args:
+        master: the master key.
+        name: of the licensee.
+        tensors: state_dict of the model, plain or protected.
+        encrypted: whether their copy has encrypted weights; by default, whether ``tensors`` are such by their stamp.
+    """
+    if encrypted is None:
+        encrypted = any(stamp.tensors for stamp in stamps_of(tensors).values())
+    untouched = {n: t for n, t in tensors.items() if isinstance(t, Tensor) and t.dim() < 2 and not is_stamp(n)}
+    if encrypted:
+        untouched = {n: raw(t).sort().values if not why_not(t) else t for n, t in untouched.items()}
+    digests = [[n, mac.digest(untouched[n]).hex()] for n in sorted(untouched)]
+    label = f'keyseg_mm/licensee-salt/v{2 if encrypted else 1}'
+    return master.subkey(label, [name, digests], b'')[:SALT_BYTES]
 
 
 def stamp_tensor(stamp: Stamp) -> Tensor:

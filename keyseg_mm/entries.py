@@ -181,7 +181,7 @@ def _one_of(*values: Any) -> Callable[[Any], Any]:
 
 
 def _salt(value: Any) -> str:
-    return value if re.fullmatch(f'([0-9a-f]{{{2 * SALT_BYTES}}})?', value) else _refuse()
+    return str(value) if re.fullmatch(f'([0-9a-f]{{{2 * SALT_BYTES}}})?', value) else str(_refuse())
 
 
 def _channels(positive: bool) -> Callable[[Any], tuple[float, ...]]:

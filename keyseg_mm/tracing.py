@@ -17,15 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keyseg_mm import mac
-from keyseg_mm.bind import Bound, verify
+from keyseg_mm.bind import Bound, licensee_salt, verify
 from keyseg_mm.entries import SALT_BYTES, MapEntry, TensorEntry
 from keyseg_mm.errors import IntegrityError, LockError
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.locking import unlock
 from keyseg_mm.maps import CHANNEL_MAPS, normal_form
 from keyseg_mm.maps.order import ValueOrder, WeightMap, places, raw, why_not
-from keyseg_mm.stamp import Stamp, below, is_stamp, stamps_of
+from keyseg_mm.stamp import Stamp, below, stamps_of
 
 _DECOYS = 8  # names that no licensee has, to see what chance gives
 _LAYERS = 12
@@ -53,31 +52,6 @@ class Similarity:
     @property
     def is_certain(self) -> bool:
         return self.score >= _CERTAIN
-
-
-def licensee_salt(master: SecretKey, name: str, tensors: Mapping[str, Any], encrypted: bool | None = None) -> bytes:
-    """The public salt of a licensee's copy, 16 bytes by HKDF-SHA256 (RFC 5869); it tells nothing of the key.
-
-    It depends on the model by what locking leaves as it is (biases, norms and their statistics), so that one licensee
-    gets other tables for each release, and the owner finds the salt again from the plain model or any protected one.
-    Where the weights are encrypted themselves, that is their values without their order.
-
-    Args:
-        master: the master key.
-        name: of the licensee.
-        tensors: state_dict of the model, plain or protected.
-        encrypted: whether their copy has encrypted weights; by default, whether ``tensors`` are such by their stamp.
-    """
-    if encrypted is None:
-        encrypted = any(stamp.tensors for stamp in stamps_of(tensors).values())
-    untouched = {
-        n: t for n, t in tensors.items() if isinstance(t, Tensor) and t.dim() < _LOCKED_DIMS and not is_stamp(n)
-    }
-    if encrypted:
-        untouched = {n: raw(t).sort().values if not why_not(t) else t for n, t in untouched.items()}
-    digests = [[n, mac.digest(untouched[n]).hex()] for n in sorted(untouched)]
-    label = f'keyseg_mm/licensee-salt/v{2 if encrypted else 1}'
-    return master.subkey(label, [name, digests], b'')[:SALT_BYTES]
 
 
 def by_stamp(tensors: Mapping[str, Any], master: SecretKey, names: Iterable[str]) -> tuple[str, bool] | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -571,3 +573,35 @@ def test_preset_points_resolve_alike(plain):
     trace = trace_module(plain)
     sites = resolve('linear', plain, trace)
     assert [str(s.point) for s in sites] == [e.point for e in plan_lock(plain, trace=trace).entries]
+
+
+PLAIN_MODULE = """
+import sys
+import torch
+from torch import nn
+import keyseg_mm
+assert not {'torchvision', 'mmseg', 'mmengine', 'mmcv'} & set(sys.modules)
+from keyseg_mm import SecretKey, Trace, lock, unlock
+key, image = SecretKey(bytes(range(32))), torch.rand(1, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+plain = model.state_dict()
+try:
+    lock(plain, model, key)
+except keyseg_mm.KeysegError as error:
+    assert 'trace=Trace.of(model' in str(error), error
+else:
+    raise SystemExit('locked without knowing what runs')
+trace = Trace.of(model, {'test': lambda: model(image)})
+locked = lock(plain, model, key, salt=bytes(16), trace=trace)
+assert not torch.equal(locked['2.weight'], plain['2.weight'])
+back = unlock(locked, key)
+assert all(torch.equal(back[n], plain[n]) for n in plain) and back.keys() == plain.keys()
+tensors = lock(plain, model, key, scheme='tensors')
+assert all(torch.equal(unlock(tensors, key)[n], plain[n]) for n in plain)
+assert not {'mmseg', 'mmengine', 'mmcv'} & set(sys.modules)
+"""
+
+
+def test_a_plain_module_is_locked_without_the_host():
+    done = subprocess.run([sys.executable, '-c', PLAIN_MODULE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

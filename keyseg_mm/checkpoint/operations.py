@@ -116,7 +116,7 @@ def rekey_file(
     """Rekey a protected checkpoint's file; see :func:`keyseg_mm.locking.rekey`. The plain weights are never written.
 
     Args:
-        salt: makes the salt from the state_dict, as :func:`keyseg_mm.tracing.licensee_salt` does; by default a fresh
+        salt: makes the salt from the state_dict, as :func:`keyseg_mm.bind.licensee_salt` does; by default a fresh
             random one.
 
     Returns:

@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Rekey and write."""
     from keyseg_mm.atomic import refuse_existing
+    from keyseg_mm.bind import licensee_salt
     from keyseg_mm.checkpoint.operations import rekey_file
-    from keyseg_mm.tracing import licensee_salt
 
     if bool(args.master) != bool(args.licensee) or bool(args.master) == bool(args.new_key):
         raise KeyFileError('give --new-key LOC, or --master LOC and --licensee NAME')

@@ -106,26 +106,20 @@ def plan_lock(
     wanted = [points] if isinstance(points, str) else list(points)
     sites = resolve(wanted, model, trace)
     maker = _Maker(model, trace, sites)
-    entries: list[MapEntry] = []
-    kept: list[Site] = []
-    problems, left_out = [], {}
-    for site in sites:
-        entry, problem = maker.entry(site, spec, named=str(site.point) in wanted)
-        if not problem:
-            entries.append(entry)
-            kept.append(site)
-        elif site.point.side == 'in' and str(site.point) not in wanted:
-            left_out[site.point.name] = problem
-        else:
-            problems.append(f'{site.point}: {problem}')
+    made = [(site, *maker.entry(site, spec, named=str(site.point) in wanted)) for site in sites]
+    may_go = {site.point for site in sites if site.point.side == 'in' and str(site.point) not in wanted}
+    problems = [f'{site.point}: {problem}' for site, _, problem in made if problem and site.point not in may_go]
     if problems:
         raise LockError('; '.join(problems))
+    left_out = {site.point.name: problem for site, _, problem in made if problem}
+    entries = tuple(entry for _, entry, problem in made if not problem)
     if not entries:
         why = '; '.join(f'{name}: {reason}' for name, reason in left_out.items())
         raise LockError(f'nothing to lock at {", ".join(wanted)}: {why}')
     if 'linear' in wanted:
         left_out.update(_left(model, trace))
-    return Plan(Features.name, tuple(entries), left_out, tuple(kept), tuple(wanted))
+    kept = tuple(site for site, _, problem in made if not problem)
+    return Plan(Features.name, entries, left_out, kept, tuple(wanted))
 
 
 def complete(stamp: Stamp, model: nn.Module, trace: Trace | None = None) -> Stamp:

@@ -25,6 +25,7 @@ CHAIN = (
     'atomic',
     'keys | model',
     'maps',
+    'entries',
     'stamp',
     'mac',
     'bind',
