@@ -171,12 +171,12 @@ def verify(key: SecretKey, stamp: Stamp, tensors: Mapping[str, Any]) -> None:
     if not stamp.mac:
         raise IntegrityError(
             'this checkpoint carries a stamp without a MAC: it was altered, or not written by keyseg_mm; take a copy '
-            'from where it was made. To run it all the same: protection.verify=False, or --no-verify'
+            'from where it was made. To run it nevertheless: protection.verify=False, or --no-verify'
         )
     if not mac.fits(*_signed(key, stamp, tensors), bytes.fromhex(stamp.mac)):
         raise IntegrityError(
             f'this checkpoint was altered after the holder of key {stamp.key_id} wrote it: its weights or its stamp do '
-            'not fit its MAC; take a copy from where it was made. To run it all the same (you cast it to another '
+            'not fit its MAC; take a copy from where it was made. To run it nevertheless (you cast it to another '
             'dtype yourself, say): protection.verify=False, or --no-verify'
         )
 

@@ -18,7 +18,7 @@ COMMANDS = {
     'test': "test a checkpoint with mmsegmentation's own test.py",
     'lock': 'protect a trained checkpoint, without training',
     'encrypt-image': 'encrypt images for a model that `keyseg lock --scheme patches` made, or decrypt them',
-    'rekey': 'give a protected checkpoint another key, or a licensee his own copy',
+    'rekey': 'give a protected checkpoint another key, or a licensee a copy of their own',
     'unlock': 'turn a protected checkpoint back into the plain one',
     'trace': 'tell whose copy a checkpoint is',
     'scan': 'search a folder for a key and the tables derived from it',
