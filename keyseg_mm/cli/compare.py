@@ -8,11 +8,16 @@ and compare.html into DIR, and below it a folder for each method, whose config.p
 Every finished step is kept: the same command goes on where it stopped. Methods may be added then, other options may not
 change. The plain model is always there, since all are measured by it.
 
+With --jobs or --scheduler, trainings, tests and audits that do not depend on each other run at the same time; the
+workers of a cluster need this package, and DIR, key and data under the same paths. Times are measured at the end, one
+by one and on this machine: under load they would mean nothing.
+
 examples:
   keyseg compare --list                                             the methods, and where they were published
   keyseg compare my_config.py --out cmp                             all of them; a training for each that needs one
   keyseg compare my_config.py --out cmp --plain trained.pth --methods 'lock-*' 'weights-*' patches    without training
   keyseg compare my_config.py --out cmp --methods image-shf feature-permutation lock-signed --suite none
+  keyseg compare my_config.py --out cmp --jobs 4
   keyseg compare city.py ade.py --out cmp --cfg-options train_cfg.max_iters=2000 randomness.deterministic=True
 
 exit status: 0 every method came to its end or cannot be applied, 1 an error, or a method failed
@@ -32,7 +37,8 @@ from keyseg_mm.cli.console import print_table, whole_number
 from keyseg_mm.errors import KeyFileError, KeysegError
 
 if TYPE_CHECKING:
-    from keyseg_mm.compare.choices import Choices, Progress
+    from keyseg_mm.compare.order import Choices, Progress
+    from keyseg_mm.compare.report import Report
 
 _SUITES = ('none', 'quick', 'standard', 'full')
 _WIDE = 100  # columns of text
@@ -60,6 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--wrong-keys', type=whole_number(0), default=3, metavar='N', help='how many to test with (3)')
     parser.add_argument(
         '--plain', type=Path, metavar='FILE', help='trained plain checkpoint of the first config, to train none'
+    )
+    parser.add_argument(
+        '--jobs', type=whole_number(1), default=1, metavar='N', help='steps side by side, each in a process (1)'
+    )
+    parser.add_argument(
+        '--scheduler', metavar='ADDRESS', help='run the steps on the workers of this Dask cluster, as tcp://HOST:8786'
     )
     parser.add_argument(
         '--cfg-options',
@@ -92,25 +104,19 @@ def _list(blocks: list[int]) -> None:
 
 def _compare(args: argparse.Namespace, methods: list[Any]) -> int:
     import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
-    from keyseg_mm.compare.report import assemble, write
-    from keyseg_mm.compare.run import FAILED, Subject
+    from keyseg_mm.audit.engine.executor import make_executor
+    from keyseg_mm.compare.report import Report
+    from keyseg_mm.compare.rows import FAILED
+    from keyseg_mm.compare.run import Subject, compare
 
     choices, folders = _begin(args)
-    steps = len(folders) * sum(choices.steps(method) for method in methods)
-    rows: list[list[dict[str, Any]]] = []
-    with _progress(steps) as progress:
-        given = [args.plain, *[None] * len(folders)]
-        subjects = [Subject(c, folder, choices, progress, p) for (folder, c), p in zip(folders.items(), given)]
-        for subject in subjects:
-            rows.append([])
-            for method in methods:
-                number = f'{sum(map(len, rows)) + 1}/{len(subjects) * len(methods)}'
-                which = f' on {subject.folder.name}' if len(subjects) > 1 else ''
-                progress.where = f'{number} {method.title}{which}'
-                rows[-1].append(subject.row(method))
-    report = assemble(subjects, methods, rows, choices)
-    _show(report, write(args.out, report, subjects, methods))
-    failed = [row['title'] for found in rows for row in found if row['status'] == FAILED]
+    given = [args.plain, *[None] * len(folders)]
+    subjects = [Subject(config, folder, choices, plain) for (folder, config), plain in zip(folders.items(), given)]
+    with make_executor(args.jobs, args.scheduler) as executor, _progress() as progress:
+        compare(subjects, methods, executor, progress)
+    report = Report.of(subjects, methods)
+    _show(report, report.write(args.out, subjects))
+    failed = [row.title for figures in report.subjects for row in figures.rows if row.status == FAILED]
     if failed:
         print(f'keyseg compare: failed: {", ".join(failed)}; the same command tries them again', file=sys.stderr)
     return 1 if failed else 0
@@ -118,9 +124,8 @@ def _compare(args: argparse.Namespace, methods: list[Any]) -> int:
 
 def _begin(args: argparse.Namespace) -> tuple[Choices, dict[Path, Path]]:
     """Check all that was asked for; returns the choices, and the configs by the folders that are made for them."""
-    from keyseg_mm.compare.choices import Choices
     from keyseg_mm.compare.configs import parse_options, read, refuse_protected
-    from keyseg_mm.compare.folder import KEY, begin, fingerprint
+    from keyseg_mm.compare.order import KEY, Choices, begin, fingerprint
     from keyseg_mm.keys.locator import locate
 
     locator = _absolute(args.key) if args.key else f'file:{(args.out / KEY).resolve()}'
@@ -155,7 +160,7 @@ def _begin(args: argparse.Namespace) -> tuple[Choices, dict[Path, Path]]:
             number += 1
             name = f'{config.stem}-{number}'
         folders[args.out / name] = config
-    return Choices(locator, args.suite, args.seed, args.wrong_keys, options), folders
+    return Choices(locator, args.suite, args.seed, args.wrong_keys, options, __package__), folders
 
 
 def _absolute(locator: str) -> str:
@@ -180,30 +185,34 @@ def _own_key(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _progress(steps: int) -> Iterator[Progress]:
+def _progress() -> Iterator[Progress]:
     """Lines on the screen, and under them a bar where somebody watches."""
     from tqdm import tqdm
 
-    from keyseg_mm.compare.choices import Progress
+    from keyseg_mm.compare.order import Progress
 
-    with tqdm(total=steps, unit='step', disable=not sys.stderr.isatty(), leave=False, dynamic_ncols=True) as bar:
+    with tqdm(unit='step', disable=not sys.stderr.isatty(), leave=False, dynamic_ncols=True) as bar:
 
         def say(text: str) -> None:
             with tqdm.external_write_mode(file=sys.stdout):
                 print(text, flush=True)
 
-        yield Progress(say, bar.update, bar.set_postfix_str)
+        def begin(steps: int, doing: str) -> None:
+            bar.reset(steps)
+            bar.set_description_str(doing)
+
+        yield Progress(say, begin, bar.update, bar.set_postfix_str)
 
 
-def _show(report: dict[str, Any], page: Path) -> None:
+def _show(report: Report, page: Path) -> None:
     """The tables, what they come to, and where to read on."""
     from keyseg_mm.compare.table import HEAD, cells
 
-    for subject in report['subjects']:
-        print(f'\n{subject["name"]}, {subject["photos"]} test photos\n')
-        rows = [cells(subject, row) for row in subject['rows']]
+    for figures in report.subjects:
+        print(f'\n{figures.name}, {figures.photos} test photos\n')
+        rows = [cells(figures, row) for row in figures.rows]
         print_table(HEAD, [[textwrap.shorten(cell, _CELL, placeholder=' ...') for cell in row] for row in rows])
-        for row in subject['rows']:
-            if row['why']:
-                print(f'{row["title"]}: {row["status"]}: {row["why"]}')
-    print(f'\n{textwrap.fill(report["verdict"], _WIDE)}\n\nread on in {page}')
+        for row in figures.rows:
+            if row.why:
+                print(f'{row.title}: {row.status}: {row.why}')
+    print(f'\n{textwrap.fill(report.verdict, _WIDE)}\n\nread on in {page}')

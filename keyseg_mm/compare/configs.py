@@ -5,24 +5,27 @@ from __future__ import annotations
 import argparse
 import os
 import pprint
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, DictAction
 
 from keyseg_mm.atomic import write_new
+from keyseg_mm.baselines.patches import patch_of
+from keyseg_mm.compare.methods import Method
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.keys.locator import refuse_secret
-from keyseg_mm.mm.config import read_config, without_protection
+from keyseg_mm.locking import plan_lock
+from keyseg_mm.mm.config import build_plain_model, read_config, without_protection
+from keyseg_mm.mm.keyed import Keyed
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _DELETE = '_delete_'
-_PACK, _LABELS = 'PackSegInputs', 'LoadAnnotations'
-ENCRYPTIONS = ('keyseg_mm.EncryptImage',)
+_PACK, _LABELS, _WHOLE = 'PackSegInputs', 'LoadAnnotations', 'ResizeToMultiple'
+_ENCRYPTION, _GUARD = 'keyseg_mm.EncryptImage', 'keyseg_mm.GuardHook'
 
 Step = dict[str, Any]
-Pipeline = list[Any]
 
 
 def read(path: Path, options: Mapping[str, Any] | None = None) -> Config:
@@ -42,36 +45,34 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
         KeysegError: one is not of that form.
         SecretExposedError: one holds a key.
     """
-    found: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition('=')
         if not equals or not name:
             raise KeysegError(f'--cfg-options takes NAME=VALUE, not {text!r}')
         refuse_secret(value, by_shape=name.endswith('key'))
-        parser = argparse.ArgumentParser(exit_on_error=False)
-        parser.add_argument('--cfg-options', nargs='+', action=DictAction)
-        try:
-            found.update(parser.parse_args(['--cfg-options', text]).cfg_options)
-        except Exception as error:  # the host's own parser raises whatever it likes
-            raise KeysegError(f'--cfg-options {name}: {type(error).__name__}: {error}') from None
-    return found
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument('--cfg-options', nargs='*', action=DictAction)
+    try:
+        return dict(parser.parse_args(['--cfg-options', *texts]).cfg_options)
+    except Exception as error:  # the host's own parser raises whatever it likes
+        raise KeysegError(f'--cfg-options: {type(error).__name__}: {error}') from None
 
 
-def write_heir(path: Path, base: Path, wanted: Config) -> None:
+def write_child_config(path: Path, base: Path, wanted: Config) -> None:
     """Write a small config that inherits from ``base`` and reads as ``wanted``.
 
     Raises:
         KeysegError: it would not read so, as for a base in the new style, which nothing can inherit from by path.
     """
-    there, here = _plain(read_config(base)), _plain(wanted)
+    here = wanted.to_dict()
     lines = [f'_base_ = {os.path.relpath(base.resolve(), path.resolve().parent)!r}']
-    for name, value in _more(there, here).items():
+    for name, value in _differences(read_config(base).to_dict(), here).items():
         lines.append(f'{name} = {pprint.pformat(value, width=110, sort_dicts=False)}')
     text = '\n'.join(lines) + '\n'
     path.parent.mkdir(parents=True, exist_ok=True)
     write_new(path, lambda file: file.write(text.encode('utf-8')), overwrite=True)
     try:
-        same = _plain(read_config(path)) == here
+        same = read_config(path).to_dict() == here
     except KeysegError as error:
         raise KeysegError(
             f'no config can inherit from {base} ({error}); keyseg compare takes text configs, with _base_ as a path'
@@ -80,97 +81,144 @@ def write_heir(path: Path, base: Path, wanted: Config) -> None:
         raise KeysegError(f'{path}: a config that inherits from {base} does not read as it should')
 
 
-def _plain(value: Any) -> Any:
-    """A config as ordinary dicts, lists and values; tuples stay tuples."""
-    if isinstance(value, Config):
-        value = value._cfg_dict
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_plain(item) for item in value)
-    return value
-
-
-def _more(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
     """What has to be said beside an inherited dict for it to become another one."""
     found: dict[str, Any] = {}
     for name, value in here.items():
         old = there.get(name)
         if name in there and old == value:
             continue
-        if isinstance(value, dict) and isinstance(old, dict):
-            gone = set(old) - set(value)
-            found[name] = {_DELETE: True, **value} if gone else _more(old, value)
-        elif isinstance(value, dict) and name in there:
-            found[name] = {_DELETE: True, **value}
+        if isinstance(value, dict) and isinstance(old, dict) and not set(old) - set(value):
+            found[name] = _differences(old, value)
         else:
-            found[name] = value
+            found[name] = {_DELETE: True, **value} if isinstance(value, dict) and name in there else value
     return found
 
 
-def change_pipelines(cfg: Config, loaders: Sequence[str], change: Callable[[Pipeline], Pipeline]) -> None:
-    """Change every pipeline that ends in samples for the model, in the data sets of some loaders.
+def protect(cfg: Config, method: Method, key: str) -> None:
+    """Turn a plain config into a method's.
+
+    Args:
+        cfg: is changed.
+        method: the method.
+        key: locator of its key.
 
     Raises:
-        KeysegError: a loader has none.
+        KeysegError: the method cannot be applied to this data or model.
+    """
+    if method.protects != 'nothing':
+        {'images': _images, 'patches': _patches}.get(method.protects, _keyed)(cfg, method, key)
+
+
+def _images(cfg: Config, method: Method, key: str) -> None:
+    """Train and test on encrypted images."""
+    insert(cfg, LOADERS, dict(type=_ENCRYPTION, method=method.cipher, block=method.block, key=key))
+    _guard(cfg, **_start(cfg))
+
+
+def _patches(cfg: Config, method: Method, key: str) -> None:
+    """Test on images that the client encrypts."""
+    patch = patch_of(build_plain_model(cfg))
+    insert(cfg, LOADERS[1:], dict(type=_ENCRYPTION, method='PATCH', key=key), divisor=patch)
+    _guard(cfg)
+
+
+def _keyed(cfg: Config, method: Method, key: str) -> None:
+    """Put a protection around the model."""
+    options: dict[str, Any] = dict(key=key)
+    if method.protects == 'weights':
+        options.update(unlock=True)
+    elif method.lock:
+        options.update(points='checkpoint')
+    else:
+        options.update(points=method.points, transform=dict(method.transform), **_start(cfg))
+    cfg.model.update(of=cfg.model.type, type='keyseg_mm.Keyed', protection=options)
+    _guard(cfg)
+
+
+def _guard(cfg: Config, **options: Any) -> None:
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type=_GUARD, **options)]
+
+
+def _start(cfg: Config) -> dict[str, Any]:
+    """All methods start from the same weights, plain ones too."""
+    return {'allow_plain': True} if cfg.get('load_from') else {}
+
+
+def check_applicable(plain: Config, method: Method, cfg: Config) -> None:
+    """Find out whether a method's maps can be put into a model, before anything long begins.
+
+    Args:
+        plain: the plain config.
+        method: the method.
+        cfg: its config, see :func:`protect`.
+
+    Raises:
+        KeysegError: they cannot, with the reason.
+    """
+    if method.protects == 'features' and method.lock:
+        plan_lock(build_plain_model(plain), [method.points], dict(method.transform))
+    elif method.protects == 'features':
+        Keyed(**{name: value for name, value in cfg.model.items() if name != 'type'})
+
+
+def insert(cfg: Config, loaders: Sequence[str], step: Step, divisor: int = 0) -> None:
+    """Put a step into every pipeline that ends in samples for the model, in the data sets of some loaders.
+
+    Args:
+        cfg: is changed.
+        loaders: their names.
+        step: goes right before ``PackSegInputs``.
+        divisor: if given, it goes after all that moves pixels, and after it the labels, which keep their size in a
+            test; images are resized to multiples of this first, unless the pipeline does that by itself.
+
+    Raises:
+        KeysegError: a loader has no such pipeline.
     """
     for name in loaders:
-        if cfg.get(name) is None:
-            continue
-        if not _change(cfg[name].get('dataset'), change):
+        owners = [part for _, part in _dicts(cfg.get(name)) if _has(part.get('pipeline'), _PACK)]
+        if cfg.get(name) is not None and not owners:
             raise KeysegError(f'{name} has no pipeline with {_PACK} in it, before which images could be encrypted')
+        for part in owners:
+            part['pipeline'] = _inserted(list(part['pipeline']), step, divisor)
 
 
-def _change(value: Any, change: Callable[[Pipeline], Pipeline]) -> int:
-    changed = 0
+def _inserted(pipeline: list[Any], step: Step, divisor: int) -> list[Any]:
+    late = [other for other in pipeline if _has([other], _PACK) or (divisor and _has([other], _LABELS))]
+    early = [other for other in pipeline if other not in late]
+    whole = not divisor or any(not s.get('size_divisor', 32) % divisor for s in early if _has([s], _WHOLE))
+    resize = [] if whole else [dict(type=_WHOLE, size_divisor=divisor)]
+    return [*early, *resize, dict(step), *late]
+
+
+def _has(pipeline: Any, name: str) -> bool:
+    """Whether a pipeline has a step of this type, by its name with or without a scope."""
+    steps = pipeline if isinstance(pipeline, (list, tuple)) else ()
+    return any(isinstance(step, dict) and str(step.get('type')).rpartition('.')[2] == name for step in steps)
+
+
+def _dicts(value: Any, path: str = '') -> Iterator[tuple[str, Any]]:
+    """All dicts in a part of a config, each with the path that ``--cfg-options`` knows it by."""
     if isinstance(value, dict):
-        for name, item in list(value.items()):
-            if name == 'pipeline' and any(is_step(step, _PACK) for step in item or ()):
-                value[name] = change(list(item))
-                changed += 1
-            else:
-                changed += _change(item, change)
-    elif isinstance(value, (list, tuple)):
-        changed = sum(_change(item, change) for item in value)
-    return changed
+        yield path, value
+        pairs: Any = list(value.items())
+    else:
+        pairs = enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for name, item in pairs:
+        yield from _dicts(item, f'{path}.{name}'.lstrip('.'))
 
 
-def is_step(step: Any, name: str) -> bool:
-    """Whether a pipeline's step is of this type, by its name with or without a scope."""
-    return isinstance(step, dict) and str(step.get('type')).rpartition('.')[2] == name
-
-
-def before_packing(step: Step) -> Callable[[Pipeline], Pipeline]:
-    """Put a step right before ``PackSegInputs``."""
-
-    def change(pipeline: Pipeline) -> Pipeline:
-        at = next(i for i, other in enumerate(pipeline) if is_step(other, _PACK))
-        return [*pipeline[:at], dict(step), *pipeline[at:]]
-
-    return change
-
-
-def behind_resizing(steps: Sequence[Step], divisor: int) -> Callable[[Pipeline], Pipeline]:
-    """Put steps behind all that moves pixels, and labels, which keep their size in a test, behind them.
-
-    Images are resized to multiples of ``divisor`` first, unless the pipeline does that by itself.
-    """
-
-    def change(pipeline: Pipeline) -> Pipeline:
-        last = [step for step in pipeline if is_step(step, _LABELS) or is_step(step, _PACK)]
-        rest = [step for step in pipeline if step not in last]
-        whole = any(is_step(s, 'ResizeToMultiple') and not s.get('size_divisor', 32) % divisor for s in rest)
-        resize = [] if whole else [dict(type='ResizeToMultiple', size_divisor=divisor)]
-        return [*rest, *resize, *map(dict, steps), *last]
-
-    return change
+def encryptions(cfg: Config) -> dict[str, Step]:
+    """The steps of a config's test pipelines that encrypt images, by their paths in the config."""
+    found = _dicts(cfg.get('test_dataloader'), 'test_dataloader')
+    return {path: step for path, step in found if step.get('type') == _ENCRYPTION}
 
 
 def key_options(cfg: Config) -> list[str]:
     """The options of ``--cfg-options`` by which a test of this config is given a key."""
     if isinstance(cfg.model.get('protection'), dict):
         return ['model.protection.key']
-    return [f'test_dataloader.{path}.key' for path in _encryptions(cfg.get('test_dataloader'))]
+    return [f'{path}.key' for path in encryptions(cfg)]
 
 
 def refuse_protected(path: Path, cfg: Config) -> None:
@@ -183,14 +231,3 @@ def refuse_protected(path: Path, cfg: Config) -> None:
         raise KeysegError(f'{path} has no model')
     if without_protection(cfg.model) != cfg.model or key_options(cfg):
         raise KeysegError(f'{path} is protected already; keyseg compare takes the plain config, and protects by itself')
-
-
-def _encryptions(value: Any, path: str = '') -> Iterator[str]:
-    if isinstance(value, dict):
-        if value.get('type') in ENCRYPTIONS:
-            yield path
-        pairs: Any = value.items()
-    else:
-        pairs = enumerate(value) if isinstance(value, (list, tuple)) else ()
-    for name, item in pairs:
-        yield from _encryptions(item, f'{path}.{name}'.lstrip('.'))

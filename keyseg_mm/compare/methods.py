@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from keyseg_mm.errors import KeysegError
-
-if TYPE_CHECKING:
-    from mmengine.config import Config
 
 PLAIN = 'plain'
 BLOCKS = (4, 16)
 FEATURE_BLOCK = 2
-
-Alter = Callable[[Any, str], None]
+#: What a method protects, and what its time is then: that of ``nothing``, of encrypting ``images``, of the
+#: ``encryptors``, or that of a model ``unlocked`` in memory.
+TIMED = {'nothing': 'nothing', 'images': 'images', 'patches': 'images', 'features': 'encryptors', 'weights': 'unlocked'}
 
 
 @dataclass(frozen=True)
@@ -29,11 +27,10 @@ class Method:
         does: what it does.
         lacks: what it does not do.
         source: where it was published.
-        alter: turns the plain config into the method's, given the key's locator.
-        lock: arguments of the command that makes it from the plain checkpoint; empty where it is trained.
-        timed: what its overhead is: ``nothing``, the encryption of ``images``, that of the ``encryptors``, or that of a
-            model ``unlocked`` in memory.
-        points, transform: what it encrypts inside the model, to find out whether it can.
+        protects: one of :data:`TIMED`.
+        lock: the command that makes it from the plain checkpoint, and its options; empty where it is trained.
+        points, transform: which feature maps it encrypts, and how.
+        cipher, block: how it encrypts images.
     """
 
     name: str
@@ -41,11 +38,12 @@ class Method:
     does: str
     lacks: str
     source: str
-    alter: Alter
+    protects: str = 'nothing'
     lock: tuple[str, ...] = ()
-    timed: str = 'nothing'
     points: str = ''
-    transform: dict[str, Any] | None = None
+    transform: Mapping[str, Any] = field(default_factory=dict)
+    cipher: str = ''
+    block: int = 0
 
     @property
     def is_trained(self) -> bool:
@@ -53,210 +51,139 @@ class Method:
         return not self.lock
 
 
-def _as_it_is(cfg: Config, key: str) -> None:
-    """Leave the config as it is."""
-
-
-def _images(method: str, block: int) -> Alter:
-    """Train and test on encrypted images."""
-
-    def alter(cfg: Config, key: str) -> None:
-        from keyseg_mm.compare.configs import LOADERS, before_packing, change_pipelines
-
-        step = dict(type='keyseg_mm.EncryptImage', method=method, block=block, key=key)
-        change_pipelines(cfg, LOADERS, before_packing(step))
-        hook: dict[str, Any] = dict(type='keyseg_mm.GuardHook')
-        if cfg.get('load_from'):  # all methods start from the same weights
-            hook['allow_plain'] = True
-        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
-
-    return alter
-
-
-def _keyed(**protection: Any) -> Alter:
-    """Put a protection around the model."""
-
-    def alter(cfg: Config, key: str) -> None:
-        options = dict(key=key, **protection)
-        if cfg.get('load_from') and protection.get('points') == 'stages':
-            options['allow_plain'] = True
-        cfg.model.update(of=cfg.model.type, type='keyseg_mm.Keyed', protection=options)
-        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='keyseg_mm.GuardHook')]
-
-    return alter
-
-
-def _patches(cfg: Config, key: str) -> None:
-    """Test on images that the client encrypts."""
-    from keyseg_mm.baselines.patches import patch_of
-    from keyseg_mm.compare.configs import behind_resizing, change_pipelines
-    from keyseg_mm.mm.config import build_plain_model
-
-    patch = patch_of(build_plain_model(cfg))
-    step = dict(type='keyseg_mm.EncryptImage', key=key, method='PATCH')
-    change_pipelines(cfg, ('val_dataloader', 'test_dataloader'), behind_resizing([step], patch))
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='keyseg_mm.GuardHook')]
-
-
-_ENCRYPTED_IMAGES = (
-    'Every block of every image is encrypted alike, and one image with its encryption gives the tables away; pictures '
-    'are scrambled, not enciphered. Needs a training of its own for each key.'
-)
-_IN_TRAINING = 'Needs a training of its own for each key, and cannot be given another one without training again.'
-_LOCKED = (
-    'Biases, norms and grouped convolutions stay as they were, and locked weights keep their values in another order, '
-    'so that whoever has the weights that the model was fine-tuned from can line it up with them.'
-)
 _MAPS = 'arXiv 2206.05422 (Ito et al., 2022)'
+_BLOCK_MAPS = 'arXiv 2109.00224 (MaungMaung and Kiya, 2021)'
+_IMAGES = 'arXiv 2105.14756 (MaungMaung and Kiya, 2021)'
+_SEGMENTED = f'{_IMAGES}, for segmentation 2107.09362 (Ito et al., 2021)'
+_IN_TRAINING = 'Needs a training of its own for each key, and cannot be given another one without training again.'
 
 
-def _of_images(name: str, title: str, does: str, source: str) -> Method:
-    return Method(f'image-{name.lower()}', title, does, _ENCRYPTED_IMAGES, source, _as_it_is, timed='images')
-
-
-def _of_maps(name: str, title: str, does: str, lacks: str, source: str, **transform: Any) -> Method:
-    alter = _keyed(points='stages', transform=transform)
-    parts: dict[str, Any] = dict(timed='encryptors', points='stages', transform=transform)
-    return Method(name, title, does, lacks, source, alter, **parts)
-
-
-def _locked(name: str, title: str, does: str, transform: str) -> Method:
-    lock = ('lock', '--points', 'linear', '--transform', transform)
-    parts: dict[str, Any] = dict(timed='encryptors', points='linear', transform=dict(type=transform))
-    source = f'this package, after {_MAPS}'
-    return Method(name, title, does, _LOCKED, source, _keyed(points='checkpoint'), lock, **parts)
-
-
-#: Image methods stand here once, and are compared at each block size.
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method(
-            PLAIN,
-            'plain',
-            'The model as it is, without protection: what the others are measured by.',
-            'Protects nothing.',
-            'the host',
-            _as_it_is,
-        ),
-        _of_images(
-            'SHF',
-            'image SHF',
-            'Images are encrypted before training and testing: the values of each block change places, across colours '
-            'too.',
-            'arXiv 2105.14756 (MaungMaung and Kiya, 2021), for segmentation 2107.09362 (Ito et al., 2021)',
-        ),
-        _of_images(
-            'NP',
-            'image NP',
-            'Images are encrypted before training and testing: a secret half of the places of each block holds 255 - p '
-            'for p.',
-            'arXiv 2105.14756 (MaungMaung and Kiya, 2021), for segmentation 2107.09362 (Ito et al., 2021)',
-        ),
-        _of_images(
-            'FFX',
-            'image FFX',
-            'Images are encrypted before training and testing: a secret half of the places of each block holds the '
-            'format-preserving encryption of p.',
-            'arXiv 2105.14756 (MaungMaung and Kiya, 2021)',
-        ),
-        _of_maps(
-            'feature-shf',
-            'feature SHF',
-            f'Trained with the key: the maps that the backbone hands on are shuffled in blocks of {FEATURE_BLOCK} by '
-            f'{FEATURE_BLOCK} positions and all channels.',
-            f'{_IN_TRAINING} Cannot be locked afterwards or unlocked.',
-            'arXiv 2109.00224 (MaungMaung and Kiya, 2021)',
-            type='BlockShuffle',
-            block=FEATURE_BLOCK,
-        ),
-        _of_maps(
-            'feature-np',
-            'feature NP',
-            f'Trained with the key: half of the values in each block of {FEATURE_BLOCK} by {FEATURE_BLOCK} positions '
-            'of the maps that the backbone hands on are negated.',
-            f'{_IN_TRAINING} Cannot be locked afterwards or unlocked.',
-            'arXiv 2109.00224 (MaungMaung and Kiya, 2021)',
-            type='NegativePositive',
-            block=FEATURE_BLOCK,
-        ),
-        _of_maps(
-            'feature-permutation',
-            'feature permutation',
-            "Trained with the key: the channels of the maps that the backbone hands on are permuted, the paper's way.",
-            f'{_IN_TRAINING} Hides which channel is which, and leaves the values of each as they were.',
-            _MAPS,
-            type='ChannelPermutation',
-        ),
-        _locked(
-            'lock-permutation',
-            'locked, permutation',
-            'Locked after training: the inputs of all convolutions and linear layers are permuted, and their weights '
-            'with them. Loses nothing.',
-            'ChannelPermutation',
-        ),
-        _locked(
-            'lock-signed',
-            'locked, signs',
-            'Locked after training: the inputs of all convolutions and linear layers are permuted and their signs '
-            'changed, and their weights with them. Loses nothing. The default of keyseg lock.',
-            'SignedChannelPermutation',
-        ),
-        _locked(
-            'lock-rotation',
-            'locked, rotation',
-            'Locked after training: the inputs of all convolutions and linear layers are turned, 8 channels at a time, '
-            'and their weights with them. Exact to rounding.',
-            'ChannelRotation',
-        ),
-        Method(
-            'patches',
-            'encrypted patches',
-            'Locked after training: the patch embedding of a vision transformer takes images that the client '
-            'encrypts; the server needs no key.',
-            'For models whose patches do not overlap. Scrambled pictures still show even areas, and all weights but '
-            'the embedding are plain.',
-            'arXiv 2208.13135 (Nagamori, Iijima and Kiya, 2022), 2308.07612 (Kiya et al., 2023)',
-            _patches,
-            ('lock', '--scheme', 'patches'),
-            'images',
-        ),
-        Method(
-            'weights-all',
-            'encrypted weights, all',
-            'Locked after training: the values of every tensor are put into a secret order. Recovered bit for bit.',
-            "Runs only unlocked. Every tensor keeps its values' distribution, a better start for training than none.",
-            'this package; for comparison with encrypted model files',
-            _keyed(unlock=True),
-            ('lock', '--scheme', 'tensors'),
-            'unlocked',
-        ),
-        Method(
-            'weights-selective',
-            'encrypted weights, 1 %',
-            'Locked after training: the 1 % most sensitive weights are put into a secret order. Recovered bit for bit.',
-            'Runs only unlocked. The other 99 % of the weights are plain, for anybody to fine-tune.',
-            'arXiv 2511.18772 (ADALOC) and others encrypt a share of the weights',
-            _keyed(unlock=True),
-            ('lock', '--scheme', 'selective'),
-            'unlocked',
-        ),
+def _of_images(cipher: str, what: str, source: str) -> Method:
+    does = f'Images are encrypted before training and testing: {what}.'
+    lacks = (
+        'Every block of every image is encrypted alike, and one image with its encryption gives the tables away; '
+        'pictures are scrambled, not enciphered. Needs a training of its own for each key.'
     )
-}
+    return Method(f'image-{cipher.lower()}', f'image {cipher}', does, lacks, source, 'images', cipher=cipher)
+
+
+def _of_maps(title: str, what: str, lacks: str, source: str, **transform: Any) -> Method:
+    does = f'Trained with the key: {what}.'
+    name, lacks = title.lower().replace(' ', '-'), f'{_IN_TRAINING} {lacks}'
+    return Method(name, title, does, lacks, source, 'features', points='stages', transform=transform)
+
+
+def _locked(name: str, title: str, what: str, transform: str) -> Method:
+    does = f'Locked after training: the inputs of all convolutions and linear layers are {what}'
+    lacks = (
+        'Biases, norms and grouped convolutions stay as they were, and locked weights keep their values in another '
+        'order, so that whoever has the weights that the model was fine-tuned from can line it up with them.'
+    )
+    lock = ('lock', '--points', 'linear', '--transform', transform)
+    source = f'this package, after {_MAPS}'
+    return Method(name, title, does, lacks, source, 'features', lock, points='linear', transform=dict(type=transform))
+
+
+def _of_weights(mode: str, share: str, which: str, lacks: str, source: str) -> Method:
+    does = f'Locked after training: {which} put into a secret order. Recovered bit for bit.'
+    title, lock = f'encrypted weights, {share}', ('lock', '--scheme', mode)
+    name = 'weights-all' if mode == 'tensors' else f'weights-{mode}'
+    return Method(name, title, does, f'Runs only unlocked. {lacks}', source, 'weights', lock)
+
+
+_TABLE = (
+    Method(
+        PLAIN,
+        'plain',
+        'The model as it is, without protection: what the others are measured by.',
+        'Protects nothing.',
+        'the host',
+    ),
+    _of_images('SHF', 'the values of each block change places, across colours too', _SEGMENTED),
+    _of_images('NP', 'a secret half of the places of each block holds 255 - p for p', _SEGMENTED),
+    _of_images('FFX', 'a secret half of the places of each block holds the format-preserving encryption of p', _IMAGES),
+    _of_maps(
+        'feature SHF',
+        f'the maps that the backbone hands on are shuffled in blocks of {FEATURE_BLOCK} by {FEATURE_BLOCK} positions '
+        'and all channels',
+        'Cannot be locked afterwards or unlocked.',
+        _BLOCK_MAPS,
+        type='BlockShuffle',
+        block=FEATURE_BLOCK,
+    ),
+    _of_maps(
+        'feature NP',
+        f'half of the values in each block of {FEATURE_BLOCK} by {FEATURE_BLOCK} positions of the maps that the '
+        'backbone hands on are negated',
+        'Cannot be locked afterwards or unlocked.',
+        _BLOCK_MAPS,
+        type='NegativePositive',
+        block=FEATURE_BLOCK,
+    ),
+    _of_maps(
+        'feature permutation',
+        "the channels of the maps that the backbone hands on are permuted, the paper's way",
+        'Hides which channel is which, and leaves the values of each as they were.',
+        _MAPS,
+        type='ChannelPermutation',
+    ),
+    _locked(
+        'lock-permutation',
+        'locked, permutation',
+        'permuted, and their weights with them. Loses nothing.',
+        'ChannelPermutation',
+    ),
+    _locked(
+        'lock-signed',
+        'locked, signs',
+        'permuted and their signs changed, and their weights with them. Loses nothing. The default of keyseg lock.',
+        'SignedChannelPermutation',
+    ),
+    _locked(
+        'lock-rotation',
+        'locked, rotation',
+        'turned, 8 channels at a time, and their weights with them. Exact to rounding.',
+        'ChannelRotation',
+    ),
+    Method(
+        'patches',
+        'encrypted patches',
+        'Locked after training: the patch embedding of a vision transformer takes images that the client encrypts; '
+        'the server needs no key.',
+        'For models whose patches do not overlap. Scrambled pictures still show even areas, and all weights but the '
+        'embedding are plain.',
+        'arXiv 2208.13135 (Nagamori, Iijima and Kiya, 2022), 2308.07612 (Kiya et al., 2023)',
+        'patches',
+        ('lock', '--scheme', 'patches'),
+    ),
+    _of_weights(
+        'tensors',
+        'all',
+        'the values of every tensor are',
+        "Every tensor keeps its values' distribution, a better start for training than none.",
+        'this package; for comparison with encrypted model files',
+    ),
+    _of_weights(
+        'selective',
+        '1 %',
+        'the 1 % most sensitive weights are',
+        'The other 99 % of the weights are plain, for anybody to fine-tune.',
+        'arXiv 2511.18772 (ADALOC) and others encrypt a share of the weights',
+    ),
+)
+#: Image methods stand here once, and are compared at each block size.
+METHODS: dict[str, Method] = {method.name: method for method in _TABLE}
 
 
 def expanded(blocks: Sequence[int] = BLOCKS) -> dict[str, Method]:
     """All methods by name, those of images once for each block size."""
-    found: dict[str, Method] = {}
-    for name, method in METHODS.items():
-        if not name.startswith('image-'):
-            found[name] = method
-            continue
-        for block in blocks:
-            title = f'{method.title}, block {block}'
-            alter = _images(name.removeprefix('image-').upper(), block)
-            found[f'{name}-{block}'] = replace(method, name=f'{name}-{block}', title=title, alter=alter)
-    return found
+    found: list[Method] = []
+    for method in METHODS.values():
+        at = [f'{method.name}-{block}' for block in blocks] if method.cipher else []
+        titles = [f'{method.title}, block {block}' for block in blocks]
+        sized = [replace(method, name=n, title=t, block=b) for n, t, b in zip(at, titles, blocks)]
+        found += sized or [method]
+    return {method.name: method for method in found}
 
 
 def pick(wanted: Sequence[str] | None, blocks: Sequence[int] = BLOCKS) -> list[Method]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,114 +15,79 @@ from keyseg_mm.atomic import write_json, write_new
 from keyseg_mm.audit.report.charts import bar_chart
 from keyseg_mm.audit.report.page import page
 from keyseg_mm.audit.report.pictures import painted
-from keyseg_mm.compare.choices import NONE, RIGHT, Choices
-from keyseg_mm.compare.methods import PLAIN, Method
+from keyseg_mm.compare.methods import Method
+from keyseg_mm.compare.rows import Figures
 from keyseg_mm.compare.run import Subject
-from keyseg_mm.compare.table import HEAD, cells, columns, markdown, verdict, worst
+from keyseg_mm.compare.table import HEAD, cells, columns, verdict
 
 FIGURES, TABLE, PAGE = 'compare.json', 'compare.md', 'compare.html'
 
 
-def assemble(
-    subjects: Sequence[Subject],
-    methods: Sequence[Method],
-    rows: Sequence[Sequence[Mapping[str, Any]]],
-    choices: Choices,
-) -> dict[str, Any]:
-    """All figures of a comparison, as compare.json has them; all public.
+@dataclass(frozen=True)
+class Report:
+    """What a comparison found: what its figures depend on, those of each config, and what they come to."""
 
-    Args:
-        subjects: the configs.
-        methods: applied to each.
-        rows: of each config, one for each method.
-        choices: what they depend on.
-    """
-    found = [
-        {'name': s.folder.name, 'config': s.config.name, 'rows': r, **{n: s.facts[n] for n in ('floor', 'photos')}}
-        for s, r in zip(subjects, map(list, rows))
-    ]
-    return {
-        'format': 'keyseg_mm compare',
-        'version': 1,
-        'made_by': __version__,
-        'when': time.strftime('%Y-%m-%d %H:%M'),
-        'seed': choices.seed,
-        'suite': choices.suite,
-        'wrong_keys': choices.wrong_keys,
-        'methods': [{n: getattr(m, n) for n in ('name', 'title', 'does', 'lacks', 'source')} for m in methods],
-        'subjects': found,
-        'verdict': verdict(found, choices.suite),
-    }
+    made_by: str
+    when: str
+    suite: str
+    seed: int
+    wrong_keys: int
+    methods: Sequence[Method]
+    subjects: Sequence[Figures]
+    verdict: str
 
+    @classmethod
+    def of(cls, subjects: Sequence[Subject], methods: Sequence[Method]) -> Report:
+        """What :func:`keyseg_mm.compare.run.compare` found."""
+        found, choices = [subject.figures for subject in subjects], subjects[0].choices
+        said = ' '.join(verdict(figures, choices.suite) for figures in found)
+        when = time.strftime('%Y-%m-%d %H:%M')
+        return cls(__version__, when, choices.suite, choices.seed, choices.wrong_keys, methods, found, said)
 
-def write(out: Path, report: dict[str, Any], subjects: Sequence[Subject], methods: Sequence[Method]) -> Path:
-    """Write the three files; returns the page's path."""
-    write_json(out / FIGURES, report)
-    page = render(report, [sights(subject, methods) for subject in subjects])
-    for name, text in ((TABLE, markdown(report)), (PAGE, page)):
-        _write_text(out / name, text)
-    return out / PAGE
+    def write(self, out: Path, subjects: Sequence[Subject]) -> Path:
+        """Write the three files, all public, with pictures from the subjects; returns the page's path."""
+        figures = [{**asdict(found), 'rows': [row.public() for row in found.rows]} for found in self.subjects]
+        write_json(out / FIGURES, {'format': 'keyseg_mm compare', 'version': 1, **asdict(self), 'subjects': figures})
+        _write_text(out / TABLE, self.as_markdown())
+        _write_text(out / PAGE, self.as_page(subjects))
+        return out / PAGE
+
+    def as_markdown(self) -> str:
+        """The tables, what the columns are, and what each method does and does not do."""
+        parts = ['# Methods compared', self.verdict]
+        for figures in self.subjects:
+            rows = [HEAD, ['---'] * len(HEAD), *(cells(figures, row) for row in figures.rows)]
+            table = ['| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |' for row in rows]
+            reasons = [f'- {row.title}: {row.status}: {row.why}' for row in figures.rows if row.why]
+            parts += [f'## {figures.name}', '\n'.join(table), '\n'.join(reasons)]
+        notes = [f'- **{m.title}** ({m.source}). {m.does} {m.lacks}' for m in self.methods]
+        parts += [*columns(self.suite, self.wrong_keys), '\n'.join(notes)]
+        return '\n\n'.join(filter(None, parts)) + '\n'
+
+    def as_page(self, subjects: Sequence[Subject]) -> str:
+        """The page, with the photos of the subjects and what each method makes of them."""
+        return page(
+            'compare.html.j2',
+            Path(__file__).parent,
+            report=self,
+            head=HEAD,
+            columns=columns(self.suite, self.wrong_keys),
+            cells=cells,
+            chart=_chart,
+            painted=lambda labels, subject: [painted(label, subject.data.palette) for label in labels],
+            subjects=list(zip(self.subjects, subjects)),
+        )
 
 
 def _write_text(path: Path, text: str) -> None:
     write_new(path, lambda file: file.write(text.encode('utf-8')), overwrite=True)
 
 
-def sights(subject: Subject, methods: Sequence[Method]) -> list[dict[str, Any]]:
-    """The shown photos, and what each method makes of them: label maps painted, as base64 PNGs, in strips."""
-    facts = subject.facts
-    palette, shown = facts['palette'], facts['shown']
-    truth = [painted(picture['truth'], palette) for picture in shown]
-    photos = [picture['photo'] for picture in shown]
-    strips = [{'who': '', 'title': name, 'images': images} for name, images in (('photo', photos), ('truth', truth))]
-    found: list[dict[str, Any]] = [{'name': '', 'title': 'test photos', 'strips': strips}]
-    for method in methods:
-        pictures = subject.pictures(method)
-        words = {RIGHT: 'right key' if method.name != PLAIN else 'as it is', NONE: 'no key'}
-        strips = [
-            {'who': who, 'title': words[who], 'images': [painted(label, palette) for label in labels]}
-            for who, labels in pictures.items()
-        ]
-        if strips:
-            found.append({'name': method.name, 'title': method.title, 'strips': strips})
-    return found if shown else []
-
-
-def render(report: Mapping[str, Any], pictures: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    """The page as text.
-
-    Args:
-        report: of :func:`assemble`.
-        pictures: of :func:`sights`, for each config.
-    """
-    shown = max((len(s['images']) for found in pictures for sight in found for s in sight['strips']), default=1)
-    return page(
-        'compare.html.j2',
-        Path(__file__).parent,
-        report=report,
-        head=HEAD,
-        shown=shown,
-        columns=columns(report),
-        subjects=[_on_page(subject, found) for subject, found in zip(report['subjects'], pictures)],
-    )
-
-
-def _on_page(subject: Mapping[str, Any], pictures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    rows = [{**row, 'cells': cells(subject, row)} for row in subject['rows']]
-    miou = {row['name']: row['miou'] for row in rows}
-    found = [
-        {**p, 'strips': [{**s, 'miou': miou.get(p['name'], {}).get(s['who'])} for s in p['strips']]} for p in pictures
-    ]
-    chart = Markup(_chart(subject))  # noqa: S704 - made of numbers and escaped names
-    return {**subject, 'rows': rows, 'sights': found, 'photos_shown': bool(found), 'chart': chart}
-
-
-def _chart(subject: Mapping[str, Any]) -> str:
+def _chart(figures: Figures) -> Markup:
     """Right key, no key and worst wrong key of each method, beside the floor."""
-    groups = []
-    for row in subject['rows']:
-        values = (('right', row['miou'].get(RIGHT)), ('none', row['miou'].get(NONE)), ('wrong', worst(row)))
+    groups: list[tuple[str, Any]] = []
+    for row in figures.rows:
+        values = (('right', row.right), ('none', row.without), ('wrong', row.worst))
         bars = [(style, value) for style, value in values if value is not None]
-        if bars:
-            groups.append((row['title'], bars))
-    return bar_chart(groups, subject['floor'], 'mIoU')
+        groups += [(row.title, bars)] if bars else []
+    return Markup(bar_chart(groups, figures.floor, 'mIoU'))  # noqa: S704 - made of numbers and escaped names

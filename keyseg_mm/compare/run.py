@@ -1,253 +1,264 @@
-"""The runs of a comparison: each method made, tested with and without its key, timed and attacked, step by step."""
+"""The runs of a comparison: methods made, tested, attacked, and timed at the end; what is known is not run again."""
 
 from __future__ import annotations
 
 import json
 import math
+import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.registry import init_default_scope
 
-from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in
-from keyseg_mm.compare import process
-from keyseg_mm.compare.applicable import check_applicable
-from keyseg_mm.compare.choices import NONE, RIGHT, Choices, Progress
-from keyseg_mm.compare.configs import key_options, read, write_heir
-from keyseg_mm.compare.folder import Marks
+from keyseg_mm.audit.engine.executor import Executor, Failed, make_executor
+from keyseg_mm.checkpoint.files import read_checkpoint
+from keyseg_mm.compare.configs import check_applicable, key_options, protect, read, write_child_config
 from keyseg_mm.compare.methods import PLAIN, Method
-from keyseg_mm.compare.photos import look_at, segmented
-from keyseg_mm.compare.process import COMMANDS, MEASURE, StepError
+from keyseg_mm.compare.order import NONE, RIGHT, Choices, Progress
+from keyseg_mm.compare.photos import TestData, segmented
+from keyseg_mm.compare.rows import DONE, NOT_APPLICABLE, UNCOUNTABLE, Audited, Figures, Row, Timed
+from keyseg_mm.compare.steps import Command, Ended, perform, watched
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.locking.scheme import key_space
+from keyseg_mm.stamp import stamps_of
 
-DONE, NOT_APPLICABLE, FAILED = 'done', 'not applicable', 'failed'
-UNCOUNTABLE = 'uncountable'
 _AUDITED = (0, 4)  # exit statuses of `keyseg audit` with a result
+_MEASURE = 'keyseg_mm.compare.measure'
 
 
 class Subject:
-    """One config of a comparison, and the methods applied to it.
+    """One config of a comparison, its test data, and the methods applied to it.
 
     Args:
         config: the user's plain config.
         folder: for all that is made of it.
         choices: see :class:`Choices`.
-        progress: told what is going on.
         given: a trained plain checkpoint, if there is one.
     """
 
-    def __init__(
-        self, config: Path, folder: Path, choices: Choices, progress: Progress, given: Path | None = None
-    ) -> None:
-        self.config, self.folder, self.choices, self.progress = config, folder, choices, progress
-        self.given = given
-        self._left = 0  # steps of the row under way
+    def __init__(self, config: Path, folder: Path, choices: Choices, given: Path | None = None) -> None:
+        self.config, self.folder, self.choices, self.given = config, folder, choices, given
         self.base = folder / 'base.py'
         cfg = read(config, choices.options)
         cfg.merge_from_dict({'randomness': {**(cfg.get('randomness') or {}), 'seed': choices.seed}})
-        write_heir(self.base, config, cfg)
-        self.facts = self._facts()
+        write_child_config(self.base, config, cfg)
+        self.data = TestData.of(read(self.base), folder)
+        self.trials: list[Trial] = []
 
-    def _facts(self) -> dict[str, Any]:
-        marks = Marks(self.folder)
-        facts = marks.get('data')
-        if facts is None:
-            self.progress.say(f'{self.folder.name}: reading the labels of the test photos')
-            facts = look_at(read(self.base))
-            marks.set('data', facts)
-        return facts
+    @property
+    def figures(self) -> Figures:
+        """All rows."""
+        rows = [trial.row for trial in self.trials]
+        return Figures(self.folder.name, self.config.name, self.data.floor, self.data.photos, rows)
 
-    def row(self, method: Method) -> dict[str, Any]:
-        """All figures of a method; errors end it and not the others, and stand in the row."""
-        row: dict[str, Any] = {'name': method.name, 'title': method.title, 'status': DONE, 'why': '', 'miou': {}}
-        self._left = self.choices.steps(method)
+
+@dataclass(frozen=True)
+class Step:
+    """A command of a trial, what it does in words, and what reads its result into the trial's row."""
+
+    trial: Trial
+    words: str
+    command: Command
+    read: Callable[[], None]
+
+
+class Trial:
+    """A method applied to a config.
+
+    Args:
+        subject: the config.
+        method: the method.
+        title: for messages.
+    """
+
+    def __init__(self, subject: Subject, method: Method, title: str) -> None:
+        self.subject, self.method, self.title, self.choices = subject, method, title, subject.choices
+        self.folder = subject.folder.resolve() / method.name
+        self.config = str(self.folder / 'config.py')
+        self.row = Row.kept(self.folder, method.name, method.title)
+        self.testers = {RIGHT: ''} if method.name == PLAIN else self.choices.testers
+
+    def prepare(self) -> None:
+        """Find out whether the method can be applied, before anything long begins, and write its config."""
+        base = self.subject.base
         try:
-            if why := self._why_not(method):
-                row.update(status=NOT_APPLICABLE, why=why)
-            else:
-                self._fill(row, method, Marks(self.folder / method.name))
-        except (StepError, KeysegError) as error:
-            row.update(status=FAILED, why=str(error))
-        except Exception as error:  # whatever it is, the other methods go on
-            row.update(status=FAILED, why=f'{type(error).__name__}: {error}')
-        if row['why']:
-            self.progress.say(f'{self.progress.where}: {row["status"]}: {row["why"]}')
-        self.progress.step(self._left)
-        return row
-
-    def _fill(self, row: dict[str, Any], method: Method, marks: Marks) -> None:
-        checkpoint = self._make(method, marks)
-        for who in [RIGHT] if method.name == PLAIN else self.choices.testers:
-            row['miou'][who] = self._test(method, who, checkpoint, marks)['miou']
-        if method.name != PLAIN:
-            stamps = stamps_in(checkpoint)
-            bits = sum(map(key_space, stamps.values())) if stamps else None
-            row['key_space'] = UNCOUNTABLE if bits is not None and math.isinf(bits) else bits
-            row['overhead'] = self._measure(method, checkpoint, marks)
-            row['audit'] = self._audit(method, checkpoint, marks)
-
-    def _step(self) -> None:
-        self._left -= 1
-        self.progress.step(1)
-
-    def pictures(self, method: Method) -> dict[str, list[str]]:
-        """What the right key and no key made of the shown photos, as far as it was kept."""
-        marks = Marks(self.folder / method.name)
-        found = {who: (marks.get(f'test-{who}') or {}).get('pictures', []) for who in (RIGHT, NONE)}
-        return {who: images for who, images in found.items() if images}
-
-    def _why_not(self, method: Method) -> str:
-        """Why a method cannot be applied; where it can, nothing, and its config is written."""
-        cfg = read(self.base)
-        try:
-            method.alter(cfg, self.choices.key)
-            if Marks(self.folder / method.name).get('make') is None:
-                check_applicable(method, read(self.base), cfg)
+            cfg = read(base)
+            protect(cfg, self.method, self.choices.key)
+            check_applicable(read(base), self.method, cfg)
+            write_child_config(Path(self.config), base, cfg)
         except KeysegError as error:
-            return str(error)
-        write_heir(self.folder / method.name / 'config.py', self.base, cfg)  # no more than the options say
-        return ''
+            self.row.fail(str(error), NOT_APPLICABLE)
+        except Exception as error:  # whatever it is, the other methods go on
+            self.row.fail(f'{type(error).__name__}: {error}')
 
-    def _make(self, method: Method, marks: Marks) -> Path:
-        """Train the method's model, or lock the plain one; returns the checkpoint."""
-        folder = self.folder / method.name
-        done = marks.get('make')
-        if done is None:
-            self._forget(method)
-            if method.name == PLAIN and self.given is not None:
-                path = self.given.resolve()
-            else:
-                path = self._train(folder) if method.is_trained else self._lock(method, folder)
-            _check_finite(path)
-            inside = path.is_relative_to(folder.resolve())
-            done = {'checkpoint': str(path.relative_to(folder.resolve()) if inside else path)}
-            marks.set('make', done)
-        self._step()
-        found: Path = folder.resolve() / done['checkpoint']
-        if not found.is_file():
-            raise StepError(f'{found} is gone; remove {marks.folder} to make it again')
-        return found
+    @property
+    def checkpoint(self) -> str:
+        """Path of the checkpoint."""
+        return str(self.folder / self.row.checkpoint) if self.row.checkpoint else ''
 
-    def _forget(self, method: Method) -> None:
-        """Figures of another checkpoint must not stand beside a new one's: they go, and so do those of its copies."""
-        copies = [path.parent for path in self.folder.glob('*/locked.pth')] if method.name == PLAIN else []
-        for folder in [self.folder / method.name, *copies]:
-            Marks(folder).clear()
-            shutil.rmtree(folder / 'audit', ignore_errors=True)
-
-    def _train(self, folder: Path) -> Path:
-        work = folder / 'train'
+    def training(self) -> list[Step]:
+        """Train the method's model."""
+        if self.method.lock or self.row.checkpoint:
+            return []
+        if self.method.name == PLAIN and self.subject.given is not None:
+            self._made(self.subject.given)
+            return []
+        work = self.folder / 'train'
         last = work / 'last_checkpoint'
-        self.progress.begin('training')
-        arguments = ['train', folder / 'config.py', '--work-dir', work, *(['--resume'] if last.exists() else [])]
-        self._run(COMMANDS, arguments, folder / 'train.log')
-        if not last.exists():
-            raise StepError('the training saved no checkpoint: give its config a CheckpointHook that does')
-        return Path(last.read_text(encoding='utf-8').strip()).resolve()
 
-    def _lock(self, method: Method, folder: Path) -> Path:
-        plain = self._plain()
-        self.progress.begin('locking the plain checkpoint')
-        command, *how = method.lock
-        out = folder / 'locked.pth'
-        arguments = [command, self.base, plain, '--key', self.choices.key, '--out', out, '--overwrite', *how]
-        self._run(COMMANDS, arguments, folder / 'lock.log')
-        return out.resolve()
+        def trained() -> None:
+            if not last.exists():
+                raise KeysegError('the training saved no checkpoint: give its config a CheckpointHook that does')
+            self._made(Path(last.read_text(encoding='utf-8').strip()))
 
-    def _plain(self) -> Path:
-        done = Marks(self.folder / PLAIN).get('make')
-        if done is None:
-            raise StepError('there is no plain checkpoint to lock: the plain training failed')
-        found: Path = self.folder.resolve() / PLAIN / done['checkpoint']
-        return found
+        return [self._step('train', 'training', ['train', self.config, '--work-dir', work], trained, goes_on=last)]
 
-    def _test(self, method: Method, who: str, checkpoint: Path, marks: Marks) -> dict[str, Any]:
-        """Test by the host's test tool; the label maps of the shown photos are kept."""
-        done = marks.get(f'test-{who}')
-        if done is None:
-            folder = self.folder / method.name
-            work, out = folder / f'test-{who}', folder / f'test-{who}' / 'labels'
-            shutil.rmtree(work, ignore_errors=True)
-            key = self.choices.testers[who]
-            self.progress.begin(f'testing with {"the right key" if who == RIGHT else f"key {key}"}')
-            cfg = read(folder / 'config.py')
-            arguments: list[object] = ['test', folder / 'config.py', checkpoint, '--work-dir', work]
-            if who in (RIGHT, NONE) and isinstance(cfg.get('test_evaluator'), dict):
-                arguments += ['--out', out]
-            if method.name != PLAIN:
-                arguments += ['--cfg-options', *(f'{option}={key}' for option in key_options(cfg))]
-            self._run(COMMANDS, arguments, folder / f'test-{who}.log')
-            done = {'miou': _miou_in(work), 'pictures': segmented(out, self.facts)}
-            shutil.rmtree(out, ignore_errors=True)  # as many as there are test photos
-            marks.set(f'test-{who}', done)
-        self._step()
-        return done
+    def locking(self) -> list[Step]:
+        """Make the method's model from the plain one."""
+        plain = self.subject.trials[0]
+        if not self.method.lock or (self.row.checkpoint and self.row.mark.startswith(plain.row.mark)):
+            return []
+        if not plain.row.checkpoint:
+            self.row.fail('there is no plain checkpoint to lock: the plain training failed')
+            return []
+        command, *how = self.method.lock
+        out = self.folder / 'locked.pth'
+        arguments = [command, self.subject.base, plain.checkpoint, '--key', self.choices.key, '--out', out]
+        made = partial(self._made, out, plain.row.mark)
+        return [self._step('lock', 'locking the plain checkpoint', [*arguments, '--overwrite', *how], made)]
 
-    def _measure(self, method: Method, checkpoint: Path, marks: Marks) -> dict[str, Any]:
-        done = marks.get('overhead')
-        if done is None:
-            folder = self.folder / method.name
-            self.progress.begin('timing')
-            out = folder / 'overhead.json'
-            files = ['--config', folder / 'config.py', '--checkpoint', checkpoint, '--out', out]
-            plain = ['--plain-config', self.base, '--plain', self._plain()]
-            self._run(MEASURE, [*files, *plain, '--timed', method.timed], folder / 'overhead.log')
-            done = json.loads(out.read_text(encoding='utf-8'))
-            marks.set('overhead', done)
-        self._step()
-        return done
+    def _made(self, path: Path, of: str = '') -> None:
+        """A checkpoint is there; what was known of another one goes."""
+        tensors = read_checkpoint(path)['state_dict']
+        for name, value in tensors.items():
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
+                raise KeysegError(f'the training diverged: {name} has values that are no numbers')
+        stamps = stamps_of(tensors)
+        bits = sum(map(key_space, stamps.values())) if stamps else None
+        path, row = path.resolve(), Row(self.method.name, self.method.title)
+        row.checkpoint = str(path.relative_to(self.folder) if path.is_relative_to(self.folder) else path)
+        row.key_space = UNCOUNTABLE if bits is not None and math.isinf(bits) else bits
+        row.mark = of + secrets.token_hex(8)
+        self.row = row
+        row.keep(self.folder)
 
-    def _audit(self, method: Method, checkpoint: Path, marks: Marks) -> dict[str, Any] | None:
-        """The audit's headline; what the audit refuses is told as its reason, and is no failure of the method."""
-        if self.choices.suite == 'none':
-            return None
-        done = marks.get('audit')
-        if done is None:
-            folder = self.folder / method.name
-            self.progress.begin(f'audit, suite {self.choices.suite}')
+    def judging(self) -> list[Step]:
+        """Test the model with each key, by the host's test tool, and attack it."""
+        if not Path(self.checkpoint).is_file():
+            self.row.fail(f'{self.checkpoint} is gone; remove {self.folder} to make it again')
+            return []
+        steps = [self._test(who, key) for who, key in self.testers.items() if who not in self.row.miou]
+        if self.method.name != PLAIN and self.choices.suite != 'none' and self.row.audit is None:
+            out = self.folder / 'audit'
             given = ['--key', self.choices.key, '--suite', self.choices.suite, '--seed', self.choices.seed]
-            arguments = ['audit', folder / 'config.py', checkpoint, '--out', folder / 'audit', *given]
+            arguments = ['audit', self.config, self.checkpoint, '--out', out, *given]
+            audited = partial(self._audited, out / 'report.json')
+            steps.append(self._step('audit', f'audit, suite {self.choices.suite}', arguments, audited, fine=_AUDITED))
+        return steps
+
+    def _test(self, who: str, key: str) -> Step:
+        cfg, work = read(Path(self.config)), self.folder / f'test-{who}'
+        arguments = ['test', self.config, self.checkpoint, '--work-dir', work]
+        if who in (RIGHT, NONE) and isinstance(cfg.get('test_evaluator'), dict):
+            arguments += ['--out', work / 'labels']
+        if key:
+            arguments += ['--cfg-options', *(f'{option}={key}' for option in key_options(cfg))]
+        words = f'testing with {"the right key" if who == RIGHT else f"key {key}"}'
+        return self._step(f'test-{who}', words, arguments, partial(self._tested, who, work), fresh=work)
+
+    def _tested(self, who: str, work: Path) -> None:
+        found = sorted(work.glob('*/*.json'))
+        miou = json.loads(found[-1].read_text(encoding='utf-8')).get('mIoU') if found else None
+        if not isinstance(miou, (int, float)) or not math.isfinite(miou):
+            raise KeysegError(f'the test gave no mIoU ({work}): its evaluator has to be IoUMetric')
+        self.row.pictures[who] = segmented(work / 'labels', self.subject.data)
+        shutil.rmtree(work / 'labels', ignore_errors=True)  # as many as there are test photos
+        self.row.miou[who] = float(miou)
+        order = list(self.testers)
+        self.row.miou = dict(sorted(self.row.miou.items(), key=lambda item: order.index(item[0])))
+
+    def _audited(self, report: Path) -> None:
+        summary = json.loads(report.read_text(encoding='utf-8'))['summary']
+        found = summary['headline']
+        best = {name: found[name]['title'] for name in ('attack', 'control')}
+        reached = {f'{name}_miou': found[name]['miou'] for name in best}
+        self.row.audit = Audited('', found['advantage'], summary['level'], found['photos'], **best, **reached)
+
+    def timing(self) -> list[Step]:
+        """Time the model beside the plain one."""
+        plain, out = self.subject.trials[0], self.folder / 'overhead.json'
+        if self.method.name == PLAIN or not plain.row.checkpoint or self.row.overhead is not None:
+            return []
+
+        def timed() -> None:
+            self.row.overhead = Timed(**json.loads(out.read_text(encoding='utf-8')))
+
+        files = [self.config, self.checkpoint, self.subject.base, plain.checkpoint, out]
+        return [self._step('overhead', 'timing', files, timed, module=_MEASURE)]
+
+    def _step(self, name: str, words: str, arguments: Sequence[object], read: Callable[[], None], **how: Any) -> Step:
+        module = how.pop('module', self.choices.commands)
+        command = Command(module, tuple(map(str, arguments)), self.folder / f'{name}.log', **how)
+        return Step(self, words, command, read)
+
+    def end(self, step: Step, ended: Ended) -> None:
+        """Take over what a step that was run came to, and keep it."""
+        if ended.refused and step.command.arguments[0] == 'audit':
+            self.row.audit = Audited(ended.why)
+        elif ended.why:
+            self.row.fail(ended.why)
+        else:
             try:
-                self._run(COMMANDS, arguments, folder / 'audit.log', _AUDITED)
-            except StepError as error:
-                if not error.refused:
-                    raise
-                done = {'why': str(error)}  # without a mark: a later release may take it
-            else:
-                report = json.loads((folder / 'audit' / 'report.json').read_text(encoding='utf-8'))
-                done = headline(report['summary'])
-                marks.set('audit', done)
-        self._step()
-        return done
-
-    def _run(self, module: str, arguments: list[Any], log: Path, fine: tuple[int, ...] = (0,)) -> None:
-        if process.run_step(module, arguments, log, self.progress.detail) not in fine:
-            reason = process.reason_in(log)
-            raise StepError(f'{reason} ({log})' if not reason.refused else str(reason), reason.refused)
+                step.read()
+            except Exception as error:  # whatever a tool left behind, the other methods go on
+                self.row.fail(str(error) if isinstance(error, KeysegError) else f'{type(error).__name__}: {error}')
+        self.row.keep(self.folder)
 
 
-def headline(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What a comparison tells of an audit."""
-    found = summary['headline']
-    parts = {kind: {name: found[kind][name] for name in ('title', 'miou')} for kind in ('attack', 'control')}
-    return {'advantage': found['advantage'], 'photos': found['photos'], 'level': summary['level'], **parts}
+def compare(subjects: Sequence[Subject], methods: Sequence[Method], executor: Executor, progress: Progress) -> None:
+    """Apply the methods to the configs; the figures are in the subjects then.
+
+    Args:
+        subjects: the configs.
+        methods: the plain model first.
+        executor: runs the steps; timings are run alone at the end, and here, since they mean nothing under load.
+        progress: told what is going on.
+    """
+    init_default_scope('mmseg')
+    count, number = len(subjects) * len(methods), 0
+    for subject in subjects:
+        where = f' on {subject.folder.name}' if len(subjects) > 1 else ''
+        for method in methods:
+            number += 1
+            subject.trials.append(Trial(subject, method, f'{number}/{count} {method.title}{where}'))
+            subject.trials[-1].prepare()
+    trials = [trial for subject in subjects for trial in subject.trials]
+    with make_executor() as alone:
+        for doing, steps_of, by in (
+            ('training', Trial.training, executor),
+            ('locking', Trial.locking, executor),
+            ('testing and auditing', Trial.judging, executor),
+            ('timing', Trial.timing, alone),
+        ):
+            _run(doing, [step for t in trials if t.row.status == DONE for step in steps_of(t)], by, progress)
+    for trial in trials:
+        if trial.row.why:
+            progress.say(f'{trial.title}: {trial.row.status}: {trial.row.why}')
 
 
-def _miou_in(work: Path) -> float:
-    """mIoU, in percent, that a test wrote."""
-    found = sorted(work.glob('*/*.json'))
-    metrics = json.loads(found[-1].read_text(encoding='utf-8')) if found else {}
-    miou = metrics.get('mIoU')
-    if not isinstance(miou, (int, float)) or not math.isfinite(miou):
-        raise StepError(f'the test gave no mIoU ({work}): its evaluator has to be IoUMetric')
-    return float(miou)
+def _run(doing: str, steps: Sequence[Step], executor: Executor, progress: Progress) -> None:
+    def done(index: int, ended: Ended | Failed) -> None:
+        step = steps[index]
+        step.trial.end(step, Ended(ended.why) if isinstance(ended, Failed) else ended)
+        progress.step()
+        progress.say(f'{step.trial.title}: {step.words}')
 
-
-def _check_finite(checkpoint: Path) -> None:
-    """Refuse weights that are no numbers any more."""
-    for name, value in read_checkpoint(checkpoint)['state_dict'].items():
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
-            raise StepError(f'the training diverged: {name} has values that are no numbers')
+    progress.begin(len(steps), doing)
+    commands = [step.command for step in steps]
+    with watched([command.log for command in commands], progress.detail):
+        executor.run(perform, commands, done)

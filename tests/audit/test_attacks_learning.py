@@ -44,7 +44,7 @@ def shuffled(photos, seed=1):
     return dataclasses.replace(photos, labels=labels)
 
 
-@pytest.mark.parametrize('name', ['substitute-layer', 'substitute-sinkhorn'])
+@pytest.mark.parametrize('name', ['substitute-layer', 'substitute-stages', 'substitute-sinkhorn'])
 def test_a_single_point_falls_to_a_substitute(name):
     case, maps = case_of(['in:b'], labelled=few(), steps=400)
     assert accuracy(case.model()) < 0.6

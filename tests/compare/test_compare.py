@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import itertools
 import json
 import math
+import os
 import re
 import stat
+import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from keyseg_mm.images.plan import ImagePlan
 from mmengine.config import Config
 
 from keyseg_mm import KeysegError
 from keyseg_mm.audit.engine.suites import SUITES, Level
 from keyseg_mm.audit.report.pictures import unpng
 from keyseg_mm.cli import main as commands_main
-from keyseg_mm.compare import configs, keyspace, measure, methods, photos, process
+from keyseg_mm.compare import configs, measure, photos, steps
 from keyseg_mm.compare.methods import expanded, pick
+from keyseg_mm.compare.report import Report
+from keyseg_mm.compare.rows import Audited, Figures, Row
 from keyseg_mm.compare.table import HEAD, cells, verdict
 from keyseg_mm.demo.run import host
+from keyseg_mm.entries import ImageEntry, MapEntry
+from keyseg_mm.locking.scheme import key_space
+from keyseg_mm.maps.keyspace import bits_of_half, bits_of_permutation
+from keyseg_mm.stamp import Stamp
 from tests.support.cli import keyseg
 from tests.support.configs import runner_cfg, setr_cfg, tiny_model_cfg
 from tests.support.families import build
 from tests.support.pages import PHONE, SCREEN, Page, look
 
+COMMANDS = 'keyseg_mm.cli'
+RUN_COMMAND = steps.run_command
 TINY = Level(1, 1.0, None, (0.5,), (), 2, 2, 64)
 FIRST = ['image-np-4', 'lock-signed', 'weights-selective', 'patches']
 
@@ -39,27 +50,26 @@ class Steps:
     def __init__(self):
         self.ran, self.broken = [], {}
 
-    def __call__(self, module, arguments, log, told=None):
-        arguments = [str(a) for a in arguments]
-        self.ran.append((arguments[0] if module == process.COMMANDS else 'measure', log.parent.name, log.stem))
+    def __call__(self, module, arguments, log):
+        self.ran.append((arguments[0] if module == COMMANDS else 'measure', log.parent.name, log.stem))
         trouble = self.broken.get((log.parent.name, log.stem))
         if trouble is not None:
             log.write_text(trouble)
             return 1
         with host(log):
-            return (commands_main if module == process.COMMANDS else measure.main)(arguments)
+            return (commands_main if module == COMMANDS else measure.main)(arguments)
 
 
 @pytest.fixture(scope='module')
 def small():
     """Steps in this process, and audits and timings that take no time."""
     with pytest.MonkeyPatch.context() as patch:
-        steps = Steps()
-        patch.setattr(process, 'run_step', steps)
+        here = Steps()
+        patch.setattr(steps, 'run_command', here)
         patch.setitem(SUITES, 'quick', TINY)
         patch.setattr(measure, 'ROUNDS', 2)
         patch.setattr(measure, '_LEAST', 0.0)
-        yield steps
+        yield here
 
 
 @pytest.fixture(scope='module')
@@ -112,8 +122,11 @@ def test_what_is_finished_is_not_run_again(compared):
     assert row(report, 'image-np-4')['status'] == 'done'
 
 
-def test_a_lost_mark_is_run_again(compared, small, capsys):
-    (compared['out'] / 'tiny' / 'lock-signed' / 'marks' / 'test-none.json').write_text('{"miou"')  # half a mark
+def test_a_step_whose_result_is_lost_is_run_again(compared, small, capsys):
+    kept = compared['out'] / 'tiny' / 'lock-signed' / 'row.json'
+    known = json.loads(kept.read_text())
+    del known['miou']['none']
+    kept.write_text(json.dumps(known))
     small.ran = []
     assert keyseg(*compared['command']) == 0
     assert [step for step in small.ran if step[0] != 'audit'] == [('test', 'lock-signed', 'test-none')]
@@ -124,7 +137,7 @@ def test_a_lost_mark_is_run_again(compared, small, capsys):
 
 def test_what_belongs_to_another_checkpoint_is_run_again(compared, small):
     folder = compared['out'] / 'tiny'
-    (folder / 'weights-selective' / 'marks' / 'make.json').unlink()
+    (folder / 'weights-selective' / 'row.json').write_text('{"name"')  # half a file
     before = (folder / 'weights-selective' / 'locked.pth').read_bytes()
     small.ran = []
     assert keyseg(*compared['command']) == 0
@@ -147,9 +160,9 @@ def test_the_figures(compared):
         assert list(found['miou']) == ['right', 'none', 'wrong-1', 'wrong-2']
         assert 0 < found['overhead']['q1'] <= found['overhead']['median'] <= found['overhead']['q3']
         assert found['overhead']['size'] == [64, 64]
-        assert 'advantage' in found['audit'] or found['audit']['why']
+        assert found['audit']['attack'] or found['audit']['why']
     assert row(report, 'image-np-4')['key_space'] == pytest.approx(math.log2(math.comb(48, 24)))
-    assert row(report, 'lock-signed')['audit']['attack']['miou'] >= 0
+    assert row(report, 'lock-signed')['audit']['attack_miou'] >= 0
     assert 'patch' in row(report, 'patches')['why'] and not row(report, 'patches')['miou']
     text = (compared['out'] / 'compare.md').read_text()
     assert all(title in text for title in ('locked, signs', 'encrypted patches: not applicable', 'arXiv 2208.13135'))
@@ -236,33 +249,65 @@ def test_a_vision_transformer_from_a_trained_checkpoint(small, tmp_path, tiny_ci
     assert found['key_space'] > 1000
 
 
+def test_side_by_side_the_figures_are_the_same(compared, tmp_path, monkeypatch):
+    """Each step in a process of its own, two at a time; the timing alone, at the end."""
+    plain = compared['out'] / 'tiny' / 'plain' / 'train' / 'iter_2.pth'
+    command = [a if a != compared['out'] else tmp_path / 'out' for a in compared['command']]
+    command[command.index('--methods') + 1 : command.index('--cfg-options')] = ['lock-signed', '--suite', 'none']
+    monkeypatch.setattr(steps, 'run_command', RUN_COMMAND)  # for the timing, which runs here
+    assert keyseg(*command, '--plain', plain, '--wrong-keys', 0, '--jobs', 2) == 0
+    found = json.loads((tmp_path / 'out' / 'compare.json').read_text())
+    for name in ('plain', 'lock-signed'):
+        there, here = row(compared['second'][2], name)['miou'], row(found, name)['miou']
+        assert here['right'] == pytest.approx(there['right'], abs=0.02)
+    assert list(here) == ['right', 'none'] and row(found, 'lock-signed')['overhead']['rounds'] == 9
+
+
 # Its parts
 
 
 def test_a_step_is_a_process_of_its_own(tmp_path):
     log, key = tmp_path / 'log', tmp_path / 'new.key'
-    assert process.run_step(process.COMMANDS, ['keygen', '--out', key], log) == 0 and key.is_file()
-    assert process.run_step(process.COMMANDS, ['keygen', '--out', key], log) == 1
-    reason = process.reason_in(log)
-    assert reason.refused and 'exists already' in str(reason) and 'keygen' not in str(reason)
+    assert steps.run_command(COMMANDS, ['keygen', '--out', str(key)], log) == 0 and key.is_file()
+    assert steps.run_command(COMMANDS, ['keygen', '--out', str(key)], log) == 1
+    reason = steps.reason_in(log)
+    assert reason.refused and 'exists already' in reason.why and 'keygen' not in reason.why
     log.write_text('... Iter(train) [  50/1000]  lr: 1\n... Epoch(train)  [2][ 60/1000]  lr: 1\n')
-    assert process.progress_in(log) == '60 of 1000'
+    assert steps.progress_in(log) == '60 of 1000'
     log.write_text('')
-    assert process.progress_in(log) == '' and not process.reason_in(log).refused
+    assert steps.progress_in(log) == '' and not steps.reason_in(log).refused
+
+
+def test_how_far_steps_are_is_read_from_their_logs(tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, '_POLL', 0.01)
+    logs = [tmp_path / name for name in ('a', 'b', 'c', 'd')]
+    for log, text in zip(logs, ('Iter(test) [5/9]', 'Iter(test) [3/9]', 'nothing yet')):
+        log.write_text(text)
+    os.utime(logs[1], (0, 0))  # it has ended long ago
+    told = []
+    with steps.watched(logs, told.append):
+        while not told:
+            time.sleep(0.01)
+    assert told[0] == '5 of 9' and told[-1] == ''
 
 
 def test_key_spaces():
-    assert 2 ** keyspace.bits_of_permutation(4) == pytest.approx(len(list(itertools.permutations(range(4)))))
-    assert 2 ** keyspace.bits_of_half(6) == pytest.approx(len(list(itertools.combinations(range(6), 3))))
-    assert 2 ** keyspace.bits_of_half(5) == pytest.approx(10)
-    permutation, signed = (
-        keyspace.bits_of_map({'type': t}, 64) for t in ('ChannelPermutation', 'SignedChannelPermutation')
-    )
-    assert permutation == pytest.approx(math.log2(math.factorial(64))) and signed == permutation + 64
-    shuffle = keyspace.bits_of_map({'type': 'BlockShuffle', 'block': 2}, 3)
-    assert 2**shuffle == pytest.approx(math.factorial(12) * math.factorial(3))
-    assert math.isinf(keyspace.bits_of_map({'type': 'ChannelRotation'}, 64))
-    images = [keyspace.bits_of_images(ImagePlan(method, 4, 'id')) for method in ('SHF', 'NP', 'FFX')]
+    assert 2 ** bits_of_permutation(4) == pytest.approx(len(list(itertools.permutations(range(4)))))
+    assert 2 ** bits_of_half(6) == pytest.approx(len(list(itertools.combinations(range(6), 3))))
+    assert 2 ** bits_of_half(5) == pytest.approx(10)
+
+    def bits(*entries):
+        return key_space(Stamp('id', b'', entries))
+
+    def maps(channels, **transform):
+        return MapEntry('out:backbone', channels, transform)
+
+    permutation, signed = maps(64, type='ChannelPermutation'), maps(64, type='SignedChannelPermutation')
+    assert bits(permutation) == pytest.approx(math.log2(math.factorial(64)))
+    assert bits(signed) == bits(permutation) + 64 and bits(signed, permutation) == bits(signed) + bits(permutation)
+    assert 2 ** bits(maps(3, type='BlockShuffle', block=2)) == pytest.approx(math.factorial(12) * math.factorial(3))
+    assert math.isinf(bits(maps(64, type='ChannelRotation')))
+    images = [bits(ImageEntry(method, 4)) for method in ('SHF', 'NP', 'FFX')]
     assert images[0] == pytest.approx(math.log2(math.factorial(48)))
     assert images[2] - images[1] == pytest.approx(math.log2(math.factorial(256)))
 
@@ -285,16 +330,16 @@ def test_the_list(capsys):
     assert 'image-shf-2' in printed and 'image-shf-4' not in printed and 'arXiv 2206.05422' in printed
 
 
-def test_heirs_hold_what_is_different_and_read_as_wanted(tmp_path):
+def test_child_configs_hold_what_is_different_and_read_as_wanted(tmp_path):
     (tmp_path / 'base.py').write_text("a = dict(b=1, c=dict(d=[1, 2], e=(3, 4)), f='x')\ng = 5\nh = dict(i=1)\n")
     wanted = Config.fromfile(str(tmp_path / 'base.py'))
     wanted.a.c.d = [1, 2, 3]
     wanted.h = dict(j=2)
     wanted.new = dict(k=[dict(type='x')])
-    configs.write_heir(tmp_path / 'sub' / 'heir.py', tmp_path / 'base.py', wanted)
-    text = (tmp_path / 'sub' / 'heir.py').read_text()
+    configs.write_child_config(tmp_path / 'sub' / 'child.py', tmp_path / 'base.py', wanted)
+    text = (tmp_path / 'sub' / 'child.py').read_text()
     assert ast.parse(text) and 'g =' not in text and "'b'" not in text and '_delete_' in text
-    assert Config.fromfile(str(tmp_path / 'sub' / 'heir.py')).to_dict() == wanted.to_dict()
+    assert Config.fromfile(str(tmp_path / 'sub' / 'child.py')).to_dict() == wanted.to_dict()
     options = configs.parse_options(['a.b=[1,2]', 'x.y=none', 'z=1.5'])
     assert options == {'a.b': [1, 2], 'x.y': 'none', 'z': 1.5}
 
@@ -305,63 +350,69 @@ def test_pipelines_are_found_wherever_they_are():
     inner = dict(type='A', pipeline=[load, labels, pack])
     cfg = Config(dict(model=dict(), train_dataloader=dict(dataset=dict(type='RepeatDataset', dataset=dict(inner)))))
     cfg.test_dataloader = dict(dataset=dict(datasets=[dict(inner), dict(inner)]))
-    configs.change_pipelines(cfg, configs.LOADERS, configs.before_packing(step))
+    configs.insert(cfg, configs.LOADERS, step)
     assert cfg.train_dataloader.dataset.dataset.pipeline == [load, labels, step, pack]
     keys = [f'test_dataloader.dataset.datasets.{i}.pipeline.2.key' for i in (0, 1)]
     assert configs.key_options(cfg) == keys
     cfg.merge_from_dict(dict.fromkeys(keys, 'random:1'))
     assert cfg.test_dataloader.dataset.datasets[1].pipeline[2].key == 'random:1'
-    patched = configs.behind_resizing([step], 16)([load, labels, dict(type='Resize', scale=(1, 1)), pack])
-    assert [s['type'].rpartition('.')[2] for s in patched] == [
+    resize = dict(type='Resize', scale=(1, 1))
+    cfg.test_dataloader = dict(dataset=dict(type='A', pipeline=[load, labels, resize, pack]))
+    configs.insert(cfg, ['test_dataloader'], step, divisor=16)
+    assert [s['type'].rpartition('.')[2] for s in cfg.test_dataloader.dataset.pipeline] == [
         'LoadImageFromFile', 'Resize', 'ResizeToMultiple', 'EncryptImage', 'LoadAnnotations', 'PackSegInputs',
     ]  # fmt: skip
     whole = dict(type='ResizeToMultiple', size_divisor=32)
-    assert configs.behind_resizing([step], 16)([load, whole, pack]) == [load, whole, step, pack]
+    cfg.test_dataloader = dict(dataset=dict(type='A', pipeline=[load, whole, pack]))
+    configs.insert(cfg, ['test_dataloader'], step, divisor=16)
+    assert cfg.test_dataloader.dataset.pipeline == [load, whole, step, pack]
     cfg.train_dataloader.dataset = dict(type='B')
     with pytest.raises(KeysegError, match='train_dataloader has no pipeline'):
-        configs.change_pipelines(cfg, configs.LOADERS, configs.before_packing(step))
+        configs.insert(cfg, configs.LOADERS, step)
 
 
 def test_shown_photos_and_their_labels(tmp_path):
     assert photos.most_varied([1, 5, 2, 2, 9, 3, 4, 4]) == [1, 4, 6] and photos.most_varied([3]) == [0]
     label = np.arange(6, dtype=np.uint8).reshape(2, 3)
     cv2.imwrite(str(tmp_path / 'a.png'), label + 1)
-    facts = {'shown': [{'name': 'a'}], 'shifted': True}
-    assert unpng(photos.segmented(tmp_path, facts)[0]).tolist() == label.tolist()
-    assert photos.segmented(tmp_path, {**facts, 'shown': [{'name': 'b'}]}) == []
+    data = photos.TestData(1.0, 1, [], True, ['a'], [''], [''])
+    assert unpng(photos.segmented(tmp_path, data)[0]).tolist() == label.tolist()
+    assert photos.segmented(tmp_path, dataclasses.replace(data, names=['b'])) == []
     assert unpng(photos.label_png(np.zeros((100, 960), np.uint8))).shape == (50, 480)
 
 
 def test_pairs_in_turn():
     order = []
-    ratios = measure.ratios_of(lambda: order.append('p'), lambda: order.append('x'), order.append)
-    assert len(ratios) == measure.ROUNDS and order[:2] == [True, 'x'] and order.count(False) == measure.ROUNDS + 1
+    ratios = measure.ratios_of(lambda: order.append('plain'), lambda: order.append('protected'))
+    assert len(ratios) == measure.ROUNDS and order[:2] == ['protected', 'plain']
+    assert order.count('plain') > measure.ROUNDS < order.count('protected')
 
 
-def made_up(plain=40.0, **changes):
-    """A subject with two methods that came to their end and one that did not."""
-    audit = {'advantage': 0.4, 'level': 'holds', 'attack': {'title': 'x|y', 'miou': 20.0}, 'control': {}, 'photos': 4}
-    good = {'miou': {'right': 39.8, 'none': 1.0, 'wrong-1': 3.0}, 'key_space': 'uncountable', 'audit': audit}
-    bad = {'miou': {'right': 30.0, 'none': 12.0, 'wrong-1': 3.0}, 'audit': {**audit, 'advantage': 9.0}}
+def made_up(plain=40.0, name='city'):
+    """A config with two methods that came to their end and one that did not."""
+    audit = Audited('', 0.4, 'holds', 4, 'x|y', 20.0, 'z', 19.6)
+    good, bad = {'right': 39.8, 'none': 1.0, 'wrong-1': 3.0}, {'right': 30.0, 'none': 12.0, 'wrong-1': 3.0}
     rows = [
-        {'name': 'plain', 'title': 'plain', 'status': 'done', 'why': '', 'miou': {'right': plain}},
-        {'name': 'good', 'title': 'good', 'status': 'done', 'why': '', **good},
-        {'name': 'bad', 'title': 'bad', 'status': 'done', 'why': '', **bad},
-        {'name': 'broken', 'title': 'broken', 'status': 'failed', 'why': 'it <broke>', 'miou': {}},
+        Row('plain', 'plain', miou={'right': plain}),
+        Row('good', 'good', miou=good, key_space='uncountable', audit=audit),
+        Row('bad', 'bad', miou=bad, audit=dataclasses.replace(audit, advantage=9.0)),
+        Row('broken', 'broken'),
     ]
-    return {'name': 'city', 'config': 'city.py', 'floor': 2.5, 'photos': 9, 'rows': rows, **changes}
+    rows[-1].fail('it <broke>')
+    rows[-1].fail('and then more')
+    return Figures(name, 'city.py', 2.5, 9, rows)
 
 
 def test_the_verdict_follows_the_figures():
-    said = verdict([made_up()], 'quick')
+    said = verdict(made_up(), 'quick')
     assert (
         'key 1 of 2 stay within 1 point' in said
         and 'without it 1 of 2 leave at most' in said
         and 'good (+0.4) helps' in said
     )
-    assert '1 failed' in said and 'not audited' in verdict([made_up()], 'none')
-    assert 'learnt too little' in verdict([made_up(plain=4.0)], 'quick')
-    assert cells(made_up(), made_up()['rows'][1]) == [
+    assert '1 failed' in said and 'not audited' in verdict(made_up(), 'none')
+    assert 'learnt too little' in verdict(made_up(plain=4.0), 'quick')
+    assert cells(made_up(), made_up().rows[1]) == [
         'good', '39.80', '0.20', '1.00', '3.00', '2.50', '–', 'not countable', '+0.4 (x|y, 20.0)',
     ]  # fmt: skip
 
@@ -387,10 +438,9 @@ def test_the_page_stands_alone_and_says_it_all(compared, page):
 
 
 def test_nothing_from_outside_becomes_markup():
-    from keyseg_mm.compare.report import render
-
-    report = {'subjects': [made_up(name='<i>city')], 'verdict': '<b>', 'methods': [], 'suite': 'quick', 'seed': 0}
-    text = render({**report, 'wrong_keys': 1, 'made_by': '<u>', 'when': ''}, [[]])
+    figures = made_up(name='<i>city')
+    subject = SimpleNamespace(data=photos.TestData(1.0, 1, [], False, [], [], []))
+    text = Report('<u>', '', 'quick', 0, 1, [], [figures], '<b>').as_page([subject])
     assert not re.search(r'<(broke|i|b|u)>', text.replace('<b class', '')) and 'it &lt;broke&gt;' in text
 
 
@@ -401,7 +451,3 @@ def test_a_browser_shows_it_without_scrolling_sideways(browser, tmp_path, page, 
     assert len(measures['images']) == 27 and all(measures['images'])
     assert (168, 99, 37) in {tuple(p) for p in picture[:1600].reshape(-1, 3).tolist()}  # the bars' blue, #2563a8
     assert (picture[:40] > 240).mean() > 0.5
-
-
-def test_methods_name_only_what_there_is():
-    assert all(m.timed in ('nothing', 'images', 'encryptors', 'unlocked') for m in methods.METHODS.values())

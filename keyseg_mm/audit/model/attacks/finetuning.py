@@ -70,6 +70,8 @@ class FineTuneAll(FineTuning):
     Needs labelled images. What the lock left in place (unlocked layers, norm statistics, the weights' scale) is a
     better start than none; compared with training from scratch at the same budget it tells how much of the model's
     worth still leaks. Any guess at a point could be absorbed into the reader's weights, so no key is looked for.
+
+    Costs a training.
     """
 
     name = 'finetune-all'
@@ -83,12 +85,13 @@ class FineTuneHead(FineTuning):
 
     Needs labelled images. Fits few parameters, so it does well with very few images where the backbone's maps are
     still worth something: where only late points are protected, a permuted map is as good as any to a new head.
+
+    Costs a training, less the backward pass through the backbone.
     """
 
     name = 'finetune-head'
     title = 'fine-tuning, head only'
     source = 'ADALOC, arXiv 2511.18772'
-    cost = 'a training, less the backward pass through the backbone'
     lr = 3e-3
 
     def names(self, model: nn.Module) -> set[str]:
@@ -101,6 +104,8 @@ class FineTuneNorm(FineTuning):
 
     Needs labelled images. A cheap repair: scrambled layers give maps of the wrong mean and scale, which norm layers can
     mend without touching a convolution. In a model without norm layers its head learns instead.
+
+    Costs a training.
     """
 
     name = 'finetune-norm'
@@ -119,6 +124,8 @@ class TransferFast(FineTuneAll):
     Needs labelled images of another data set. The classifier starts from nothing there, and what a lock has scrambled
     is unlearnt before it is of use, so a rate that would ruin a good start does well here; and the controls that train
     from scratch may have it too.
+
+    Costs a training.
     """
 
     name = 'transfer-fast'
@@ -134,6 +141,8 @@ class TransferHead(FineTuneHead):
 
     Needs labelled images of another data set. It is what a new head makes of the features as they are; beside the
     substitute layers it tells what the maps add, and to the key's holder, whose maps are right, it gives the same rate.
+
+    Costs a training, less the backward pass through the backbone.
     """
 
     name = 'transfer-head'
@@ -151,6 +160,8 @@ class Distillation(Attack):
     protected weights, without the key; the loss is the Kullback-Leibler divergence of the scores at every pixel, at a
     temperature of 2, so that what the oracle thinks of the other classes teaches too. What no lock of the weights can
     prevent: the oracle gives the function away query by query.
+
+    Costs a training and one query for each crop seen.
     """
 
     name = 'distillation'

@@ -39,14 +39,15 @@ class NormInversion(Attack):
 
     Where the case grants labelled images too, doubtful guesses that raise their cross entropy are left out again.
 
-    The seconds of the budget are shared out evenly among the points.
+    Costs a forward pass over the images and a search of seconds to minutes for each point; the seconds of the budget
+    are shared out evenly.
     """
 
     name = 'norm-inversion'
     title = 'inversion of norm statistics'
     needs = frozenset({'unlabelled'})
     source = 'activation matching in Git Re-Basin, arXiv 2209.04836; batch norm statistics in Yin et al., CVPR 2020'
-    cost = 'a forward pass and a search of seconds to minutes for each point; no labels'
+    cost = 'a forward pass and a search for each point; no labels'
 
     def run(self, case: Case, progress: Progress) -> Attempt:
         clock, points, norms = case.budget.clock(), firing_order(case, points_of(case)), norms_behind(case)
@@ -75,6 +76,8 @@ class NormInversionTuned(Attack):
     Needs labelled images; unlabelled ones too if there are any, else the labelled ones serve for both. A partly right
     key is a better start for fine-tuning than none: layers that were recovered work again, and only the others have to
     be learned anew. Half of the seconds go to the inversion.
+
+    Costs what both cost.
     """
 
     name = 'norm-inversion-tuned'

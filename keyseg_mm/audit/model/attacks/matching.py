@@ -86,6 +86,7 @@ class Matching(Attack):
     """Go through the points, one after another, with one way of finding a map from two sets of columns."""
 
     needs = frozenset({'public'})
+    cost = 'seconds; no images'
     find: Callable[[AttackedPoint, Columns, Columns], ChannelMap]
 
     def run(self, case: Case, progress: Progress) -> Attempt:
@@ -115,12 +116,13 @@ class GreedyMatching(Matching):
     Needs public weights of the same architecture. The greedy half of the direction attacks: where the protected
     weights have not moved far it finds what the one-to-one assignment finds, and where the two part, the margin is
     thin. A rotation has no pairs; there the pairs only say roughly where its blocks' mass lies.
+
+    Costs a sort of c^2 cosines for each point: seconds for a whole model. No images.
     """
 
     name = 'match-greedy'
     title = 'direction matching, greedy'
     source = 'ArrowMatch, USENIX Security 2025'
-    cost = 'a sort of c^2 cosines for each point: seconds; no images'
     find = staticmethod(by_greed)
 
 
@@ -133,12 +135,13 @@ class HungarianMatching(Matching):
     value where the transform may negate (the sign comes with it). Cosines rather than products, so that a channel that
     was rescaled still matches. The matching is repeated with outlying features damped, since fine-tuning moves some
     rows far. An ``out:`` point's readers are found by probing the model. A rotation is answered by Procrustes.
+
+    Costs one assignment for each point, O(c^3): seconds for a whole model. No images.
     """
 
     name = 'match-hungarian'
     title = 'direction matching, one to one'
     source = 'ArrowMatch, USENIX Security 2025; Git Re-Basin, arXiv 2209.04836; GroupCover, ICML 2024'
-    cost = 'an assignment for each point, O(c^3): seconds; no images'
     find = staticmethod(by_assignment)
 
 
@@ -150,12 +153,13 @@ class Procrustes(Matching):
     gives ``M = U V^T``, the orthogonal matrix nearest in the sense of least squares; for a rotation block by block, as
     the stamp tells the blocks, for other transforms over all channels at once. It is repeated with outlying features
     damped. Of a permutation it finds the same map, less surely than an assignment, where rows outnumber channels.
+
+    Costs one singular value decomposition for each block. No images.
     """
 
     name = 'procrustes'
     title = 'orthogonal Procrustes'
     source = 'Schoenemann, Psychometrika 1966; the breaks of ObfuscaTune, arXiv 2407.02960'
-    cost = 'a singular value decomposition for each block: seconds; no images'
     find = staticmethod(by_procrustes)
 
 
@@ -166,6 +170,8 @@ class RankMatching(Attack):
     Needs public weights. An order hides where a value belongs and not what it is. Of a model that was fine-tuned from
     public weights each value has moved a little only, so ranks are nearly the same; the result has the public order and
     the protected values. Where a few values are moved, their places are known from the stamp and the magnitudes.
+
+    Costs two sorts of all values.
     """
 
     name = 'rank-matching'
@@ -209,6 +215,8 @@ class MatchPatches(Attack):
     Needs public weights that the model was fine-tuned from. A lock gives the embedding's columns, one for each value of
     a block, other places and signs; the largest total of absolute cosines tells where each was, and the signs of these
     whether it was negated. That is the cipher of all images, too.
+
+    Costs one assignment of 3 p p columns for patches of p.
     """
 
     name = 'match-patches'
@@ -217,7 +225,7 @@ class MatchPatches(Attack):
     against = frozenset({IMAGES})
     kind = 'retrain'
     source = 'ArrowMatch (USENIX Security 2025), on patch embeddings'
-    cost = 'one assignment of 3 p p columns for patches of p'
+    cost = 'one assignment'
 
     @classmethod
     def possible(cls, case: Case) -> bool:

@@ -36,13 +36,15 @@ class RecordedPairs(Attack):
     key on their own machine. A permutation is found by comparing every channel that left with every one that entered, a
     signed one likewise up to the sign, a rotation by Procrustes block by block. Exact from one image, but for channels
     that are zero everywhere, which are all alike and do not matter.
+
+    Costs a matrix product for each point.
     """
 
     name = 'recorded-pairs'
     title = 'recorded input and output of the encryptors'
     needs = frozenset({'recorded'})
     source = 'key extraction from HPNN, DAC 2024'
-    cost = 'a matrix product for each point: seconds'
+    cost = 'seconds'
 
     def run(self, case: Case, progress: Progress) -> Attempt:
         recorded = granted(case.recorded)
@@ -86,13 +88,15 @@ class TwoFiles(Attack):
     and the key falls as it does to direction matching. At a point that both protect, the matching gives the relative
     map ``T1 T2^-1`` and no more, which is no guess at either key: it is reported, not handed in. It is the identity
     where one key met one salt twice, and then whatever breaks one file breaks the other.
+
+    Costs an assignment for each point. No images.
     """
 
     name = 'two-files'
     title = 'two protected files against each other'
     needs = frozenset({'second'})
     source = 'collusion of customers, arXiv 2602.11088'
-    cost = 'an assignment for each point: seconds; no images'
+    cost = 'seconds; no images'
 
     def run(self, case: Case, progress: Progress) -> Attempt:
         plan, weights = granted(case.second)

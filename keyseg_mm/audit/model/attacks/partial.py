@@ -23,13 +23,15 @@ class PartialKey(Attack):
     Needs part of the key. Shows how mIoU grows with the share of the key that is right: a good lock gives nothing for
     half a key. The curve takes ever more of what leaked (0 to 1 of it) and scores it on the labelled images, if the
     case grants any; the guesses are those with all of what leaked.
+
+    Costs a forward pass over the labelled images (8 at most) for each point of the curve.
     """
 
     name = 'partial-key'
     title = 'partial key, the rest at random'
     needs = frozenset({'known', 'known_tables'})
     source = 'Tiered language models, arXiv 2606.21638'
-    cost = 'a forward pass over at most 8 images for each point of the curve'
+    cost = 'a few forward passes'
 
     def run(self, case: Case, progress: Progress) -> Attempt:
         clock, points, trail = case.budget.clock(), points_of(case), []
@@ -61,13 +63,15 @@ class PartialKeyCompleted(Attack):
     Needs part of the key and labelled images. With most of the key right the model nearly works, the gradient points
     at the swaps that are missing, and climbing finishes the job; the share from which it does is what a partial leak
     really costs.
+
+    Costs a forward pass over at most 8 images for each try.
     """
 
     name = 'partial-key-completed'
     title = 'partial key, completed by hill climbing'
     needs = frozenset({'known', 'known_tables', 'labelled'})
     source = 'Tiered language models, arXiv 2606.21638; MaungMaung and Kiya, arXiv 2109.00224'
-    cost = 'a forward pass over at most 8 images for each try'
+    cost = 'a forward pass over a few images for each try'
 
     def run(self, case: Case, progress: Progress) -> Attempt:
         clock, points, rng = case.budget.clock(), points_of(case), np.random.default_rng(case.seed)

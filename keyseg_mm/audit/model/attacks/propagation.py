@@ -31,13 +31,15 @@ class PropagatedMatching(Attack):
     depend on order. Where several layers write to one map (residuals), their evidence is added. At a point, what the
     reader's columns say less what the writers' rows say is the key: ``t = b^-1 c``. Which layers write and read a map
     is found by probing the model with noise. Where rows stand as in public this is the plain one-to-one matching.
+
+    Costs some assignments for each layer and one run of the model for each, seconds to a minute. No images.
     """
 
     name = 'match-propagated'
     title = 'direction matching from both sides'
     needs = frozenset({'public'})
     source = 'Git Re-Basin, arXiv 2209.04836'
-    cost = 'some assignments and a run of the model for each layer, seconds to a minute; no images'
+    cost = 'a minute; no images'
 
     def run(self, case: Case, progress: Progress) -> Attempt:
         clock, points, guesses = case.budget.clock(), points_of(case), Guesses()

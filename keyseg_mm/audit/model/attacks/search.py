@@ -33,12 +33,14 @@ class RandomKeys(Attack):
 
     Needs nothing. What a random key gives is the floor of every recovery; the best of many shows that trying keys is
     no way, or that the fitness hardly depends on the key.
+
+    Costs one run over at most 8 images per key.
     """
 
     name = 'random-keys'
     title = 'random keys'
     source = 'every paper on access control; Ito et al., arXiv 2206.05422'
-    cost = 'a forward pass over at most 8 images for each key tried'
+    cost = 'a forward pass for each key tried'
     KEYS = 100
 
     def run(self, case: Case, progress: Progress) -> Attempt:
@@ -173,13 +175,15 @@ class HillClimbing(Attack):
     The gradient by the guess's matrix ranks all swaps and flips of a point at once, to first order, so that the few
     worth a forward pass are tried first. If it comes to rest it begins anew from another random key, and keeps the
     best. The fitness is the cross entropy, which moves where mIoU stands still.
+
+    Costs a forward pass over at most 8 images for each try.
     """
 
     name = 'hill-climbing'
     title = 'hill climbing on the key'
     needs = frozenset({'labelled'})
     source = 'MaungMaung and Kiya, arXiv 2109.00224; the breaks of HPNN'
-    cost = 'a forward pass over at most 8 images for each try'
+    cost = 'a forward pass over a few images for each try'
     STARTS = 4
 
     def run(self, case: Case, progress: Progress) -> Attempt:

@@ -19,7 +19,7 @@ from keyseg_mm.audit.engine.grants import granted
 from keyseg_mm.audit.engine.targets import BLOCKS, IMAGES
 from keyseg_mm.audit.model.attacks.finetuning import head_names, part_of
 from keyseg_mm.audit.model.attacks.fitness import Fitness, split
-from keyseg_mm.audit.model.attacks.points import Guesses, points_of
+from keyseg_mm.audit.model.attacks.points import Guesses, array_of, points_of
 from keyseg_mm.audit.model.attacks.probing import firing_order
 from keyseg_mm.audit.model.attacks.standins import (
     PARTS,
@@ -100,6 +100,8 @@ class SubstituteLayer(Substitute):
     Needs labelled images. The matrices start from the identity or from the uniform matrix, and learn by Adam on the
     cross entropy. In the end each is rounded to the nearest map of the stamp's kind, and the rounded or the free maps
     are kept, as photos kept back decide.
+
+    Costs one forward and backward pass per step, like training.
     """
 
     name = 'substitute-layer'
@@ -123,7 +125,8 @@ class SubstituteBlocks(Substitute):
 
     Needs labelled images. A shuffle of a block of b by b positions and c channels is a matrix of c b b values to a
     side, a negative/positive transform a scale for each of them; the weights stay as they are.
-    Blocks of more than 4096 values get scales only.
+
+    Costs one forward and backward pass per step, like training. Blocks of more than 4096 values get scales only.
     """
 
     name = 'substitute-blocks'
@@ -144,6 +147,8 @@ class SubstituteCipher(Substitute):
     Needs labelled plain images. The weights stay as they are: only what they expect of a block is learnt, an affine map
     of a block's values for SHF and for patch embeddings, scales and offsets for NP, and a table of bytes with a choice
     of places for FFX.
+
+    Costs a training.
     """
 
     name = 'substitute-cipher'
@@ -164,6 +169,8 @@ class TransferSubstitute(Substitute):
     Needs labelled images of another data set. The backbone stays as it is, maps and head learn: where the maps come
     near the key, the thief has the backbone's features as the key's holder has them. The maps stay free; rounded ones
     are handed in only to tell how much of the key they hold.
+
+    Costs a training.
     """
 
     name = 'transfer-substitute'
@@ -195,13 +202,15 @@ class SubstituteSinkhorn(Attack):
     Needs labelled images. Scores of c x c become doubly stochastic by Sinkhorn's iterations, softly at first and nearly
     hard in the end, so that the search stays in the hull of the key's own kind and the final rounding loses little.
     Signs are soft signs; a rotation is learned as a matrix exponential within its blocks. All points learn together.
+
+    Costs one forward and backward pass per step, and 20 normalisations of each c x c table.
     """
 
     name = 'substitute-sinkhorn'
     title = 'soft permutations by Sinkhorn'
     needs = frozenset({'labelled'})
     source = 'Pena et al., Sinkhorn Re-Basin, CVPR 2023'
-    cost = 'as long as training for the same steps, and in each 20 normalisations of every c x c table'
+    cost = 'as long as training for the same steps'
     LR = 0.03
 
     def run(self, case: Case, progress: Progress) -> Attempt:
@@ -218,6 +227,50 @@ class SubstituteSinkhorn(Attack):
         course = train(model, photos, recipe, case.budget.clock(), cool, case.seed)
         guesses, words = choose(case, parts, held)
         return Attempt(guesses, None, len(case.labelled or ()), course.exhausted, words, course.trail)
+
+
+@register
+class SubstituteStages(Attack):
+    """Learn the substitute matrix of one point after another, in the order of the forward pass, then all together.
+
+    Needs labelled images. With many points the joint problem has many poor solutions. Here one matrix learns at a time,
+    the later ones standing at the identity until it is their turn; a finished one is rounded to the stamp's kind if
+    that does not cost much cross entropy. A third of the steps is left for all together at the end.
+
+    Costs one forward and backward pass per step, like training.
+    """
+
+    name = 'substitute-stages'
+    title = 'substitute key layers, stage by stage'
+    needs = frozenset({'labelled'})
+    source = _PASSPORTS
+    cost = 'as long as training for the same steps'
+    LR = 0.02
+    TOLERANCE = 1.05  # a rounding may cost this factor of cross entropy
+
+    def run(self, case: Case, progress: Progress) -> Attempt:
+        clock, (photos, held), points = case.budget.clock(), _halves(case), firing_order(case, points_of(case))
+        model, trail = with_stand_ins(case, points, partial(FreeMatrix, start='identity')), []
+        fitness, parts = Fitness(case, photos, points), stand_ins_of(model)
+        each = max(1, case.budget.steps * 2 // 3 // max(1, len(points)))
+        for at, point in enumerate(points):
+            train(model, photos, recipe_of(each, self.LR, f'{PARTS}.{at}.'), clock, seed=case.seed)
+            kept = self._round(fitness, parts[: at + 1])
+            trail.append({'point': point.text, 'cross_entropy': kept})
+            progress(2 / 3 * (at + 1) / len(points), f'{point.text}: {kept:.2f}')
+        rest = recipe_of(case.budget.steps - clock.steps, self.LR / 2)
+        train(model, photos, rest, clock, part_of(progress, 2 / 3, 1 / 3), case.seed + 1)
+        guesses, words = choose(case, parts, held)
+        return Attempt(guesses, None, len(case.labelled or ()), clock.out_of_time, words, trail)
+
+    def _round(self, fitness: Fitness, done: Sequence[FreeMatrix]) -> float:
+        """Round the last of those done if that costs little; the cross entropy afterwards."""
+        free, last = _free(done), done[-1]
+        before, after = fitness(free), fitness({**free, last.point.text: last.rounded()})
+        if after > before * self.TOLERANCE:
+            return before
+        last.value.data.copy_(last.value.new_tensor(array_of(last.rounded())))
+        return after
 
 
 def choose(case: Case, parts: Sequence[MatrixStandIn], held: Photos) -> tuple[Guesses, str]:
