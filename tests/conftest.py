@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 os.environ.setdefault('OMP_NUM_THREADS', '2')
 os.environ.setdefault('MPLBACKEND', 'Agg')
@@ -15,12 +16,12 @@ import keyseg_mm.baselines  # noqa: F401 - its transforms
 import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
 from keyseg_mm import SecretKey, write_key_file
 from tests.support.data import write_tiny_ade20k, write_tiny_cityscapes
-from tests.support.fixed import DRAWS, Seconds, begin, put_back
+from tests.support.fixed import DRAWS, TICKS, Seconds, begin, put_back
 from tests.support.pages import BROWSERS, find_browser
 
 hypothesis.settings.register_profile('fixed', derandomize=True, deadline=None)
 hypothesis.settings.load_profile('fixed')
-os.urandom = DRAWS
+os.urandom, time.monotonic = DRAWS, TICKS
 
 
 @pytest.hookimpl(wrapper=True)

@@ -20,7 +20,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.utils import ManagerMixin
 
-_urandom = os.urandom
+_urandom, _monotonic = os.urandom, time.monotonic
 
 
 class Draws:
@@ -37,9 +37,35 @@ class Draws:
         self._label, self._count = label, itertools.count()
 
     def __call__(self, size: int) -> bytes:
-        if sys._getframe(1).f_globals.get('__name__', '').partition('.')[0] != 'keyseg_mm':
+        if not _is_asked_by_the_package():
             return _urandom(size)
         return hashlib.shake_256(f'{self._label}/{next(self._count)}'.encode()).digest(size)
+
+
+class Ticks:
+    """Stands in for ``time.monotonic``: for the package, time passes only where it is looked at, or by :meth:`skip`.
+
+    So a budget of seconds buys the same number of steps on every machine. For all others it passes as it does.
+    """
+
+    TICK = 0.005  # seconds, about what a step of an attack on a small model takes
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def skip(self, seconds: float) -> None:
+        """Let time pass."""
+        self._now += seconds
+
+    def __call__(self) -> float:
+        if not _is_asked_by_the_package():
+            return _monotonic()
+        self.skip(self.TICK)
+        return self._now
+
+
+def _is_asked_by_the_package() -> bool:
+    return sys._getframe(2).f_globals.get('__name__', '').partition('.')[0] == 'keyseg_mm'
 
 
 class Seconds:
@@ -58,7 +84,7 @@ class Seconds:
         return getattr(time, name)
 
 
-DRAWS = Draws()
+DRAWS, TICKS = Draws(), Ticks()
 
 
 def begin(label: str) -> None:
