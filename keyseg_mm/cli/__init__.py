@@ -8,6 +8,7 @@ import logging
 import sys
 
 from keyseg_mm import __version__
+from keyseg_mm.cli.console import INTERRUPTED
 from keyseg_mm.errors import KeysegError
 
 # name -> one line for --help. Each module has add_arguments(parser) and run(args) -> exit status.
@@ -30,7 +31,6 @@ COMMANDS = {
 _PASS_ON = ('train', 'test')
 # Commands that keep every finished step.
 _RESUMED = ('audit', 'compare')
-INTERRUPTED = 130  # the exit status that shells give a command stopped with Ctrl-C
 
 _EPILOG = """\
 a first run:

@@ -15,6 +15,7 @@ from keyseg_mm.errors import KeyFileError
 if TYPE_CHECKING:
     from keyseg_mm.keys.key import SecretKey
 
+INTERRUPTED = 130  # the exit status that shells give a command stopped with Ctrl-C
 _NAMED = 6  # dropped entries that are named
 
 
@@ -35,6 +36,17 @@ def add_opening(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--no-verify', action='store_true', help='accept weights that were altered since they were written'
     )
+
+
+def add_block_steps(parser: argparse._ActionsContainer) -> None:
+    """What is done to a block of an image: the same for models and for images."""
+    parser.add_argument(
+        '--permute',
+        choices=('all', 'channel', 'none'),
+        help='what changes places within a block: all values, across the channels too (default), those of each channel '
+        'for themselves, or none',
+    )
+    parser.add_argument('--no-negate', action='store_true', help='do not take half of the values from 255')
 
 
 def whole_number(least: int) -> Callable[[str], int]:

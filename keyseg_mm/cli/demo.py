@@ -14,8 +14,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from keyseg_mm.cli import INTERRUPTED
-from keyseg_mm.cli.console import whole_number
+from keyseg_mm.cli.console import INTERRUPTED, whole_number
 from keyseg_mm.errors import KeysegError
 
 

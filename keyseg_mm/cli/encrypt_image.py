@@ -26,8 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from keyseg_mm.cli.console import real_key
-from keyseg_mm.cli.lock import add_steps
+from keyseg_mm.cli.console import add_block_steps, add_key, real_key
 from keyseg_mm.errors import KeysegError
 
 _PNG = '.png'
@@ -37,11 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``keyseg encrypt-image``."""
     parser.add_argument('source', type=Path, metavar='IN', help='image, or folder of images')
     parser.add_argument('target', type=Path, metavar='OUT', help='PNG file, or folder, to make')
-    parser.add_argument('--key', required=True, metavar='LOC', help='locator of the key')
+    add_key(parser)
     parser.add_argument('--checkpoint', type=Path, metavar='FILE', help='the model, whose stamp says how')
     parser.add_argument('--patch', type=int, metavar='N', help='with --salt, instead of it: side of a block in pixels')
     parser.add_argument('--salt', metavar='HEX', help="the model's salt")
-    add_steps(parser)
+    add_block_steps(parser)
     parser.add_argument('--config', type=Path, help='do first what the test pipeline of this config does to images')
     parser.add_argument(
         '--pad', action='store_true', help='repeat the last pixels on the right and below up to whole blocks'

@@ -96,16 +96,16 @@ def _show_checkpoint(path: Path) -> None:
     if not stamps:
         print(f'{path}: a plain checkpoint, it carries no stamp')
     for prefix, stamp in stamps.items():
-        if stamp.embeddings:
-            _show_patches(path, stamp)
-            continue
-        print(f'{path}: protected{" at " + prefix if prefix else ""}')
+        of = 'takes encrypted images, and runs without a key' if stamp.embeddings else 'protected'
+        print(f'{path}: {of}{" at " + prefix if prefix else ""}')
         print(f'  key id  {stamp.key_id}')
         print(f'  salt    {stamp.salt.hex()}')
         if stamp.tensors:
             _show_tensors(stamp)
         if stamp.maps:
             _show_points(stamp)
+        if stamp.embeddings:
+            _show_embeddings(stamp, path)
         for image in stamp.images:
             print(f'  images  encrypted in training, and to be encrypted: {image}')
 
@@ -113,8 +113,7 @@ def _show_checkpoint(path: Path) -> None:
 def _show_points(stamp: Stamp) -> None:
     from keyseg_mm.entries import describe
 
-    locked = stamp.is_carried
-    print(f'  made by {"locking a trained model" if locked else "training with the key"}')
+    print(f'  made by {"locking a trained model" if stamp.is_carried else "training with the key"}')
     print(f'  points  {len(stamp.maps)}')
     width = max(len(entry.point) for entry in stamp.maps)
     for entry in stamp.maps:
@@ -131,40 +130,45 @@ def _show_tensors(stamp: Stamp) -> None:
         print(f'    {tensor.names[0]:{width}}  {tensor.count:8} values  {describe(tensor.transform)}')
 
 
-def _show_patches(path: Path, stamp: Stamp) -> None:
+def _show_embeddings(stamp: Stamp, path: Path) -> None:
     from keyseg_mm.baselines.patches import steps_of
-    from keyseg_mm.cli.lock import print_uses
+    from keyseg_mm.cli.lock_report import show_encryption
     from keyseg_mm.locking.scheme import key_space
 
     entry = stamp.embeddings[0]
-    print(f'{path}: takes encrypted images, and runs without a key')
-    print(f'  key id  {stamp.key_id}')
-    print(f'  salt    {stamp.salt.hex()}')
     print(f'  blocks  {entry.patch} x {entry.patch} pixels, {steps_of(entry)}')
     print(f'  ciphers 2^{key_space(stamp):.0f}, of which a key of 256 bits picks one')
     for embedding in stamp.embeddings:
         print(f'  in      {embedding.weight}{f" and {embedding.offset}" if embedding.offset else ""}')
     print('  images are encrypted by')
-    print_uses(stamp, str(path))
+    show_encryption(stamp, path)
 
 
 def _show_config(path: Path) -> None:
     from keyseg_mm.mm.config import read_config
+    from keyseg_mm.mm.pipeline import EncryptImage
 
     cfg = read_config(path)
-    found = list(_protections(cfg.get('model', {}), 'model'))
-    steps = [step for name in _PIPELINES for step in _image_steps(cfg.get(name), name)]
-    if not found and not steps:
+    keyed = [
+        (where, part) for where, part in _parts(cfg.get('model'), 'model') if isinstance(part.get('protection'), dict)
+    ]
+    steps = [
+        (where, part)
+        for name in _PIPELINES
+        for where, part in _parts(cfg.get(name), name)
+        if part.get('type') in ('keyseg_mm.EncryptImage', EncryptImage)
+    ]
+    if not keyed and not steps:
         print(f'{path}: protects nothing')
-    for where, of, protection in found:
-        print(f'{path}: {where} is a protected {of}')
-        for name, value in protection.items():
+    for where, part in keyed:
+        print(f'{path}: {where} is a protected {part.get("of", part.get("type"))}')
+        for name, value in part['protection'].items():
             print(f'  {name:10}{value}')
-        print(f'  key id    {_key_id(protection.get("key"), "runs unauthorised")}')
+        print(f'  key id    {_key_id(part["protection"].get("key"), "runs unauthorised")}')
     for where, step in steps:
         print(f'{path}: {where} encrypts images')
-        for name in ('method', 'block', 'key', 'salt'):
-            print(f'  {name:10}{step.get(name, {"method": "SHF", "block": 8}.get(name, "none"))}')
+        for name, default in (('method', 'SHF'), ('block', 8), ('key', 'none'), ('salt', 'none')):
+            print(f'  {name:10}{step.get(name, default)}')
         print(f'  key id    {_key_id(step.get("key"), "leaves images plain")}')
 
 
@@ -178,27 +182,12 @@ def _key_id(locator: Any, without: str) -> str:
     return key.id if key else f'none: {without}'
 
 
-def _image_steps(value: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """All encryptions of images in a part of a config, with their places."""
-    from keyseg_mm.mm.pipeline import EncryptImage
-
+def _parts(value: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """All dicts in a part of a config, with their places."""
     if isinstance(value, dict):
-        if value.get('type') in ('keyseg_mm.EncryptImage', EncryptImage):
-            yield where, value
+        yield where, value
         for name, item in value.items():
-            yield from _image_steps(item, f'{where}.{name}')
+            yield from _parts(item, f'{where}.{name}')
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
-            yield from _image_steps(item, f'{where}[{index}]')
-
-
-def _protections(value: Any, where: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """All protections in a config's model, with their places."""
-    if isinstance(value, dict):
-        if isinstance(value.get('protection'), dict):
-            yield where, value.get('of', value.get('type')), value['protection']
-        for name, item in value.items():
-            yield from _protections(item, f'{where}.{name}')
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from _protections(item, f'{where}[{index}]')
+            yield from _parts(item, f'{where}[{index}]')

@@ -13,7 +13,8 @@ from mmengine.registry import DefaultScope
 
 from keyseg_mm import KeysegError, find_leaks, read_key_file
 from keyseg_mm.checkpoint.files import stamps_in
-from keyseg_mm.cli import INTERRUPTED, main
+from keyseg_mm.cli import main
+from keyseg_mm.cli.console import INTERRUPTED
 from keyseg_mm.demo import run as demo
 from keyseg_mm.demo.folder import LIST_NAME, DemoFolder
 from keyseg_mm.demo.picture import paint_labels

@@ -17,8 +17,10 @@ _FACADES: tuple[Colour, ...] = (
 _PAINTS: tuple[Colour, ...] = (
     (196, 32, 36), (28, 52, 110), (226, 228, 230), (34, 36, 40), (128, 132, 138), (60, 96, 70), (200, 160, 60),
 )  # fmt: skip
+_SKIN: tuple[Colour, ...] = ((214, 168, 138), (150, 104, 76), (92, 62, 46))
 _GLASS: Colour = (44, 54, 66)
 _METAL: Colour = (104, 106, 108)
+_BLACK: Colour = (20, 20, 22)
 
 
 def pick(rng: np.random.Generator, colours: tuple[Colour, ...], spread: float = 18.0) -> NDArray[np.float64]:
@@ -41,8 +43,8 @@ def building(c: Canvas, x: float, z0: float, z1: float) -> None:
             c.along(x, (y, y + storey * 0.55), (z, z + wide), glass * c.rng.uniform(0.75, 1.2), Label.BUILDING)
         for i in range(3) if z0 < 60 else ():
             left = x + np.sign(x) * (1 + 3.4 * i)
-            across = (min(left, left + np.sign(x) * 1.4), max(left, left + np.sign(x) * 1.4))
-            c.upright(across, (y, y + storey * 0.55), z0, glass * 0.9, Label.BUILDING)
+            right = left + np.sign(x) * 1.4
+            c.upright((min(left, right), max(left, right)), (y, y + storey * 0.55), z0, glass * 0.9, Label.BUILDING)
 
 
 def tree(c: Canvas, x: float, z: float) -> None:
@@ -118,7 +120,7 @@ def person(c: Canvas, x: float, z: float) -> None:
     """Somebody on foot."""
     tall, step = c.rng.uniform(1.55, 1.9), c.rng.uniform(0.05, 0.3)
     coat, trousers = pick(c.rng, _PAINTS, 30), pick(c.rng, ((40, 44, 60), (90, 84, 76), (30, 30, 32)))
-    skin = pick(c.rng, ((214, 168, 138), (150, 104, 76), (92, 62, 46)), 10)
+    skin = pick(c.rng, _SKIN, 10)
     c.shadow((x, 0, z), (0.45, 0.25))
     for side in (-1, 1):
         c.rod((x + side * step, 0, z), (x + side * 0.08, tall * 0.5, z), 0.19, trousers, Label.PERSON)
@@ -137,7 +139,7 @@ def cyclist(c: Canvas, x: float, z: float) -> None:
     c.rod(hip, (x + way * 0.1, 0.4, z), 0.2, (44, 46, 62), Label.RIDER)
     c.rod(hip, shoulder, 0.42, coat, Label.RIDER)
     c.rod(shoulder, (x + way * 0.5, 1.08, z), 0.14, coat * 0.8, Label.RIDER)
-    c.disc((x + way * 0.26, 1.74, z), (0.15, 0.18), pick(c.rng, ((214, 168, 138), (150, 104, 76))), Label.RIDER)
+    c.disc((x + way * 0.26, 1.74, z), (0.15, 0.18), pick(c.rng, _SKIN[:2]), Label.RIDER)
 
 
 def parked_bicycle(c: Canvas, x: float, z: float) -> None:
@@ -163,9 +165,9 @@ def car(c: Canvas, x: float, z: float) -> None:
     c.shadow((x, 0, z + 2), (1.25, 2.5))
     side = c.box((x0, x1), (0.22, 0.85), (z, z1), paint, Label.CAR)
     for zw in (z + 0.75, z1 - 0.8) if x0 > 0 or x1 < 0 else ():
-        c.disc((side, 0.32, zw), (0.16, 0.33), (20, 20, 22), Label.CAR)
+        c.disc((side, 0.32, zw), (0.16, 0.33), _BLACK, Label.CAR)
     for xw in (x0 + 0.18, x1 - 0.18):
-        c.upright((xw - 0.13, xw + 0.13), (0.0, 0.3), z, (20, 20, 22), Label.CAR)
+        c.upright((xw - 0.13, xw + 0.13), (0.0, 0.3), z, _BLACK, Label.CAR)
     c.box((x0 + 0.12, x1 - 0.12), (0.85, tall), (z + 0.35, z1 - 1.0), paint * 0.95, Label.CAR)
     c.upright((x0 + 0.24, x1 - 0.24), (0.92, tall - 0.12), z + 0.35, _GLASS, Label.CAR)
     if x0 > 0 or x1 < 0:
@@ -190,7 +192,7 @@ def bus(c: Canvas, x: float, z: float) -> None:
         for a in np.arange(z + 0.4, z1 - 1.4, 1.6):
             c.along(side, (1.5, 2.5), (a, a + 1.35), _GLASS, Label.BUS)
         for zw in (z + 1.8, z1 - 2.2):
-            c.disc((side, 0.45, zw), (0.22, 0.46), (20, 20, 22), Label.BUS)
+            c.disc((side, 0.45, zw), (0.22, 0.46), _BLACK, Label.BUS)
     for xw in (x - 0.95, x + 0.95):
-        c.upright((xw - 0.17, xw + 0.17), (0.0, 0.4), z, (20, 20, 22), Label.BUS)
+        c.upright((xw - 0.17, xw + 0.17), (0.0, 0.4), z, _BLACK, Label.BUS)
         c.upright((xw - 0.16, xw + 0.16), (0.7, 0.95), z, (250, 240, 210), Label.BUS)
