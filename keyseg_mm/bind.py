@@ -23,7 +23,7 @@ from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.maps import TRANSFORMS, ChannelMap, Map
 from keyseg_mm.maps.ff1 import byte_map
 from keyseg_mm.maps.order import ValueOrder, WeightMap, raw, sorted_order, why_not
-from keyseg_mm.maps.pixels import BlockCipher, BlockTables, Bytes
+from keyseg_mm.maps.pixels import COLOURS, PATCH, BlockCipher, BlockTables, Bytes, check_method, check_steps
 from keyseg_mm.model.points import Point
 from keyseg_mm.stamp import Stamp, is_stamp, stamps_of
 
@@ -124,9 +124,20 @@ def derive_patches(key: SecretKey, salt: bytes, patch: int, permute: str = 'all'
         key: the secret key.
         salt: of the model.
         patch, permute, negate: see :meth:`keyseg_mm.maps.pixels.BlockTables.derive_patch`.
+
+    Raises:
+        TransformError: a bad value, or nothing left to do.
     """
+    check_method(PATCH, patch)
+    check_steps(permute, negate)
     subkey = key.subkey('keyseg_mm/patches/v1', [patch, permute, negate], salt)
-    return BlockCipher(patch, lambda _: BlockTables.derive_patch(KeyStream(subkey), patch, permute, negate), whole=True)
+
+    def tables(colours: int) -> BlockTables:
+        if colours != COLOURS:
+            raise TransformError(f'{PATCH} takes images of {COLOURS} colours, and met {colours}')
+        return BlockTables.derive_patch(KeyStream(subkey), patch, permute, negate)
+
+    return BlockCipher(patch, tables, whole=True)
 
 
 def licensee_salt(master: SecretKey, name: str, tensors: Mapping[str, Any], encrypted: bool | None = None) -> bytes:

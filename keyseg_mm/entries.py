@@ -15,7 +15,8 @@ from keyseg_mm.errors import StampError
 from keyseg_mm.model.points import Point
 
 SALT_BYTES = 16
-_MOST_NAMES, _LONGEST, _LARGEST_NUMBER = 4096, 512, 2**48
+# Bounds of what is read, far above what models have: whoever asks for more would have a reader's memory.
+_MOST_NAMES, _LONGEST, _MOST_CHANNELS, _MOST_VALUES = 4096, 512, 2**20, 2**36
 
 
 class Entry:
@@ -139,7 +140,10 @@ def read_entry(row: dict[str, Any]) -> Entry:
     given = {name: row.get(name, f.default) for name, f in known.items()}
     if any(value is MISSING for value in given.values()):
         raise KeyError
-    return kind(**{name: _CHECKS[name](value) for name, value in given.items()})
+    entry = kind(**{name: _CHECKS[name](value) for name, value in given.items()})
+    if isinstance(entry, EmbeddingEntry) and entry.permute == 'none' and not entry.negate:
+        raise ValueError  # it leaves images as they are
+    return entry
 
 
 def write_entry(entry: Entry) -> dict[str, Any]:
@@ -149,10 +153,13 @@ def write_entry(entry: Entry) -> dict[str, Any]:
     return {'scheme': entry.scheme, **written}
 
 
-def place_of(entry: Any) -> tuple[Any, ...]:
-    """What may be encrypted only once in a stamp."""
-    named = {'features': 'point', 'parameters': 'names', 'patches': 'weight'}.get(entry.scheme)
-    return (entry.scheme, getattr(entry, named) if named else entry)
+def places_of(entry: Entry) -> tuple[str, ...]:
+    """What may be encrypted only once in a stamp; images may be encrypted in several steps, alike too."""
+    if isinstance(entry, MapEntry):
+        return (entry.point,)
+    if isinstance(entry, EmbeddingEntry):
+        return (entry.weight,)
+    return entry.names if isinstance(entry, TensorEntry) else ()
 
 
 def _refuse(_: object = None) -> Any:
@@ -160,7 +167,8 @@ def _refuse(_: object = None) -> Any:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) and len(value) <= _LONGEST else _refuse()
+    """Text that can be shown: no surrogates, and nothing that steers a terminal."""
+    return value if isinstance(value, str) and len(value) <= _LONGEST and value.isprintable() else _refuse()
 
 
 def _name(value: Any) -> str:
@@ -169,7 +177,12 @@ def _name(value: Any) -> str:
 
 def _names(value: Any) -> tuple[str, ...]:
     few = isinstance(value, (list, tuple)) and len(value) <= _MOST_NAMES
-    return tuple(map(_name, value)) if few else _refuse()
+    names = tuple(map(_name, value)) if few else _refuse()
+    return names if len(set(names)) == len(names) else _refuse()
+
+
+def _salt(value: Any) -> str:
+    return value if isinstance(value, str) and re.fullmatch(f'([0-9a-f]{{{2 * SALT_BYTES}}})?', value) else _refuse()
 
 
 def _number(low: int, high: int) -> Callable[[Any], int]:
@@ -196,18 +209,18 @@ def _transform(value: Any) -> dict[str, Any]:
     """Name and plain parameters; whether there is such a transform is asked when it is used."""
     if not isinstance(value, dict) or len(value) > 8 or not _name(value.get('type')):
         raise ValueError
-    if not all(_name(k) and (isinstance(v, (bool, int, float)) or _text(v) == v) for k, v in value.items()):
-        raise ValueError
-    return dict(value)
+    return {
+        _name(k): v if isinstance(v, (int, float)) and abs(v) <= _MOST_VALUES else _text(v) for k, v in value.items()
+    }
 
 
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     'point': lambda value: str(Point.parse(_name(value))),
-    'channels': _number(1, _LARGEST_NUMBER),
+    'channels': _number(1, _MOST_CHANNELS),
     'transform': _transform,
     'weights': _names,
     'names': lambda value: _names(value) or _refuse(),
-    'count': _number(2, _LARGEST_NUMBER),  # a single value has no other place to go
+    'count': _number(2, _MOST_VALUES),  # a single value has no other place to go
     'weight': _name,
     'offset': _text,
     'skip': _number(0, 2),

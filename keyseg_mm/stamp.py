@@ -26,7 +26,7 @@ from keyseg_mm.entries import (
     MapEntry,
     TensorEntry,
     parse_salt,
-    place_of,
+    places_of,
     read_entry,
     write_entry,
 )
@@ -133,6 +133,8 @@ class Stamp:
             document = json.loads(content.decode('utf-8'), parse_constant=_refuse)
             if document['format'] != FORMAT:
                 raise ValueError
+            if type(document['version']) is not int:
+                raise ValueError
             if document['version'] != VERSION:
                 raise StampError(
                     f'this stamp has version {document["version"]!r:.20}; this release reads version {VERSION}: '
@@ -162,7 +164,7 @@ def stamp_of_value(value: Any) -> Stamp:
         if str(value.dtype) != 'torch.uint8' or value.dim() != 1 or value.numel() > LARGEST:
             raise ValueError
         content = bytes(value.tolist())
-    except (AttributeError, ValueError, TypeError, RuntimeError, NotImplementedError):  # meta and quantised ones too
+    except (AttributeError, ValueError, TypeError, RuntimeError):  # meta and sparse ones too
         raise StampError(DAMAGED) from None
     return Stamp.from_bytes(content)
 
@@ -215,14 +217,15 @@ def _stamp(document: dict[str, Any]) -> Stamp:
     rows = document.pop('entries')
     if set(document) != {'format', 'version'} or not isinstance(rows, list) or not 0 < len(rows) <= _MOST_ENTRIES:
         raise ValueError
-    if not re.fullmatch('[a-z0-9]{1,64}', key_id) or not re.fullmatch('([0-9a-f]{64})?', mac):
-        raise ValueError
+    for text, form in ((key_id, '[a-z0-9]{1,64}'), (mac, '([0-9a-f]{64})?'), (salt, f'[0-9a-f]{{{2 * SALT_BYTES}}}')):
+        if not re.fullmatch(form, text):
+            raise ValueError
     stamp = Stamp(key_id, bytes.fromhex(salt), tuple(map(read_entry, rows)), mac)
-    if len(stamp.salt) != SALT_BYTES:
-        raise ValueError
     kinds = {entry.scheme for entry in stamp.entries}
-    places = [place_of(entry) for entry in stamp.entries]
-    if (len(kinds) > 1 and kinds != {MapEntry.scheme, ImageEntry.scheme}) or len(set(places)) != len(places):
+    places = [place for entry in stamp.entries for place in places_of(entry)]
+    ciphers = {(entry.patch, entry.permute, entry.negate) for entry in stamp.embeddings}
+    mixed = len(kinds) > 1 and kinds != {MapEntry.scheme, ImageEntry.scheme}
+    if mixed or len(set(places)) != len(places) or len(ciphers) > 1:
         raise ValueError
     return stamp
 

@@ -83,9 +83,11 @@ def by_weights(
         names: of the licensees.
 
     Raises:
-        LockError: the two have no layers in common.
+        LockError: the two have no layers in common, or the original takes encrypted images.
     """
     stamp = next(iter(stamps_of(original).values()), None)
+    if stamp is not None and stamp.embeddings:
+        raise LockError('the original takes encrypted images: all but its patch embedding is plain in every copy')
     plain = unlock(original, master) if stamp is not None else original
     candidates = _candidates(tensors, plain, stamp)
     if not candidates:

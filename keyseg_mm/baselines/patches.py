@@ -55,13 +55,10 @@ class Patches(Scheme):
         self, tensors: dict[str, Any], prefix: str, before: Bound | None, after: Bound | None, own: bool = False
     ) -> None:
         changed: dict[str, Tensor] = {}
+        back, there = _cipher(before), _cipher(after)
+        both = there if back is None else back.inverse() if there is None else there.compose(back.inverse())
         bound = after or before
-        for index, entry in enumerate(bound.stamp.embeddings if bound else ()):
-            ciphers = [
-                derive_cipher(b.key, b.stamp.salt, b.stamp.embeddings[index]) if b else None for b in (before, after)
-            ]
-            back, there = ciphers[0].inverse() if ciphers[0] else None, ciphers[1]
-            both = there if back is None else back if there is None else there.compose(back)
+        for entry in bound.stamp.embeddings if bound else ():
             if both is not None:
                 _fold(tensors, changed, prefix, entry, both)
         tensors.update(changed)
@@ -93,10 +90,9 @@ class Patches(Scheme):
         return bits_of_patches(entry.patch, entry.permute, entry.negate)
 
 
-def _cipher(bound: Bound | None, index: int) -> BlockCipher | None:
-    if bound is None:
-        return None
-    return derive_cipher(bound.key, bound.stamp.salt, bound.stamp.embeddings[index])
+def _cipher(bound: Bound | None) -> BlockCipher | None:
+    """The cipher of the images, which all embeddings of a model read alike."""
+    return derive_cipher(bound.key, bound.stamp.salt, bound.stamp.embeddings[0]) if bound else None
 
 
 def plan_patches(model: nn.Module, permute: str = 'all', negate: bool = True) -> Plan:

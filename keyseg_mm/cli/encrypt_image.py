@@ -108,7 +108,6 @@ def _cipher(args: argparse.Namespace) -> Any:
     """The cipher that the options name."""
     from keyseg_mm.bind import check_key, derive_cipher, derive_patches, verify
     from keyseg_mm.checkpoint.files import read_checkpoint
-    from keyseg_mm.maps.pixels import PATCH, check_method, check_steps
     from keyseg_mm.stamp import parse_salt, stamps_of
 
     if (args.checkpoint is None) == (args.salt is None) or (args.salt is None) != (args.patch is None):
@@ -125,11 +124,8 @@ def _cipher(args: argparse.Namespace) -> Any:
         verify(key, stamp, state_dict)  # who runs the model has no key, and could ask for next to no encryption
         cipher = derive_cipher(key, stamp.salt, stamp.embeddings[0])
     else:
-        permute, negate = args.permute or 'all', not args.no_negate
-        check_method(PATCH, args.patch)
-        check_steps(permute, negate)
         salt, key = parse_salt(args.salt), real_key(args.key)
-        cipher = derive_patches(key, salt, args.patch, permute, negate)
+        cipher = derive_patches(key, salt, args.patch, args.permute or 'all', not args.no_negate)
     return cipher.inverse() if args.decrypt else cipher
 
 

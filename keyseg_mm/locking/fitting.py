@@ -25,8 +25,11 @@ def fit(state_dict: Mapping[str, Any], model: nn.Module, drop: bool = False) -> 
         StampError: it carries a damaged stamp.
         LockError: protected already, entries missing or of another shape, or unknown ones without ``drop``.
     """
-    if stamps_of(state_dict):
-        raise LockError('this checkpoint is protected already; to give it another key: keyseg rekey')
+    for stamp in stamps_of(state_dict).values():
+        what = 'takes encrypted images' if stamp.embeddings or stamp.images else 'is protected'
+        raise LockError(
+            f'this checkpoint {what} already, with key {stamp.key_id}; to give it another key: keyseg rekey'
+        )
     found = unwrap(state_dict)
     expected = model.state_dict()
     missing = [name for name in expected if name not in found and not name.endswith('num_batches_tracked')]

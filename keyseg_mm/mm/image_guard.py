@@ -20,6 +20,7 @@ from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.maps.pixels import PATCH
 from keyseg_mm.mm.embeddings import misaligned
 from keyseg_mm.mm.pipeline import EncryptImage, chains
+from keyseg_mm.runtime.protection import protection_of
 from keyseg_mm.stamp import Stamp, fresh_salt, stamps_of
 
 logger = logging.getLogger('keyseg_mm')
@@ -41,6 +42,7 @@ class ImageGuard:
         self.allow_plain = allow_plain
         self._steps: dict[str, _Steps] = {}  # by loop; those that a model learns from
         self._loaded: tuple[str, tuple[ImageEntry, ...]] | None = None  # key id and entries of the checkpoint
+        self._embedded = False  # whether its patch embedding is locked
         self._salt = fresh_salt()
 
     def is_at_work(self, runner: Any) -> bool:
@@ -59,6 +61,7 @@ class ImageGuard:
                         "PackSegInputs (with key='none' to leave images plain on purpose)"
                     )
                 self._agree(loop, steps)
+        self._one_key(runner)
         self._check()
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
@@ -74,6 +77,7 @@ class ImageGuard:
                 'this checkpoint takes plain images (it carries no stamp of a locked patch embedding), and the '
                 "pipeline encrypts them; lock it with `keyseg lock --scheme patches`, or say key='none'"
             )
+        self._embedded = stamp is not None and bool(stamp.embeddings)
         self._loaded = ('', ()) if stamp is None else (stamp.key_id, stamp.images)
         self._check()
         key = next((s.key for steps in self._steps.values() for s in steps if s.key and not s.deliberate), None)
@@ -92,10 +96,7 @@ class ImageGuard:
             return
         tensors = checkpoint['state_dict']
         stamp = stamps_of(tensors).get('') or Stamp(key.id, self._salt, ())
-        if stamp.key_id != key.id:
-            raise KeyMismatchError(
-                f'the images are encrypted with key {key.id}, and the model with {stamp.key_id}: take one key for both'
-            )
+        _refuse_other_key(key, stamp.key_id)
         if stamp.entries:
             del tensors[stamp.name]
         stamp = sign(key, replace(stamp, entries=(*stamp.maps, *entries), mac=''), tensors)
@@ -110,7 +111,7 @@ class ImageGuard:
         problems, blocks = [], set()
         for chain in chains(runner, loop):
             places = [i for i, step in enumerate(chain) if isinstance(step, EncryptImage) and step.method == PATCH]
-            if len(places) > 1:
+            if len(places) > 1 or (self._embedded and not places):
                 problems.append(f'the {loop} pipeline has EncryptImage {len(places)} times, and should have it once')
             for place in places[:1]:
                 moving = [type(s).__name__ for s in chain[place + 1 :] if type(s).__name__ not in _HARMLESS]
@@ -118,9 +119,8 @@ class ImageGuard:
                     problems.append(f'{", ".join(moving)} would change encrypted images; put EncryptImage behind it')
                 if chain[place].key is not None:
                     blocks.add(chain[place].block)
-        model = next((m for m in runner.model.modules() if isinstance(m, BaseSegmentor)), runner.model)
         for block in blocks - {None}:
-            problems += misaligned(model, block)
+            problems += misaligned(_segmentor(runner), block)
         if problems:
             raise PlanMismatchError('; '.join(dict.fromkeys(problems)))
 
@@ -137,6 +137,13 @@ class ImageGuard:
             if not _deliberate(steps) and not _deliberate(theirs):
                 _compare(_said(theirs), _said(steps), f'the {other} pipeline', f'the {loop} pipeline')
         self._steps[loop] = steps
+
+    def _one_key(self, runner: Any) -> None:
+        """Refuse to train a model with one key on images of another: its stamp, and its MAC, are of one key."""
+        protection = protection_of(_segmentor(runner))
+        for step in self._steps.get('train', ()):
+            if protection is not None and protection.key is not None and step.key is not None:
+                _refuse_other_key(step.key, protection.key.id)
 
     def _check(self) -> None:
         """Once a checkpoint and the pipelines are both there."""
@@ -158,6 +165,18 @@ class ImageGuard:
 def _encryptions(runner: Any, loop: str) -> Iterator[EncryptImage]:
     for chain in chains(runner, loop):
         yield from (step for step in chain if isinstance(step, EncryptImage))
+
+
+def _segmentor(runner: Any) -> Any:
+    """The run's model, without what wraps it."""
+    return next((m for m in runner.model.modules() if isinstance(m, BaseSegmentor)), runner.model)
+
+
+def _refuse_other_key(key: SecretKey, key_id: str) -> None:
+    if key.id != key_id:
+        raise KeyMismatchError(
+            f'the images are encrypted with key {key.id}, and the model with {key_id}: take one key for both'
+        )
 
 
 def _deliberate(steps: _Steps) -> bool:

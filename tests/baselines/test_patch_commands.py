@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from keyseg_mm.patches import cipher_of
-from keyseg_mm.patchplan import patch_plan_of
 from mmengine.config import Config
 
-from keyseg_mm import SecretKey, write_key_file
+from keyseg_mm import SecretKey, stamps_of, write_key_file
+from keyseg_mm.bind import derive_cipher
 from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.cli.scan import FOUND
+from keyseg_mm.cli.trace import NOT_TRACED
 from tests.support.cli import keyseg
 from tests.support.families import build, small_model
 
@@ -91,11 +91,12 @@ def test_lock_rekey_unlock_show_and_scan(files, capsys):
     assert 'takes encrypted images' in out and SALT in out and '2^7027' in out and f'salt={SALT!r}' in out
     assert keyseg('scan', 'locked.pth', '--key', 'file:right.key') == 0
     capsys.readouterr()
-    table = cipher_of(SecretKey(bytes(range(32))), patch_plan_of(state('locked.pth'))).tables()['permutation']
-    np.save('leak.npy', table)
+    stamp = stamps_of(state('locked.pth'))['']
+    tables = derive_cipher(SecretKey(bytes(range(32))), stamp.salt, stamp.embeddings[0]).leaks()
+    np.save('leak.npy', tables['block permutation'])
     assert keyseg('scan', '.', '--key', 'file:right.key') == FOUND
     out = capsys.readouterr().out
-    assert 'FOUND right.key: the key' in out and 'FOUND leak.npy: the permutation of the images' in out
+    assert 'FOUND right.key: the key' in out and 'FOUND leak.npy: the block permutation of the images' in out
 
     rekey = ['rekey', 'locked.pth', '--key', 'file:right.key', '--new-key', 'file:other.key']
     assert keyseg(*rekey, '--out', 'rekeyed.safetensors') == 0
@@ -103,33 +104,42 @@ def test_lock_rekey_unlock_show_and_scan(files, capsys):
     assert 'the key given is' in capsys.readouterr().err and not (files / 'back.pth').exists()
     assert keyseg('unlock', 'rekeyed.safetensors', '--key', 'file:other.key', '--out', 'back.pth') == 0
     plain, back = state('plain.pth'), state('back.pth')
-    assert plain.keys() == back.keys() and patch_plan_of(back) is None
+    assert plain.keys() == back.keys() and not stamps_of(back)
     assert not torch.equal(state('rekeyed.safetensors')['backbone.pos_embed'], plain['backbone.pos_embed'])
     assert all(torch.allclose(back[n], plain[n], rtol=1e-5, atol=1e-5) for n in plain)
     assert sum(not torch.equal(back[n], plain[n]) for n in plain) <= 2
 
 
-@pytest.mark.parametrize(
-    'arguments',
-    [
-        ('lock', 'config.py', 'locked.pth', '--key', 'file:right.key', '--out', 'x.pth'),
-        ('lock', '--scheme', 'patches', 'config.py', 'locked.pth', '--key', 'file:right.key', '--out', 'x.pth'),
-        ('trace', 'locked.pth', '--master', 'file:right.key', '--licensees', 'config.py'),
-    ],
-)
-def test_other_commands_say_what_it_is(files, capsys, arguments):
-    assert keyseg(*arguments) == 1
-    assert 'takes encrypted images' in capsys.readouterr().err and not (files / 'x.pth').exists()
+@pytest.mark.parametrize('scheme', ['features', 'tensors', 'patches'])
+def test_it_is_not_locked_once_more(files, capsys, scheme):
+    lock = ['lock', 'config.py', 'locked.pth', '--scheme', scheme, '--key', 'file:right.key', '--out', 'x.pth']
+    assert keyseg(*lock) == 1
+    assert 'takes encrypted images already' in capsys.readouterr().err and not (files / 'x.pth').exists()
+
+
+def test_a_licensees_copy_is_told_by_its_stamp_alone(files, capsys):
+    (files / 'customers.txt').write_text('ACME Ltd\nBolt\n')
+    master = ['--master', 'file:right.key']
+    assert keyseg('rekey', 'locked.pth', *master, '--licensee', 'Bolt', '--out', 'bolt.pth') == 0
+    trace = [*master, '--licensees', 'customers.txt']
+    assert keyseg('trace', 'locked.pth', *trace) == NOT_TRACED
+    capsys.readouterr()
+    assert keyseg('trace', 'bolt.pth', *trace) == 0
+    assert "the copy of 'Bolt'; its MAC fits" in capsys.readouterr().out
+    assert keyseg('trace', 'bolt.pth', *trace, '--original', 'locked.pth') == 1
+    assert 'takes encrypted images' in capsys.readouterr().err
 
 
 def test_lock_refusals(files, capsys):
     cfg = Config.fromfile('config.py')
     cfg.model.test_cfg = dict(mode='slide', crop_size=(64, 64), stride=(42, 42))
     cfg.dump('slide.py')
-    Config(dict(model=small_model('segformer').to_dict())).dump('segformer.py')
+    overlapping = small_model('segformer')
+    Config(dict(model=overlapping.to_dict())).dump('segformer.py')
+    torch.save({'state_dict': build(overlapping).state_dict()}, 'segformer.pth')
     cases = {
         ('slide.py', 'plain.pth', '--key', 'file:right.key', '--out', 'x.pth'): 'model.test_cfg.stride=(32, 32)',
-        ('segformer.py', 'plain.pth', '--key', 'file:right.key', '--out', 'x.pth'): 'overlap',
+        ('segformer.py', 'segformer.pth', '--key', 'file:right.key', '--out', 'x.pth'): 'overlap',
         ('config.py', 'plain.pth', '--key', 'random:1', '--out', 'x.pth'): 'a real key',
         ('config.py', 'plain.pth', '--key', 'file:right.key'): '--dry-run',
         ('config.py', 'photo.png', '--key', 'file:right.key', '--out', 'x.pth'): 'no checkpoint',
@@ -166,9 +176,10 @@ def test_by_checkpoint_and_by_salt_are_the_same(files, capsys):
     wrong = ('encrypt-image', '--key', 'file:other.key', '--checkpoint', 'locked.pth', 'photo.png', 'c.png')
     assert keyseg(*wrong) == 1 and 'the key given is' in capsys.readouterr().err
     weakened = state('locked.pth')
-    plan = patch_plan_of(weakened)
-    document = {**json.loads(plan.to_json()), 'permute': 'none'}  # what a curious server would like
-    weakened[plan.name] = torch.tensor(list(json.dumps(document).encode()), dtype=torch.uint8)
+    stamp = stamps_of(weakened)['']
+    document = json.loads(stamp.to_json())
+    document['entries'][0]['permute'] = 'none'  # what a curious server would like
+    weakened[stamp.name] = torch.tensor(list(json.dumps(document).encode()), dtype=torch.uint8)
     torch.save(weakened, 'weakened.pth')
     assert keyseg('encrypt-image', '--key', 'file:right.key', '--checkpoint', 'weakened.pth', 'photo.png', 'c.png') == 1
     assert 'altered' in capsys.readouterr().err

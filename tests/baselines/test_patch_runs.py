@@ -1,4 +1,4 @@
-"""The host's own tests on encrypted images: by EncryptPatches in the pipeline, and on files that a client encrypted."""
+"""The host's own tests on encrypted images: by EncryptImage in the pipeline, and on files that a client encrypted."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from keyseg_mm.patchplan import patch_plan_of
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmseg.apis import inference_model, init_model
 
-from keyseg_mm import SecretKey, write_key_file
+from keyseg_mm import SecretKey, stamps_of, write_key_file
+from keyseg_mm.bind import derive_cipher
 from keyseg_mm.checkpoint.files import read_checkpoint, write_checkpoint
 from keyseg_mm.errors import (
     IntegrityError,
     KeyFileError,
     KeyMismatchError,
+    NotFiredError,
     PlainCheckpointError,
     PlanMismatchError,
+    StampError,
     TransformError,
 )
-from keyseg_mm.mm import EncryptPatches
+from keyseg_mm.mm import EncryptImage
 from tests.support.cli import keyseg
 from tests.support.configs import runner_cfg, setr_cfg
 from tests.support.families import build
@@ -49,12 +51,12 @@ def write_tiny_ade20k(root: Path, images: int = 3) -> Path:
 
 
 def encrypted_cfg(place: dict, encrypt: dict | None, data: Path | None = None, **changes) -> Config:
-    """A whole config that tests a layout's model, with EncryptPatches where it is asked for."""
+    """A whole config that tests a layout's model, with EncryptImage where it is asked for."""
     layout = place['layout']
     cfg = runner_cfg(data or place['data'], place['folder'] / 'work', setr_cfg(**changes))
     head = [dict(type='LoadImageFromFile'), dict(type='ResizeToMultiple', size_divisor=16)]
     cfg.custom_hooks = GUARD if encrypt else []
-    encryption = [dict(type='keyseg_mm.EncryptPatches', **encrypt)] if encrypt else []
+    encryption = [{'type': 'keyseg_mm.EncryptImage', 'method': 'PATCH', **encrypt}] if encrypt else []
     labels = dict(type='LoadAnnotations', reduce_zero_label=layout == 'ade20k')
     pipeline = [*head, *encryption, labels, dict(type='PackSegInputs')]
     cfg.test_pipeline = pipeline  # what the host's inference APIs go by
@@ -93,7 +95,7 @@ def place(request, tmp_path_factory, tiny_cityscapes):
         f'file:{folder}/right.key',
     ]
     assert keyseg(*lock, '--out', folder / 'locked.pth') == 0
-    found['plan'] = patch_plan_of(read_checkpoint(folder / 'locked.pth')['state_dict'])
+    found['stamp'] = stamps_of(read_checkpoint(folder / 'locked.pth')['state_dict'])['']
     return {**found, 'metrics': metrics(config, 'plain.pth', found)}
 
 
@@ -102,8 +104,8 @@ def right(place: dict) -> dict:
 
 
 def given(place: dict) -> dict:
-    plan = place['plan']
-    return dict(right(place), patch=plan.patch, salt=plan.salt.hex())
+    stamp = place['stamp']
+    return dict(right(place), block=stamp.embeddings[0].patch, salt=stamp.salt.hex())
 
 
 def test_the_host_tests_encrypted_images_by_config_alone(place):
@@ -162,7 +164,7 @@ def test_the_guard_stops_what_would_be_rubbish(cityscapes, tmp_path):
         metrics(encrypted_cfg(place, right(place)), 'plain.pth', place)
     with pytest.raises(KeyMismatchError):
         metrics(encrypted_cfg(place, dict(key=f'file:{folder}/other.key')), 'locked.pth', place)
-    with pytest.raises(PlanMismatchError, match='wants patch=16'):
+    with pytest.raises(PlanMismatchError, match='checkpoint wants .*block=16.*negate=True'):
         metrics(encrypted_cfg(place, dict(given(place), negate=False)), 'locked.pth', place)
     state = read_checkpoint(folder / 'locked.pth')['state_dict']
     state['backbone.cls_token'] = state['backbone.cls_token'] + 1
@@ -175,9 +177,21 @@ def test_the_guard_stops_what_would_be_rubbish(cityscapes, tmp_path):
     with pytest.raises(PlanMismatchError, match='ResizeToMultiple would change encrypted images'):
         metrics(late, 'locked.pth', place)
     without = encrypted_cfg(place, right(place))
-    without.test_dataloader.dataset.pipeline.pop(2)
-    with pytest.raises(PlanMismatchError, match='EncryptPatches 0 times'):
+    dataset = without.test_dataloader.dataset
+    dataset.pipeline.pop(2)
+    with pytest.raises(NotFiredError, match='no protection'):
+        metrics(without.copy(), 'locked.pth', place)
+    whole = encrypted_cfg(place, right(place)).test_dataloader.dataset
+    without.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[whole, dataset])
+    with pytest.raises(PlanMismatchError, match='EncryptImage 0 times'):
         metrics(without, 'locked.pth', place)
+    twice = encrypted_cfg(place, right(place))
+    twice.test_dataloader.dataset.pipeline.insert(2, twice.test_dataloader.dataset.pipeline[2])
+    with pytest.raises(PlanMismatchError, match='EncryptImage 2 times'):
+        metrics(twice, 'locked.pth', place)
+    trained = encrypted_cfg(place, dict(right(place), method='SHF', block=16))
+    with pytest.raises(PlanMismatchError, match="SHF.*the checkpoint wants method='PATCH'"):
+        metrics(trained, 'locked.pth', place)
     padded = encrypted_cfg(place, right(place))
     padded.model.data_preprocessor.test_cfg = dict(size_divisor=32)
     with pytest.raises(PlanMismatchError, match='pads images after'):
@@ -205,27 +219,40 @@ def test_workers_follow_the_stamp(cityscapes):
     assert metrics(cfg, 'locked.pth', cityscapes) == cityscapes['metrics']
 
 
-def test_encrypt_patches_itself(cityscapes):
+def test_the_step_itself(cityscapes):
     options, image = given(cityscapes), np.random.default_rng(0).integers(0, 256, (32, 48, 3)).astype(np.uint8)
-    transform = EncryptPatches(**options)
+
+    def make(**changes):
+        return EncryptImage(**{'method': 'PATCH', **options, **changes})
+
+    transform = make()
     done = transform({'img': image.copy()})['img']
     assert not np.array_equal(done, image)
+    assert np.array_equal(transform.decrypt(done), image)
+    stamp = cityscapes['stamp']  # the cipher counts red first, and the host loads blue first
+    cipher = derive_cipher(SecretKey(bytes(range(32))), stamp.salt, stamp.embeddings[0])
+    assert np.array_equal(cipher.encrypt(image[..., ::-1]), done[..., ::-1])
+    assert not np.array_equal(cipher.encrypt(image), done)
     again = pickle.loads(pickle.dumps(transform))
     assert np.array_equal(again({'img': image.copy()})['img'], done)
     for text in (repr(transform), str(vars(transform)), pickle.dumps(transform).decode('latin1')):
         assert str(bytes(range(32))) not in text and bytes(range(32)).decode('latin1') not in text
-    assert np.array_equal(EncryptPatches(key='none')({'img': image.copy()})['img'], image)
+    assert np.array_equal(make(key='none')({'img': image.copy()})['img'], image)
     with pytest.raises(TransformError, match='50 x 32 pixels.*ResizeToMultiple'):
         transform({'img': np.zeros((32, 50, 3), np.uint8)})
-    with pytest.raises(TransformError, match='before it is normalised'):
+    with pytest.raises(TransformError, match='images of bytes'):
         transform({'img': image.astype(np.float32)})
-    with pytest.raises(PlanMismatchError, match='neither patch nor salt'):
-        EncryptPatches(options['key'])({'img': image})
-    with pytest.raises(PlanMismatchError, match='patch and salt, or neither'):
-        EncryptPatches(options['key'], patch=16)
-    with pytest.raises(PlanMismatchError, match='32 hex digits'):
-        EncryptPatches(options['key'], patch=16, salt='00')
+    with pytest.raises(TransformError, match='3 colours, and met 1'):
+        transform({'img': image[..., 0]})
+    with pytest.raises(PlanMismatchError, match='neither block nor salt'):
+        make(block=None, salt=None)({'img': image})
+    with pytest.raises(PlanMismatchError, match='block and salt, or neither'):
+        make(salt=None)
+    with pytest.raises(StampError, match='32 hex digits'):
+        make(salt='00')
     with pytest.raises(TransformError, match='permute'):
-        EncryptPatches(options['key'], permute='x')
+        make(permute='x')
+    with pytest.raises(TransformError, match='from 2 to 256'):
+        make(block=1)
     with pytest.raises(KeyFileError):
-        EncryptPatches('file:/nowhere/at/all.key')
+        make(key='file:/nowhere/at/all.key')

@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from keyseg_mm.weights import WEIGHT_TRANSFORMS, weight_form
 
-from keyseg_mm.bind import derive_order
 from keyseg_mm.keys import derive
 from keyseg_mm.keys.derive import KeyStream, hkdf
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.maps import TRANSFORMS
-from keyseg_mm.stamp import TensorEntry
-from tests.support.vectors import DERIVE, derived
+from keyseg_mm.maps.order import sorted_order
+from tests.support.vectors import DERIVE, derived, derived_order
 
 
 @pytest.mark.parametrize(
@@ -35,8 +33,7 @@ def test_key_vectors(case):
 
 @pytest.mark.parametrize('case', json.loads(DERIVE.read_text())['orders'], ids=lambda c: f'{c["tensor"]}-{c["count"]}')
 def test_order_vectors(case):
-    entry = TensorEntry((case['tensor'],), case['count'], weight_form(case['transform']))
-    order = derive_order(SecretKey(bytes.fromhex(case['key'])), bytes.fromhex(case['salt']), entry)
+    order = derived_order(case)
     assert order[: len(case['begins'])].tolist() == case['begins']
     assert hashlib.sha256(order.astype('<i8').tobytes()).hexdigest() == case['sha256']
 
@@ -80,7 +77,7 @@ def test_permutations_are_uniform():
 
 @given(st.integers(1, 300), st.binary(min_size=32, max_size=32))
 def test_order_is_a_permutation_by_words(n, subkey):
-    order = derive.order(KeyStream(subkey), n)
+    order = sorted_order(KeyStream(subkey), n)
     words = [int(w) for w in KeyStream(subkey).words(n)]
     assert order.tolist() == sorted(range(n), key=words.__getitem__)
 
@@ -90,7 +87,7 @@ def test_orders_are_uniform():
     stream = KeyStream(bytes(32))
     counts = {}
     for _ in range(24_000):
-        p = tuple(derive.order(stream, 4).tolist())
+        p = tuple(sorted_order(stream, 4).tolist())
         counts[p] = counts.get(p, 0) + 1
     assert len(counts) == 24
     assert sum((c - 1000) ** 2 / 1000 for c in counts.values()) < 49.7
@@ -109,7 +106,7 @@ def test_equal_words_are_thrown_away():
 
     stream, counts = Stream(), {}
     for _ in range(3000):
-        p = tuple(derive.order(stream, 3).tolist())
+        p = tuple(sorted_order(stream, 3).tolist())
         counts[p] = counts.get(p, 0) + 1
         assert len(set(stream.drawn[-1].tolist())) == 3
     assert len(stream.drawn) > 3500, 'some were thrown away'
@@ -156,4 +153,7 @@ def test_transforms_of_the_vectors_are_all():
         c['transform'] if isinstance(c['transform'], str) else c['transform']['type']
         for c in json.loads(DERIVE.read_text())['tables']
     } == set(TRANSFORMS)
-    assert {c['transform']['type'] for c in json.loads(DERIVE.read_text())['orders']} == set(WEIGHT_TRANSFORMS)
+    assert {c['transform']['type'] for c in json.loads(DERIVE.read_text())['orders']} == {
+        'TensorPermutation',
+        'SelectiveEncryption',
+    }

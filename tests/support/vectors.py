@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from keyseg_mm.images.plan import ImagePlan
 
-from keyseg_mm.bind import derive_cipher, derive_image_cipher, derive_map
+from keyseg_mm.bind import derive_cipher, derive_map, derive_order, derive_patches
+from keyseg_mm.entries import ImageEntry, MapEntry, TensorEntry
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.maps import normal_form
-from keyseg_mm.stamp import MapEntry
 
 DERIVE = Path(__file__).parents[1] / 'vectors' / 'derive.json'
 PATCHES = DERIVE.with_name('patches.json')
+STAMPS = DERIVE.with_name('stamps.json')
 
 
 def derived(case: dict) -> dict[str, list]:
@@ -26,11 +26,22 @@ def derived(case: dict) -> dict[str, list]:
     }
 
 
+def derived_order(case: dict) -> np.ndarray:
+    """The order of one test vector of an encrypted tensor."""
+    entry = TensorEntry((case['tensor'],), case['count'], case['transform'])
+    return derive_order(SecretKey(bytes.fromhex(case['key'])), bytes.fromhex(case['salt']), entry)
+
+
 def derived_images(case: dict) -> dict[str, list]:
     """The tables of one test vector of an image encryption."""
     key = SecretKey(bytes.fromhex(case['key']))
-    plan = ImagePlan(case['method'], case['block'], key.id, bytes.fromhex(case['salt']))
-    return {name: table.tolist() for name, table in derive_image_cipher(key, plan).tables(case['channels']).items()}
+    cipher = derive_cipher(key, b'', ImageEntry(case['method'], case['block'], case['salt']))
+    tables = cipher.tables_of(case['channels'])
+    found = {'block permutation': tables.order, 'mask': tables.changed}
+    found['byte map'] = tables.values if case['method'] == 'FFX' else None
+    found = {name: table.astype(int) for name, table in found.items() if table is not None}
+    inverses = {f'inverse {name}': np.argsort(table) for name, table in found.items() if name != 'mask'}
+    return {name: table.tolist() for name, table in {**found, **inverses}.items()}
 
 
 def encrypted_ramp(case: dict) -> str:
@@ -38,5 +49,5 @@ def encrypted_ramp(case: dict) -> str:
     p = case['patch']
     ramp = (np.arange(6 * p * p) * 7 % 256).astype(np.uint8).reshape(p, 2 * p, 3)
     key = SecretKey(bytes.fromhex(case['key']))
-    cipher = derive_cipher(key, bytes.fromhex(case['salt']), p, case['permute'], case['negate'])
-    return cipher(ramp).tobytes().hex()
+    cipher = derive_patches(key, bytes.fromhex(case['salt']), p, case['permute'], case['negate'])
+    return cipher.encrypt(ramp).tobytes().hex()

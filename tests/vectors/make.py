@@ -1,12 +1,16 @@
-"""Writes derive.json. Only for a new format version: existing vectors never change, or locked models would not open.
+"""Writes the test vectors. Only for a new format version: existing ones never change, or locked models would not open.
 
 Run as ``python -m tests.vectors.make``.
 """
 
+import hashlib
 import json
 
+import keyseg_mm.baselines  # noqa: F401 - its maps
 from keyseg_mm import SecretKey
-from tests.support.vectors import DERIVE, derived, derived_images
+from keyseg_mm.stamp import Stamp
+from tests.support.vectors import DERIVE, PATCHES, STAMPS, derived, derived_images, derived_order, encrypted_ramp
+from tests.vectors.stamps import BAD, GOOD
 
 KEYS = (bytes(range(32)), bytes(32), b'\xff' * 32)
 CASES = [
@@ -23,25 +27,61 @@ CASES = [
     (1, 'ab' * 16, 'out:neck:1', 3, {'type': 'NegativePositive', 'block': 1}),
 ]
 
+ORDERS = [
+    (0, '00' * 16, 'backbone.conv1.weight', 16, {'type': 'TensorPermutation'}),
+    (0, bytes(range(16)).hex(), 'decode_head.conv_seg.weight', 100_000, {'type': 'TensorPermutation'}),
+    (2, bytes(range(16)).hex(), 'decode_head.conv_seg.weight', 33, {'type': 'SelectiveEncryption', 'share': 0.01}),
+]
 IMAGES = [
     (0, '', 'SHF', 3, 3),
     (1, 'ab' * 16, 'SHF', 2, 1),
     (2, '', 'NP', 4, 3),
     (0, '00' * 16, 'FFX', 2, 3),
 ]
+RAMPS = [
+    (0, '00' * 16, 2, 'all', True),
+    (0, '00' * 16, 2, 'all', False),
+    (0, '01' + '00' * 15, 2, 'channel', True),
+    (1, '00' * 16, 2, 'channel', False),
+    (2, 'ab' * 16, 2, 'none', True),
+    (0, '00' * 16, 16, 'all', True),
+]
+
+
+def cases(rows, *names):
+    """Cases by the names of their fields; the first field of each row is the number of a key."""
+    return [{'key': KEYS[which].hex(), **dict(zip(names, rest))} for which, *rest in rows]
+
+
+def ordered(case):
+    """A case of an order with what it gives: how it begins, and a hash of it all."""
+    order = derived_order(case)
+    return {**case, 'begins': order[:8].tolist(), 'sha256': hashlib.sha256(order.astype('<i8').tobytes()).hexdigest()}
+
+
+def public(material):
+    """What is public of a key."""
+    key = SecretKey(material)
+    licensee = {'licensee': 'ACME', 'licensee id': key.licensee('ACME').id}
+    return {'key': material.hex(), 'id': key.id, 'text': key.to_text(), **licensee}
+
+
+def write(path, content):
+    path.write_text(json.dumps(content, indent=1) + '\n')
+
 
 if __name__ == '__main__':
-    keys = []
-    for material in KEYS:
-        key = SecretKey(material)
-        keys.append({'key': material.hex(), 'id': key.id, 'text': key.to_text(), 'licensee': 'ACME'})
-        keys[-1]['licensee id'] = key.licensee('ACME').id
-    tables = []
-    for which, salt, point, channels, transform in CASES:
-        case = {'key': KEYS[which].hex(), 'salt': salt, 'point': point, 'channels': channels, 'transform': transform}
-        tables.append({**case, 'gives': derived(case)})
-    images = []
-    for which, salt, method, block, channels in IMAGES:
-        case = {'key': KEYS[which].hex(), 'salt': salt, 'method': method, 'block': block, 'channels': channels}
-        images.append({**case, 'gives': derived_images(case)})
-    DERIVE.write_text(json.dumps({'keys': keys, 'tables': tables, 'images': images}, indent=1) + '\n')
+    tables = cases(CASES, 'salt', 'point', 'channels', 'transform')
+    images = cases(IMAGES, 'salt', 'method', 'block', 'channels')
+    found = {
+        'keys': [public(material) for material in KEYS],
+        'tables': [{**case, 'gives': derived(case)} for case in tables],
+        'images': [{**case, 'gives': derived_images(case)} for case in images],
+        'orders': [ordered(case) for case in cases(ORDERS, 'salt', 'tensor', 'count', 'transform')],
+    }
+    write(DERIVE, found)
+    ramps = cases(RAMPS, 'salt', 'patch', 'permute', 'negate')
+    write(PATCHES, [{**case, 'gives': encrypted_ramp(case)} for case in ramps])
+    good = [{'text': stamp.to_json(), 'of': name} for name, stamp in GOOD.items()]
+    assert all(Stamp.from_bytes(case['text'].encode()) == GOOD[case['of']] for case in good)
+    write(STAMPS, {'good': good, 'bad': [{'why': why, 'text': text} for why, text in BAD]})
