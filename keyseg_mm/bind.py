@@ -17,7 +17,7 @@ from torch import Tensor
 
 from keyseg_mm import mac
 from keyseg_mm.entries import SALT_BYTES, EmbeddingEntry, ImageEntry, MapEntry, TensorEntry, describe
-from keyseg_mm.errors import IntegrityError, KeyMismatchError, LockError, StampError
+from keyseg_mm.errors import IntegrityError, KeyMismatchError, LockError, StampError, TransformError
 from keyseg_mm.keys.derive import KeyStream
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.maps import TRANSFORMS, ChannelMap, Map

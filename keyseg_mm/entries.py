@@ -181,10 +181,6 @@ def _names(value: Any) -> tuple[str, ...]:
     return names if len(set(names)) == len(names) else _refuse()
 
 
-def _salt(value: Any) -> str:
-    return value if isinstance(value, str) and re.fullmatch(f'([0-9a-f]{{{2 * SALT_BYTES}}})?', value) else _refuse()
-
-
 def _number(low: int, high: int) -> Callable[[Any], int]:
     return lambda value: value if type(value) is int and low <= value <= high else _refuse()
 
