@@ -23,7 +23,7 @@ from keyseg_mm.mm.keyed import Keyed
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _DELETE = '_delete_'
 _PACK, _LABELS, _WHOLE = 'PackSegInputs', 'LoadAnnotations', 'ResizeToMultiple'
-_ENCRYPTION, _GUARD = 'keyseg_mm.EncryptImage', 'keyseg_mm.GuardHook'
+_ENCRYPTION = 'keyseg_mm.EncryptImage'
 
 Step = dict[str, Any]
 
@@ -96,7 +96,7 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str,
 
 
 def protect(cfg: Config, method: Method, key: str) -> None:
-    """Turn a plain config into a method's.
+    """Turn a plain config into a method's, and find out whether it fits the model, before anything long begins.
 
     Args:
         cfg: is changed.
@@ -106,60 +106,27 @@ def protect(cfg: Config, method: Method, key: str) -> None:
     Raises:
         KeysegError: the method cannot be applied to this data or model.
     """
-    if method.protects != 'nothing':
-        {'images': _images, 'patches': _patches}.get(method.protects, _keyed)(cfg, method, key)
-
-
-def _images(cfg: Config, method: Method, key: str) -> None:
-    """Train and test on encrypted images."""
-    insert(cfg, LOADERS, dict(type=_ENCRYPTION, method=method.cipher, block=method.block, key=key))
-    _guard(cfg, **_start(cfg))
-
-
-def _patches(cfg: Config, method: Method, key: str) -> None:
-    """Test on images that the client encrypts."""
-    patch = patch_of(build_plain_model(cfg))
-    insert(cfg, LOADERS[1:], dict(type=_ENCRYPTION, method='PATCH', key=key), divisor=patch)
-    _guard(cfg)
-
-
-def _keyed(cfg: Config, method: Method, key: str) -> None:
-    """Put a protection around the model."""
-    options: dict[str, Any] = dict(key=key)
-    if method.protects == 'weights':
-        options.update(unlock=True)
+    # all methods start from the same weights
+    start = {'allow_plain': True} if cfg.get('load_from') and not method.lock else {}
+    guard, protection = dict[str, Any](type='keyseg_mm.GuardHook'), dict[str, Any](key=key)
+    if method.protects == 'images':
+        insert(cfg, LOADERS, dict(type=_ENCRYPTION, method=method.cipher, block=method.block, key=key))
+        guard.update(start)
+    elif method.protects == 'patches':
+        patch = patch_of(build_plain_model(cfg))
+        insert(cfg, LOADERS[1:], dict(type=_ENCRYPTION, method='PATCH', key=key), divisor=patch)
+    elif method.protects == 'weights':
+        protection.update(unlock=True)
     elif method.lock:
-        options.update(points='checkpoint')
-    else:
-        options.update(points=method.points, transform=dict(method.transform), **_start(cfg))
-    cfg.model.update(of=cfg.model.type, type='keyseg_mm.Keyed', protection=options)
-    _guard(cfg)
-
-
-def _guard(cfg: Config, **options: Any) -> None:
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type=_GUARD, **options)]
-
-
-def _start(cfg: Config) -> dict[str, Any]:
-    """All methods start from the same weights, plain ones too."""
-    return {'allow_plain': True} if cfg.get('load_from') else {}
-
-
-def check_applicable(plain: Config, method: Method, cfg: Config) -> None:
-    """Find out whether a method's maps can be put into a model, before anything long begins.
-
-    Args:
-        plain: the plain config.
-        method: the method.
-        cfg: its config, see :func:`protect`.
-
-    Raises:
-        KeysegError: they cannot, with the reason.
-    """
-    if method.protects == 'features' and method.lock:
-        plan_lock(build_plain_model(plain), [method.points], dict(method.transform))
-    elif method.protects == 'features':
-        Keyed(**{name: value for name, value in cfg.model.items() if name != 'type'})
+        plan_lock(build_plain_model(cfg), [method.points], method.transform)
+        protection.update(points='checkpoint')
+    elif method.points:
+        protection.update(points=method.points, transform=dict(method.transform), **start)
+        Keyed(cfg.model.type, protection, **cfg.model)
+    if len(protection) > 1:
+        cfg.model.update(of=cfg.model.type, type='keyseg_mm.Keyed', protection=protection)
+    if method.protects != 'nothing':
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), guard]
 
 
 def insert(cfg: Config, loaders: Sequence[str], step: Step, divisor: int = 0) -> None:

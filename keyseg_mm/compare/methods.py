@@ -12,9 +12,6 @@ from keyseg_mm.errors import KeysegError
 PLAIN = 'plain'
 BLOCKS = (4, 16)
 FEATURE_BLOCK = 2
-#: What a method protects, and what its time is then: that of ``nothing``, of encrypting ``images``, of the
-#: ``encryptors``, or that of a model ``unlocked`` in memory.
-TIMED = {'nothing': 'nothing', 'images': 'images', 'patches': 'images', 'features': 'encryptors', 'weights': 'unlocked'}
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class Method:
         does: what it does.
         lacks: what it does not do.
         source: where it was published.
-        protects: one of :data:`TIMED`.
+        protects: ``nothing``, ``images``, ``features``, ``patches`` or ``weights``.
         lock: the command that makes it from the plain checkpoint, and its options; empty where it is trained.
         points, transform: which feature maps it encrypts, and how.
         cipher, block: how it encrypts images.
@@ -45,17 +42,12 @@ class Method:
     cipher: str = ''
     block: int = 0
 
-    @property
-    def is_trained(self) -> bool:
-        """Whether it needs a training of its own."""
-        return not self.lock
-
 
 _MAPS = 'arXiv 2206.05422 (Ito et al., 2022)'
 _BLOCK_MAPS = 'arXiv 2109.00224 (MaungMaung and Kiya, 2021)'
 _IMAGES = 'arXiv 2105.14756 (MaungMaung and Kiya, 2021)'
 _SEGMENTED = f'{_IMAGES}, for segmentation 2107.09362 (Ito et al., 2021)'
-_IN_TRAINING = 'Needs a training of its own for each key, and cannot be given another one without training again.'
+_IN_BLOCKS = f'in blocks of {FEATURE_BLOCK} by {FEATURE_BLOCK} positions'
 
 
 def _of_images(cipher: str, what: str, source: str) -> Method:
@@ -68,12 +60,13 @@ def _of_images(cipher: str, what: str, source: str) -> Method:
 
 
 def _of_maps(title: str, what: str, lacks: str, source: str, **transform: Any) -> Method:
-    does = f'Trained with the key: {what}.'
-    name, lacks = title.lower().replace(' ', '-'), f'{_IN_TRAINING} {lacks}'
+    does = f'Trained with the key: the maps that the backbone hands on are {what}.'
+    lacks = f'Needs a training of its own for each key, and cannot be given another one without training again. {lacks}'
+    name = title.lower().replace(' ', '-')
     return Method(name, title, does, lacks, source, 'features', points='stages', transform=transform)
 
 
-def _locked(name: str, title: str, what: str, transform: str) -> Method:
+def _locked(name: str, title: str, transform: str, what: str) -> Method:
     does = f'Locked after training: the inputs of all convolutions and linear layers are {what}'
     lacks = (
         'Biases, norms and grouped convolutions stay as they were, and locked weights keep their values in another '
@@ -84,106 +77,59 @@ def _locked(name: str, title: str, what: str, transform: str) -> Method:
     return Method(name, title, does, lacks, source, 'features', lock, points='linear', transform=dict(type=transform))
 
 
-def _of_weights(mode: str, share: str, which: str, lacks: str, source: str) -> Method:
+def _of_weights(name: str, share: str, scheme: str, which: str, lacks: str, source: str) -> Method:
     does = f'Locked after training: {which} put into a secret order. Recovered bit for bit.'
-    title, lock = f'encrypted weights, {share}', ('lock', '--scheme', mode)
-    name = 'weights-all' if mode == 'tensors' else f'weights-{mode}'
-    return Method(name, title, does, f'Runs only unlocked. {lacks}', source, 'weights', lock)
+    lacks, lock = f'Runs only unlocked. {lacks}', ('lock', '--scheme', scheme)
+    return Method(name, f'encrypted weights, {share}', does, lacks, source, 'weights', lock)
 
 
 _TABLE = (
-    Method(
-        PLAIN,
-        'plain',
-        'The model as it is, without protection: what the others are measured by.',
-        'Protects nothing.',
-        'the host',
-    ),
+    Method(PLAIN, 'plain', 'The model as it is, without protection: what the others are measured by.',
+           'Protects nothing.', 'the host'),
     _of_images('SHF', 'the values of each block change places, across colours too', _SEGMENTED),
     _of_images('NP', 'a secret half of the places of each block holds 255 - p for p', _SEGMENTED),
     _of_images('FFX', 'a secret half of the places of each block holds the format-preserving encryption of p', _IMAGES),
-    _of_maps(
-        'feature SHF',
-        f'the maps that the backbone hands on are shuffled in blocks of {FEATURE_BLOCK} by {FEATURE_BLOCK} positions '
-        'and all channels',
-        'Cannot be locked afterwards or unlocked.',
-        _BLOCK_MAPS,
-        type='BlockShuffle',
-        block=FEATURE_BLOCK,
-    ),
-    _of_maps(
-        'feature NP',
-        f'half of the values in each block of {FEATURE_BLOCK} by {FEATURE_BLOCK} positions of the maps that the '
-        'backbone hands on are negated',
-        'Cannot be locked afterwards or unlocked.',
-        _BLOCK_MAPS,
-        type='NegativePositive',
-        block=FEATURE_BLOCK,
-    ),
-    _of_maps(
-        'feature permutation',
-        "the channels of the maps that the backbone hands on are permuted, the paper's way",
-        'Hides which channel is which, and leaves the values of each as they were.',
-        _MAPS,
-        type='ChannelPermutation',
-    ),
-    _locked(
-        'lock-permutation',
-        'locked, permutation',
-        'permuted, and their weights with them. Loses nothing.',
-        'ChannelPermutation',
-    ),
-    _locked(
-        'lock-signed',
-        'locked, signs',
-        'permuted and their signs changed, and their weights with them. Loses nothing. The default of keyseg lock.',
-        'SignedChannelPermutation',
-    ),
-    _locked(
-        'lock-rotation',
-        'locked, rotation',
-        'turned, 8 channels at a time, and their weights with them. Exact to rounding.',
-        'ChannelRotation',
-    ),
-    Method(
-        'patches',
-        'encrypted patches',
-        'Locked after training: the patch embedding of a vision transformer takes images that the client encrypts; '
-        'the server needs no key.',
-        'For models whose patches do not overlap. Scrambled pictures still show even areas, and all weights but the '
-        'embedding are plain.',
-        'arXiv 2208.13135 (Nagamori, Iijima and Kiya, 2022), 2308.07612 (Kiya et al., 2023)',
-        'patches',
-        ('lock', '--scheme', 'patches'),
-    ),
-    _of_weights(
-        'tensors',
-        'all',
-        'the values of every tensor are',
-        "Every tensor keeps its values' distribution, a better start for training than none.",
-        'this package; for comparison with encrypted model files',
-    ),
-    _of_weights(
-        'selective',
-        '1 %',
-        'the 1 % most sensitive weights are',
-        'The other 99 % of the weights are plain, for anybody to fine-tune.',
-        'arXiv 2511.18772 (ADALOC) and others encrypt a share of the weights',
-    ),
-)
+    _of_maps('feature SHF', f'shuffled {_IN_BLOCKS} and all channels', 'Cannot be locked afterwards or unlocked.',
+             _BLOCK_MAPS, type='BlockShuffle', block=FEATURE_BLOCK),
+    _of_maps('feature NP', f'negated at half of the values {_IN_BLOCKS}', 'Cannot be locked afterwards or unlocked.',
+             _BLOCK_MAPS, type='NegativePositive', block=FEATURE_BLOCK),
+    _of_maps('feature permutation', "permuted channel by channel, the paper's way",
+             'Hides which channel is which, and leaves the values of each as they were.',
+             _MAPS, type='ChannelPermutation'),
+    _locked('lock-permutation', 'locked, permutation', 'ChannelPermutation',
+            'permuted, and their weights with them. Loses nothing.'),
+    _locked('lock-signed', 'locked, signs', 'SignedChannelPermutation',
+            'permuted and their signs changed, and their weights with them. Loses nothing. '
+            'The default of keyseg lock.'),
+    _locked('lock-rotation', 'locked, rotation', 'ChannelRotation',
+            'turned, 8 channels at a time, and their weights with them. Exact to rounding.'),
+    Method('patches', 'encrypted patches',
+           'Locked after training: the patch embedding of a vision transformer takes images that the client encrypts; '
+           'the server needs no key.',
+           'For models whose patches do not overlap. Scrambled pictures still show even areas, and all weights but the '
+           'embedding are plain.',
+           'arXiv 2208.13135 (Nagamori, Iijima and Kiya, 2022), 2308.07612 (Kiya et al., 2023)',
+           'patches', ('lock', '--scheme', 'patches')),
+    _of_weights('weights-all', 'all', 'tensors', 'the values of every tensor are',
+                "Every tensor keeps its values' distribution, a better start for training than none.",
+                'this package; for comparison with encrypted model files'),
+    _of_weights('weights-selective', '1 %', 'selective', 'the 1 % most sensitive weights are',
+                'The other 99 % of the weights are plain, for anybody to fine-tune.',
+                'arXiv 2511.18772 (ADALOC) and others encrypt a share of the weights'),
+)  # fmt: skip
 #: Image methods stand here once, and are compared at each block size.
 METHODS: dict[str, Method] = {method.name: method for method in _TABLE}
 
 
 def expanded(blocks: Sequence[int] = BLOCKS) -> dict[str, Method]:
     """All methods by name, those of images once for each block size."""
-    found: list[Method] = []
-    for method in METHODS.values():
-        at = [f'{method.name}-{block}' for block in blocks] if method.cipher else []
-        titles = [f'{method.title}, block {block}' for block in blocks]
-        sized = [replace(method, name=n, title=t, block=b) for n, t, b in zip(at, titles, blocks)]
-        found += sized or [method]
-    return {method.name: method for method in found}
+    found: dict[str, Method] = {}
+    for name, method in METHODS.items():
+        for block in blocks if method.cipher else ():
+            title = f'{method.title}, block {block}'
+            found[f'{name}-{block}'] = replace(method, name=f'{name}-{block}', title=title, block=block)
+        found.update({} if method.cipher else {name: method})
+    return found
 
 
 def pick(wanted: Sequence[str] | None, blocks: Sequence[int] = BLOCKS) -> list[Method]:

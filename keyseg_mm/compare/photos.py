@@ -23,7 +23,6 @@ from keyseg_mm.mm.config import build_plain_model
 from keyseg_mm.mm.floor import constant_prediction_floor
 
 SHOWN = 3
-_WIDEST = 480  # pixels; as wide as a page shows them
 _MANY = 40  # pixels of a class for it to count as one that is in a photo
 
 
@@ -50,24 +49,23 @@ class TestData:
     pictures: list[str]
     truths: list[str]
 
-    @classmethod
-    def of(cls, cfg: Config, folder: Path) -> TestData:
-        """Those of a plain config, kept in a folder once they were read."""
-        path = folder / 'data.json'
-        try:
-            return cls(**json.loads(path.read_text(encoding='utf-8')))
-        except (OSError, ValueError, TypeError):
-            data = read_test_data(cfg)
-        write_json(path, asdict(data))
-        return data
 
-
-def read_test_data(cfg: Config) -> TestData:
-    """Read the test data of a plain config.
+def read_test_data(cfg: Config, folder: Path) -> TestData:
+    """Read the test data of a plain config; what they say is kept in a folder, and not found out again.
 
     Raises:
         KeysegError: they cannot be read.
     """
+    path = folder / 'data.json'
+    try:
+        return TestData(**json.loads(path.read_text(encoding='utf-8')))
+    except (OSError, ValueError, TypeError):
+        data = _read(cfg)
+    write_json(path, asdict(data))
+    return data
+
+
+def _read(cfg: Config) -> TestData:
     from mmseg.registry import DATASETS, TRANSFORMS
 
     init_default_scope(cfg.get('default_scope', 'mmseg'))
@@ -111,13 +109,8 @@ def _picture(path: Path) -> str:
 
 
 def label_png(label: NDArray[Any]) -> str:
-    """A label map (H, W) as a base64 PNG, no wider than a page shows it."""
-    height, width = label.shape
-    label = label.astype(np.uint8)
-    if width > _WIDEST:
-        size = (_WIDEST, max(1, round(height * _WIDEST / width)))
-        label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
-    return png(torch.from_numpy(np.ascontiguousarray(label)))
+    """A label map (H, W) as a base64 PNG."""
+    return png(torch.from_numpy(label.astype(np.uint8)))
 
 
 def segmented(folder: Path, data: TestData) -> list[str]:

@@ -17,10 +17,10 @@ from mmengine.registry import init_default_scope
 
 from keyseg_mm.audit.engine.executor import Executor, Failed, make_executor
 from keyseg_mm.checkpoint.files import read_checkpoint
-from keyseg_mm.compare.configs import check_applicable, key_options, protect, read, write_child_config
+from keyseg_mm.compare.configs import key_options, protect, read, write_child_config
 from keyseg_mm.compare.methods import PLAIN, Method
 from keyseg_mm.compare.order import NONE, RIGHT, Choices, Progress
-from keyseg_mm.compare.photos import TestData, segmented
+from keyseg_mm.compare.photos import read_test_data, segmented
 from keyseg_mm.compare.rows import DONE, NOT_APPLICABLE, UNCOUNTABLE, Audited, Figures, Row, Timed
 from keyseg_mm.compare.steps import Command, Ended, perform, watched
 from keyseg_mm.errors import KeysegError
@@ -47,7 +47,7 @@ class Subject:
         cfg = read(config, choices.options)
         cfg.merge_from_dict({'randomness': {**(cfg.get('randomness') or {}), 'seed': choices.seed}})
         write_child_config(self.base, config, cfg)
-        self.data = TestData.of(read(self.base), folder)
+        self.data = read_test_data(read(self.base), folder)
         self.trials: list[Trial] = []
 
     @property
@@ -89,7 +89,6 @@ class Trial:
         try:
             cfg = read(base)
             protect(cfg, self.method, self.choices.key)
-            check_applicable(read(base), self.method, cfg)
             write_child_config(Path(self.config), base, cfg)
         except KeysegError as error:
             self.row.fail(str(error), NOT_APPLICABLE)

@@ -378,7 +378,6 @@ def test_shown_photos_and_their_labels(tmp_path):
     data = photos.TestData(1.0, 1, [], True, ['a'], [''], [''])
     assert unpng(photos.segmented(tmp_path, data)[0]).tolist() == label.tolist()
     assert photos.segmented(tmp_path, dataclasses.replace(data, names=['b'])) == []
-    assert unpng(photos.label_png(np.zeros((100, 960), np.uint8))).shape == (50, 480)
 
 
 def test_pairs_in_turn():
