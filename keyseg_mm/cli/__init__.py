@@ -28,11 +28,11 @@ COMMANDS = {
     'demo': 'train and test a small protected model on street scenes made on the spot',
 }
 # Commands that pass all their options on to the host's own tool.
-_PASS_ON = ('train', 'test')
+PASS_ON = ('train', 'test')
 # Commands that keep every finished step.
 _RESUMED = ('audit', 'compare')
 
-_EPILOG = """\
+EPILOG = """\
 a first run:
   keyseg demo                                       see what protection does, in a few minutes
   keyseg keygen --out keys/my.key                   make a key; whoever has the file has the model
@@ -52,15 +52,15 @@ def build_parser(names: list[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='keyseg',
         description='Protect mmsegmentation models with a secret key.',
-        epilog=_EPILOG,
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('--version', action='version', version=f'keyseg_mm {__version__}')
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
     for name, line in COMMANDS.items():
         raw = argparse.RawDescriptionHelpFormatter
-        command = commands.add_parser(name, help=line, formatter_class=raw, add_help=name not in _PASS_ON)
-        if name in names and name not in _PASS_ON:
+        command = commands.add_parser(name, help=line, formatter_class=raw, add_help=name not in PASS_ON)
+        if name in names and name not in PASS_ON:
             module = importlib.import_module(f'keyseg_mm.cli.{name.replace("-", "_")}')
             command.description = module.__doc__
             module.add_arguments(command)
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     name = arguments[0] if arguments else ''
     logging.basicConfig(level=logging.WARNING, format='%(levelname)s: %(message)s')
-    if name in _PASS_ON:
+    if name in PASS_ON:
         return run_module(name, arguments[1:])
     args = build_parser([name]).parse_args(arguments)
     try:

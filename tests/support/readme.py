@@ -34,7 +34,7 @@ def blocks(page: Path) -> list[Block]:
     """The fenced blocks of a page that hold commands, in order."""
     found: list[Block] = []
     heading, fenced, names = '', False, {}
-    for line in page.read_text(encoding='utf-8').splitlines():
+    for line in page.read_text(encoding='utf-8').replace('\\\n', ' ').splitlines():  # long ones go on below
         if line.startswith('```'):
             fenced = not fenced
             if fenced:
