@@ -26,9 +26,11 @@ from tqdm import tqdm
 
 import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
 import keyseg_mm.runtime.protection
-from keyseg_mm import Protection, SecretKey, Trace, attach, protections, resolve
+from keyseg_mm import Protection, SecretKey, Trace, attach, entries_at, protections, resolve
 from keyseg_mm.cli.host import host_tool
 from keyseg_mm.maps import Map
+from keyseg_mm.runtime.encryptor import add_encryptors
+from keyseg_mm.runtime.gates import remove_gates
 
 
 @contextmanager
@@ -113,7 +115,7 @@ class Workload:
     def protect(self) -> Protection:
         """Attach a permutation at ``stages``, the paper's way, with a fresh key."""
         sites = resolve('stages', self.model, Trace.of(self.model, {'test': self.infer}))
-        return attach(self.model, SecretKey.generate(), sites)
+        return attach(self.model, SecretKey.generate(), sites, entries_at(sites))
 
 
 class Switch:
@@ -124,14 +126,13 @@ class Switch:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        tables = (t for m in model.modules() for t in (m._forward_hooks, m._forward_pre_hooks))
-        self._kept = [(table, dict(table)) for table in tables if table]
+        self._model = model
+        self._encryptors = [encryptor for protection in protections(model) for encryptor in protection.encryptors]
 
     def __call__(self, keyed: bool) -> None:
-        for table, hooks in self._kept:
-            table.clear()
-            if keyed:
-                table.update(hooks)
+        remove_gates(self._model)
+        if keyed:
+            add_encryptors(self._model, self._encryptors)
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:

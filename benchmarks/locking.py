@@ -40,12 +40,22 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from mmengine.runner import load_checkpoint
 from tqdm import tqdm
 
-from keyseg_mm import SecretKey, lock_file, plan_lock, read_key_file, rekey_file, unlock, unlock_file, write_key_file
+from keyseg_mm import (
+    SecretKey,
+    lock_file,
+    plan_lock,
+    read_key_file,
+    rekey_file,
+    unlock_file,
+    unlock_model,
+    write_key_file,
+)
 from keyseg_mm.keys.locator import LocatedKey
 from keyseg_mm.mac import digest, in_threads
 from keyseg_mm.mm.keyed import protect
-from keyseg_mm.runtime.follow import FollowingProtection, follow
-from keyseg_mm.runtime.protection import detach
+from keyseg_mm.runtime.attach import await_checkpoint, detach
+from keyseg_mm.runtime.gates import gates_of
+from keyseg_mm.runtime.protection import Rules
 
 FILE_LIMIT, MEMORY_LIMIT, LOAD_LIMIT = 1.3, 1.2, 1.2
 RESNET_101 = 'fcn/fcn_r101-d8_4xb2-40k_cityscapes-512x1024.py'
@@ -187,17 +197,17 @@ def time_inference(bench: Bench, rounds: int, size: tuple[int, int]) -> dict[str
     """The unlocked model against the plain one."""
     images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     plain = {name: value.clone() for name, value in bench.model.state_dict().items()}
-    follow(bench.model, FollowingProtection(bench.key, lambda module, plan: [], unlock=True))
+    await_checkpoint(bench.model, bench.key, Rules(unlock=True))
     bench._load('locked')
-    unlock(bench.model)
+    unlock_model(bench.model)
     assert all(torch.equal(plain[name], value) for name, value in bench.model.state_dict().items())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in bench.model.modules())
+    assert not any(gates_of(m) for m in bench.model.modules())
 
     def infer() -> None:
         with torch.no_grad():
             bench.model(images, mode='tensor')
 
-    # The same object with the same weights and without hooks: what is left to differ is noise, and shown as such.
+    # The same object with the same weights and without encryptors: what is left to differ is noise, and shown as such.
     return time_ways({'base': infer, 'unlocked': infer}, rounds, 'inference')
 
 

@@ -28,10 +28,11 @@ _WHERE = {
     'TRANSFORMS': 'maps',
     'SCHEMES': 'locking',
     'Protection': 'runtime.protection',
-    'attach': 'runtime.protection',
-    'detach': 'runtime.protection',
-    'protections': 'runtime.protection',
-    'unlock_model': 'runtime.follow',
+    'attach': 'runtime.attach',
+    'entries_at': 'runtime.attach',
+    'detach': 'runtime.attach',
+    'protections': 'runtime.attach',
+    'unlock_model': 'runtime.attach',
     'find_leaks': 'runtime.leaks',
     'lock': 'locking',
     'plan_lock': 'locking',
@@ -53,9 +54,9 @@ if TYPE_CHECKING:
     from keyseg_mm.maps import TRANSFORMS
     from keyseg_mm.model.points import Point
     from keyseg_mm.model.sites import Site, Trace, resolve
-    from keyseg_mm.runtime.follow import unlock_model
+    from keyseg_mm.runtime.attach import attach, detach, entries_at, protections, unlock_model
     from keyseg_mm.runtime.leaks import find_leaks
-    from keyseg_mm.runtime.protection import Protection, attach, detach, protections
+    from keyseg_mm.runtime.protection import Protection
     from keyseg_mm.stamp import Stamp, stamps_of
 
 

@@ -49,7 +49,7 @@ PLANTED = {
     'an arrow by the public API': (
         'atomic.py',
         'def f():\n    from keyseg_mm import attach',
-        'arrow upwards: keyseg_mm.atomic -> keyseg_mm.runtime.protection',
+        'arrow upwards: keyseg_mm.atomic -> keyseg_mm.runtime.attach',
     ),
     'an arrow between neighbours': (
         'keys/key.py',

@@ -24,7 +24,7 @@ from keyseg_mm.errors import (
 )
 from keyseg_mm.model.points import Point
 from keyseg_mm.model.sites import Trace, resolve
-from keyseg_mm.runtime.encryptor import FeatureEncryptor, hook_encryptors
+from keyseg_mm.runtime.encryptor import add_encryptors, encryptors_for
 from keyseg_mm.tracing import PLAIN, by_stamp, by_weights, licensee_salt
 from tests.support.configs import keyed_cfg, tiny_model_cfg
 from tests.support.proofs import BENCH, prove
@@ -75,11 +75,8 @@ def traced(model, *shapes):
 def with_encryptors(model, plan, key):
     """The model with the encryptors of a lock's plan."""
     sites = {str(site.point): site for site in plan.sites}
-    stamp = SALT
-    hook_encryptors(
-        model,
-        [FeatureEncryptor(sites[e.point], e, lambda entry: derive_map(key, stamp, entry)) for e in plan.entries],
-    )
+    maps = [derive_map(key, SALT, entry) for entry in plan.entries]
+    add_encryptors(model, encryptors_for(model, [sites[entry.point] for entry in plan.entries], maps))
     return model
 
 

@@ -22,7 +22,7 @@ from keyseg_mm.mm.dryrun import watch_module
 from keyseg_mm.mm.inputs import SIDE, encrypted_pictures, pictures, tensors_of
 from keyseg_mm.model.passes import Passes
 from keyseg_mm.model.sites import Site
-from keyseg_mm.runtime.encryptor import FeatureEncryptor, hook_encryptors
+from keyseg_mm.runtime.encryptor import add_encryptors, encryptors_for
 
 
 class HostBench:
@@ -36,11 +36,9 @@ class HostBench:
         whole: bool = False,
     ) -> Outputs:
         """All floating-point outputs of a test and a training pass; see :class:`keyseg_mm.locking.proof.Bench`."""
-        by_entry = {entry: found for _, entry, found in maps}
-        encryptors = [FeatureEncryptor(site, entry, by_entry.__getitem__) for site, entry, _ in maps]
 
         def watch(double: nn.Module, passes: Passes) -> Outputs:
-            hook_encryptors(double, encryptors)
+            add_encryptors(double, encryptors_for(double, [m[0] for m in maps], [m[2] for m in maps]))
             outputs: Outputs = {}
             for name, run_pass in passes.items():
                 random.seed(0)

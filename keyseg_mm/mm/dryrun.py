@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from keyseg_mm.errors import PointError
 from keyseg_mm.model.passes import Passes, register_watcher
 from keyseg_mm.model.sites import Trace
-from keyseg_mm.runtime.protection import detach
+from keyseg_mm.runtime.attach import detach
 
 _Result = TypeVar('_Result')
 Image = Callable[[nn.Module, int, int], Tensor]

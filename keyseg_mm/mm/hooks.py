@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from torch import nn
 
 from keyseg_mm.errors import LeakError, NotFiredError
 from keyseg_mm.mm.advice import warn_of_few_maps
 from keyseg_mm.mm.image_guard import ImageGuard
 from keyseg_mm.mm.registry import HOOKS
-from keyseg_mm.runtime.encryptor import FeatureEncryptor
+from keyseg_mm.runtime.attach import protected_modules
+from keyseg_mm.runtime.encryptor import Encryptor
 from keyseg_mm.runtime.leaks import Leak, Needles, search_object
-from keyseg_mm.runtime.protection import Protection, protections
+from keyseg_mm.runtime.protection import Protection, State
 from keyseg_mm.stamp import stamp_names
 
 
@@ -21,9 +25,10 @@ from keyseg_mm.stamp import stamp_names
 class GuardHook(Hook):
     """Stops a run whose protection is not what its config says, or that would write a secret down.
 
-    It checks that the model is protected at all, that after the first iteration every encryptor has fired, that the
-    config holds no secret, and that every checkpoint carries the stamp and nothing secret. A training at only a few
-    maps begins with a warning of what that does not keep. In a config:
+    It checks that the model is protected at all and is what its stamp says, before and after each loop; that in the
+    first iteration, which torch.compile has no part in, every encryptor fires; that the config holds no secret, and
+    that every checkpoint carries the stamp and nothing secret. A training at only a few maps begins with a warning of
+    what that does not keep. In a config:
     ``custom_hooks=[dict(type='keyseg_mm.GuardHook')]``.
 
     Where images are encrypted (``keyseg_mm.EncryptImage``), it checks that every pipeline does so, and all alike; puts
@@ -46,7 +51,8 @@ class GuardHook(Hook):
     def __init__(self, allow_plain: bool = False) -> None:
         self._images = ImageGuard(allow_plain)
         self._run = ''
-        self._calls: dict[FeatureEncryptor, int] = {}
+        self._calls: dict[Encryptor, int] = {}
+        self._eager: Any = None  # torch.compile's stance
         self._needles: list[tuple[Any, Needles]] = []
 
     def before_run(self, runner: Any) -> None:
@@ -61,13 +67,13 @@ class GuardHook(Hook):
         _stop(leak for needles in self._all_needles(found) for leak in needles.search('the config', text.encode()))
 
     def before_train(self, runner: Any) -> None:
-        unlocked = [p.plan.key_id for p in self._protections(runner) if p.is_unlocked]
-        if unlocked:
-            raise LeakError(
-                f'this model was unlocked in memory, and training would save the plain weights that key {unlocked[0]} '
-                'protects; take protection.unlock out to train it as the protected model it is'
-            )
         for protection in self._protections(runner):
+            if protection.state is State.PLAIN:
+                raise LeakError(
+                    'this model was unlocked in memory, and training would save the plain weights that key '
+                    f'{protection.stamp.key_id} protects; take protection.unlock out to train it as the protected '
+                    'model it is'
+                )
             warning = warn_of_few_maps(protection.encryptors)
             if warning:
                 runner.logger.warning(warning)
@@ -93,43 +99,60 @@ class GuardHook(Hook):
     def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         self._check_calls()
 
+    def after_train_epoch(self, runner: Any) -> None:
+        self._check_modules(runner)
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        self._check_modules(runner)
+
+    def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        self._check_modules(runner)
+
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         self._check_calls()  # the host saves the first iteration before it asks this hook about it
         found = self._protections(runner)
-        if any(p.is_unlocked for p in found):
+        if any(p.state is State.PLAIN for p in found):
             raise LeakError('the model was unlocked in memory, and this checkpoint would hold its plain weights')
         stamps = {name.rpartition('.')[2] for name in checkpoint.get('state_dict', {})}
         for protection in found:
-            if protection.key is not None and not stamp_names(stamps & {protection.plan.name}):
+            if protection.key is not None and not stamp_names(stamps & {protection.stamp.name}):
                 raise LeakError(
-                    f'the checkpoint about to be saved lacks the stamp of key {protection.plan.key_id}: a hook or '
+                    f'the checkpoint about to be saved lacks the stamp of key {protection.stamp.key_id}: a hook or '
                     'wrapper dropped it; without the stamp nobody can tell which key the model needs'
                 )
         self._images.before_save_checkpoint(checkpoint)
         _stop(leak for needles in self._all_needles(found) for leak in search_object('checkpoint', checkpoint, needles))
 
     @staticmethod
-    def _protections(runner: Any) -> list[Protection]:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        return protections(model)
+    def _protected(runner: Any) -> list[tuple[nn.Module, Protection]]:
+        return protected_modules(runner.model.module if is_model_wrapper(runner.model) else runner.model)
+
+    def _protections(self, runner: Any) -> list[Protection]:
+        return [protection for _, protection in self._protected(runner)]
 
     def _all_needles(self, found: list[Protection]) -> list[Needles]:
         """Needles of all protections; made again only where a loaded stamp brought another salt."""
-        pairs = [(p.key, p.plan) for p in found if p.key is not None] + list(self._images.stamps())
+        pairs = [(p.key, p.stamp) for p in found if p.key is not None] + list(self._images.stamps())
         if [stamp for stamp, _ in self._needles] != [stamp for _, stamp in pairs]:
             self._needles = [(stamp, Needles(key, [stamp])) for key, stamp in pairs]
         return [needles for _, needles in self._needles]
 
     def _note_calls(self, runner: Any, run: str) -> None:
         self._run = run
-        missing = [p.missing for p in self._protections(runner) if p.missing]
-        if missing:
-            raise NotFiredError(f'{missing[0]}; give load_from, resume or a checkpoint to test')
+        self._check_modules(runner)
         self._calls = {e: e.calls for p in self._protections(runner) for e in p.encryptors}
+        if self._calls and 'torch._dynamo' in sys.modules:  # what is compiled does not count its calls
+            self._eager = torch.compiler.set_stance('force_eager')
+
+    def _check_modules(self, runner: Any) -> None:
+        for module, protection in self._protected(runner):
+            protection.check(module)
 
     def _check_calls(self) -> None:
         """Once per loop: every encryptor that fires in this kind of pass has fired."""
         run = self._run
+        if self._eager is not None:
+            self._eager = self._eager.__exit__(None, None, None)
         idle = [str(e.site.point) for e, before in self._calls.items() if run in e.site.runs and e.calls == before]
         self._calls = {}
         if idle:

@@ -20,7 +20,7 @@ from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.maps.pixels import PATCH
 from keyseg_mm.mm.embeddings import misaligned
 from keyseg_mm.mm.pipeline import EncryptImage, chains
-from keyseg_mm.runtime.protection import protection_of
+from keyseg_mm.runtime.attach import protection_of
 from keyseg_mm.stamp import Stamp, fresh_salt, stamps_of
 
 logger = logging.getLogger('keyseg_mm')

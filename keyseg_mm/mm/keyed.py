@@ -17,8 +17,8 @@ from keyseg_mm.mm.advice import PLAIN_START
 from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.mm.registry import MODELS
 from keyseg_mm.model.sites import Site, resolve
-from keyseg_mm.runtime.follow import FollowingProtection, follow
-from keyseg_mm.runtime.protection import Protection, attach, watch_stamps
+from keyseg_mm.runtime.attach import attach, await_checkpoint, entries_at, run_without_key
+from keyseg_mm.runtime.protection import Rules
 from keyseg_mm.stamp import Stamp, fresh_salt, parse_salt
 
 logger = logging.getLogger('keyseg_mm')
@@ -71,30 +71,28 @@ def protect(module: nn.Module, located: LocatedKey, options: dict[str, Any]) -> 
             'give rubbish, as asked',
             type(module).__name__,
         )
-        watch_stamps(module, Protection(None, None, deliberate=True))
+        run_without_key(module)
         return module
     if located.deliberate:
         logger.warning(
             'a wrong key, %s, on purpose: results are those of an unauthorised user, as asked', located.key.id
         )
-    accept: dict[str, Any] = {
-        'deliberate': located.deliberate,
-        'allow_plain': lambda prefix: _is_initialisation(module, prefix) or _takes_plain(options),
-        'verify': bool(options.get('verify', True)),
-    }
     unlock = bool(options.get('unlock'))
-    if unlock or options.get('points') == FROM_CHECKPOINT:
-        follow(module, FollowingProtection(located.key, _sites_of_plan, unlock, **accept))
-        return module
-    attach(
-        module,
-        located.key,
-        _sites(module, options.get('points', DEFAULT_POINTS)),
-        options.get('transform', DEFAULT_TRANSFORM),
-        salt=_salt(options.get('salt')),
+    follows = unlock or options.get('points') == FROM_CHECKPOINT
+    rules = Rules(
+        deliberate=located.deliberate,
+        allow_plain=lambda part, prefix: _is_initialisation(part, prefix) or _takes_plain(options),
         fixed_salt=options.get('salt') is not None,
-        **accept,
+        verify=bool(options.get('verify', True)),
+        find_sites=_sites_of_stamp if follows else None,
+        unlock=unlock,
     )
+    if follows:
+        await_checkpoint(module, located.key, rules)
+    else:
+        sites = _sites(module, options.get('points', DEFAULT_POINTS))
+        entries = entries_at(sites, options.get('transform', DEFAULT_TRANSFORM))
+        attach(module, located.key, sites, entries, salt=_salt(options.get('salt')), rules=rules)
     return module
 
 
@@ -104,9 +102,9 @@ def _sites(module: nn.Module, points: str | list[str]) -> list[Site]:
     return resolve(wanted, module, trace_module(module, heads=not set(wanted) <= {'stages', 'neck'}))
 
 
-def _sites_of_plan(module: nn.Module, plan: Stamp) -> list[Site]:
+def _sites_of_stamp(module: nn.Module, stamp: Stamp) -> list[Site]:
     """Where the points of a loaded stamp are in a module."""
-    return resolve([entry.point for entry in plan.maps], module, trace_module(module))
+    return resolve([entry.point for entry in stamp.maps], module, trace_module(module))
 
 
 def check_options(protection: Any) -> dict[str, Any]:

@@ -39,5 +39,5 @@ class KeyedNeck(BaseModule):
         protect(self, locate(options.get('key')), {**options, 'points': points})
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Hand on; the encryptors are hooks on the result."""
+        """Hand on; the encryptors work on the result."""
         return tuple(inputs)

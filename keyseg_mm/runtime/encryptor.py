@@ -1,75 +1,140 @@
-"""Feature encryptors: a secret map at work in a live model."""
+"""Encryptors: secret maps at work at the sites of a live model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from keyseg_mm.entries import MapEntry
-from keyseg_mm.keys.secret import Secret
+from keyseg_mm.errors import NotFiredError
 from keyseg_mm.maps import Map
+from keyseg_mm.model.points import ROOT
 from keyseg_mm.model.sites import Site, module_of
-from keyseg_mm.runtime.export import refuse_export, replace_tensor
+from keyseg_mm.runtime.export import refuse_export
+from keyseg_mm.runtime.gates import Gate, add_gates, gates_of, is_bypassed
 
 
-class FeatureEncryptor(Secret):
-    """The transform at one site, as a forward hook. Its tables are derived at the first call and kept.
+class Encryptor(Gate):
+    """A secret map at a site.
+
+    Args:
+        site: where it works.
+        secret: the map.
+        device, dtype: of the tensors that it will meet; the tables are there from the start.
 
     Attributes:
         site: where it works.
-        calls: how often it encrypted a feature map.
+        map: the secret map.
+        calls: how often it encrypted a feature map. What torch.compile made of it does not count.
     """
 
-    __slots__ = ('site', 'entry', 'calls', '_derive', '_map')
+    __slots__ = ('site', 'map', 'calls', '_kind', '_like', '_tables', '_inverse')
 
-    def __init__(self, site: Site, entry: MapEntry, derive: Callable[[MapEntry], Map]) -> None:
-        self.site, self.entry, self.calls = site, entry, 0
-        self._derive = derive
-        self._map: Map | None = None
+    def __init__(self, site: Site, secret: Map, device: torch.device, dtype: torch.dtype) -> None:
+        self.site, self.calls = site, 0
+        self._like = torch.empty(0, device=device, dtype=dtype)
+        self.use(secret)
+
+    def use(self, secret: Map) -> None:
+        """Encrypt with another map from now on."""
+        self.map, self._kind = secret, type(secret)
+        self._place()
 
     @property
     def public_id(self) -> str:
-        return str(self.entry)
+        return f'at {self.site.point}, {self.map.public_id}'
 
-    @property
-    def map(self) -> Map:
-        """The secret transform."""
-        if self._map is None:
-            self._map = self._derive(self.entry)
-        return self._map
+    def enter(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if self.site.point.side == 'out':
+            return args
+        if not args:
+            raise NotFiredError(f'{self.site.point}: the module was not given its feature map as its first argument')
+        return (self._encrypt(args[0]), *args[1:])
 
-    def is_of(self, derive: Callable[[MapEntry], Map]) -> bool:
-        """Whether its tables come from this method of a protection."""
-        return self._derive == derive
-
-    def forget(self) -> None:
-        """Drop the tables: the salt has changed."""
-        self._map = None
-
-    def on_output(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Forward hook of an ``out:`` point."""
+    def leave(self, output: Any) -> Any:
+        if self.site.point.side == 'in':
+            return output
+        refuse_export()
         index = self.site.index_in(output)
         if index is None:  # this pass hands on fewer maps, and not this one
             return output
         return self._encrypt(output) if isinstance(output, Tensor) else replace_tensor(output, index, self._encrypt)
 
-    def on_input(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Forward pre-hook of an ``in:`` point."""
-        return (self._encrypt(args[0]), *args[1:])
+    def move(self, change: Callable[[Tensor], Tensor]) -> None:
+        self._like = change(self._like)
+        self._place()
 
     def _encrypt(self, x: Tensor) -> Tensor:
-        refuse_export(x)
-        self.calls += 1
-        return self.map(x, self.site.dim)
+        refuse_export()
+        if not torch.compiler.is_dynamo_compiling():
+            self.calls += 1
+            return self.map(x, self.site.dim)
+        # Attributes that nothing here changes: the compiler makes inputs of its graph out of these tensors.
+        self._kind.refuse_unfit(x, self.site.dim, self.site.channels)
+        tables, inverse = (tuple(t.to(x.device) for t in ts) for ts in (self._tables, self._inverse))
+        return self._kind.work(x, self.site.dim, tables, inverse)
+
+    def _place(self) -> None:
+        where = self._like.device, self._like.dtype
+        self._tables, self._inverse = self.map.placed(*where), self.map.inverse().placed(*where)
+
+    def __deepcopy__(self, memo: Any) -> Encryptor:
+        """That of a copied module: one of its own, for the same map."""
+        return Encryptor(self.site, self.map, self._like.device, self._like.dtype)
 
 
-def hook_encryptors(model: nn.Module, encryptors: Sequence[FeatureEncryptor]) -> None:
-    """Hook encryptors to their modules, all or none."""
-    modules = [module_of(model, encryptor.site.point.name) for encryptor in encryptors]
-    for encryptor, module in zip(encryptors, modules):
-        if encryptor.site.point.side == 'out':
-            module.register_forward_hook(encryptor.on_output)
-        else:
-            module.register_forward_pre_hook(encryptor.on_input)
+def encryptors_for(model: nn.Module, sites: Iterable[Site], maps: Iterable[Map]) -> list[Encryptor]:
+    """Encryptors with their tables where the modules of their sites are."""
+    found = []
+    for site, secret in zip(sites, maps):
+        tensors = (*module_of(model, site.point.name).parameters(), *model.parameters(), torch.empty(0))
+        like = next(t for t in tensors if t.is_floating_point())
+        found.append(Encryptor(site, secret, like.device, like.dtype))
+    return found
+
+
+def add_encryptors(model: nn.Module, encryptors: Iterable[Encryptor]) -> list[Gate]:
+    """Put encryptors at the modules of their sites, all or none.
+
+    Returns:
+        All gates that were put. Besides the encryptors there is one at each of torch's transformer layers around them,
+        whose fused version would never call the modules in it.
+
+    Raises:
+        PointError: a module that no encryptor can be put at.
+    """
+    gates: list[tuple[str, Gate]] = [(encryptor.site.point.name, encryptor) for encryptor in encryptors]
+    for name, module in model.named_modules():
+        inside = f'{name}.' if name else ''
+        if isinstance(module, nn.TransformerEncoderLayer) and any(where.startswith(inside) for where, _ in gates):
+            gates.append((name or ROOT, Gate()))
+    add_gates(model, gates)
+    return [gate for _, gate in gates]
+
+
+def why_idle(model: nn.Module, encryptor: Encryptor) -> str:
+    """What keeps an encryptor from working where its site is, in words; empty where nothing does."""
+    try:
+        module = module_of(model, encryptor.site.point.name)
+    except AttributeError:
+        return 'there is no such module any more'
+    if not any(gate is encryptor for gate in gates_of(module)):
+        return f'a {type(module).__name__} without its encryptor is there now'
+    return 'another forward has taken the place of the encrypting one' if is_bypassed(module) else ''
+
+
+def replace_tensor(output: Any, index: int, change: Callable[[Tensor], Tensor]) -> Any:
+    """Nested tuples and lists with their tensor of that index, counted depth first, changed."""
+    return _replace(output, [index], change)
+
+
+def _replace(value: Any, countdown: list[int], change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        countdown[0] -= 1
+        return change(value) if countdown[0] == -1 else value
+    if isinstance(value, (tuple, list)):
+        items = [_replace(item, countdown, change) for item in value]
+        return type(value)(*items) if hasattr(value, '_fields') else type(value)(items)
+    return value

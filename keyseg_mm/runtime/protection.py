@@ -1,104 +1,169 @@
-"""Protections: the encryptors of one model together with its key, and the stamp that it saves and checks.
+"""Protections: what a live model has besides its weights, and what it accepts and says as these come and go.
 
-:func:`attach` hooks one encryptor to each site of a live model and two more hooks to the model itself: one puts the
-stamp into every state_dict, the other takes it out of every state_dict that is loaded, and checks it. Class,
-parameters, buffers and state_dict keys of the model stay as they are.
+A protection has the model's key, its stamp and its encryptors, and is in one of four states (:class:`State`). Every
+model has one of its own; a copy of a model has a copy of it, which shares the key and nothing else.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
 from torch import nn
 
-from keyseg_mm.bind import derive_map, sign, stamp_tensor, verify
-from keyseg_mm.entries import SALT_BYTES, MapEntry, describe
-from keyseg_mm.errors import KeyMismatchError, PlainCheckpointError, PlanMismatchError, StampError, TransformError
+from keyseg_mm.bind import Bound, derive_map, sign, stamp_tensor, verify
+from keyseg_mm.entries import SALT_BYTES, describe
+from keyseg_mm.errors import KeyMismatchError, NotFiredError, PlainCheckpointError, PlanMismatchError, StampError
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.keys.secret import Secret
-from keyseg_mm.maps import TRANSFORMS, Map, normal_form
+from keyseg_mm.locking.features import complete
+from keyseg_mm.locking.scheme import carry_maps
 from keyseg_mm.model.sites import Site
-from keyseg_mm.runtime.encryptor import FeatureEncryptor, hook_encryptors
+from keyseg_mm.runtime.encryptor import Encryptor, add_encryptors, encryptors_for, why_idle
+from keyseg_mm.runtime.gates import Gate, Refusal, add_gates, remove_gates
 from keyseg_mm.stamp import Stamp, below, stamp_names, stamp_of_value
 
 logger = logging.getLogger('keyseg_mm')
 
-_FORWARD_TABLES = ('_forward_hooks', '_forward_pre_hooks')
-_HOOK_TABLES = (*_FORWARD_TABLES, '_state_dict_hooks', '_load_state_dict_pre_hooks')
+
+class State(Enum):
+    """What a protected model is.
+
+    ========== ======================================================= ==================== =========================
+    state      what it is                                              runs                 saves
+    ========== ======================================================= ==================== =========================
+    WAITING    takes its points from a checkpoint, none loaded yet     refuses              nothing, see `check`
+    KEYED      encryptors at its sites                                 encrypted            weights and stamp
+    PLAIN      opened in memory: plain weights, no encryptors          plain                plain weights, and warns
+    WITHOUT    runs without a key, on purpose                          plain, so degraded   the stamp that it was
+                                                                                            loaded with, if any
+    ========== ======================================================= ==================== =========================
+
+    A stamp that is loaded and accepted leads from WAITING to KEYED or to PLAIN, as the model was asked to; any other
+    state stays what it is.
+    """
+
+    WAITING = 'waiting for a checkpoint'
+    KEYED = 'keyed'
+    PLAIN = 'opened in memory'
+    WITHOUT = 'without a key'
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a protected model accepts as it is loaded, and what it does with it. Copies of a model share them.
+
+    Attributes:
+        deliberate: an unauthorised run on purpose: stamps of other keys are no error.
+        allow_plain: tells of a model, and of the prefix it has in a load, whether weights without a stamp are welcome.
+        fixed_salt: refuse checkpoints of another salt.
+        verify: check the MAC of what is loaded.
+        find_sites: where the points of a stamp are in a model. Given, the points are those of the checkpoint.
+        unlock: turn the weights into the plain ones as they are loaded.
+    """
+
+    deliberate: bool = False
+    allow_plain: Callable[[nn.Module, str], bool] = lambda model, prefix: False
+    fixed_salt: bool = False
+    verify: bool = True
+    find_sites: Callable[[nn.Module, Stamp], list[Site]] | None = None
+    unlock: bool = False
 
 
 class Protection(Secret):
-    """All encryptors of one model, its key, and the stamp that it saves and checks.
+    """The key of one model, its stamp, and its encryptors; made by :mod:`keyseg_mm.runtime.attach`.
 
     Attributes:
-        plan: the plan in force. A loaded stamp brings its own salt.
-        encryptors: in the order of the plan; empty where the key is ``none``.
-        deliberate: an unauthorised run on purpose: stamps of other keys are no error.
-        allow_plain: tells from the module prefix of a load whether weights without a stamp are welcome.
-        verify: check the MAC of what is loaded.
+        state: what the model is.
+        stamp: what is encrypted, as far as it is known: without entries where nothing is. It has no MAC, which is made
+            anew for each state_dict.
+        key: the secret key; None in the state WITHOUT.
+        rules: what is accepted.
     """
 
-    __slots__ = ('plan', 'encryptors', 'deliberate', 'allow_plain', 'verify', '_key', '_fixed_salt', '_met')
+    __slots__ = ('state', 'stamp', 'key', 'rules', '_gates')
 
-    def __init__(
-        self,
-        key: SecretKey | None,
-        plan: Stamp | None,
-        sites: Sequence[Site] = (),
-        deliberate: bool = False,
-        allow_plain: Callable[[str], bool] = lambda prefix: False,
-        fixed_salt: bool = False,
-        verify: bool = True,
-    ) -> None:
-        self._key, self.deliberate, self.allow_plain, self._fixed_salt = key, deliberate, allow_plain, fixed_salt
-        self.verify = verify
-        self._met: Stamp | None = None  # the stamp that an unauthorised model was loaded with
-        if key is not None and plan is not None:
-            self.plan = plan
-            self.encryptors = [FeatureEncryptor(site, entry, self.derive) for site, entry in zip(sites, plan.maps)]
-        else:
-            self.encryptors = []
+    def __init__(self, key: SecretKey | None, rules: Rules) -> None:
+        self.key, self.rules = key, rules
+        self.state = State.WITHOUT if key is None else State.WAITING
+        self.stamp = Stamp(key.id if key else '', bytes(SALT_BYTES), ())
+        self._gates: list[Gate] = []
 
     @property
     def public_id(self) -> str:
-        if self._key is None:
-            return 'without a key'
-        return f'of key {self.plan.key_id} at {len(self.encryptors)} points'
+        return f'{self.state.value}, {self.stamp.key_id or "none"}, {len(self.encryptors)} points'
 
     @property
-    def missing(self) -> str:
-        """What keeps the model from being what its config says, in words; empty where nothing does."""
-        return ''
+    def encryptors(self) -> list[Encryptor]:
+        """In the order of the stamp's maps; none but in the state KEYED."""
+        return [gate for gate in self._gates if isinstance(gate, Encryptor)]
 
-    @property
-    def is_unlocked(self) -> bool:
-        """Whether the model holds the plain weights of a protected checkpoint."""
-        return False
+    def __deepcopy__(self, memo: dict[int, Any]) -> Protection:
+        """That of a copied model: the same key, and a state and encryptors of its own."""
+        twin = Protection(self.key, self.rules)
+        memo[id(self)] = twin
+        twin.state, twin.stamp = self.state, self.stamp
+        twin._gates = [copy.deepcopy(gate, memo) for gate in self._gates]
+        return twin
 
-    @property
-    def key(self) -> SecretKey | None:
-        """The secret key."""
-        return self._key
+    def check(self, model: nn.Module) -> None:
+        """Make sure that a model is what its stamp says: every encryptor is at its site, and nothing bypasses it.
 
-    def derive(self, entry: MapEntry) -> Map:
-        """The secret transform of one of the plan's entries."""
-        if self._key is None:
+        Args:
+            model: that has this protection.
+
+        Raises:
+            NotFiredError: it is not, or has no checkpoint yet.
+        """
+        if self.state is State.WAITING:
+            raise NotFiredError(_WAITS)
+        idle = [f'{e.site.point}: {why}' for e in self.encryptors if (why := why_idle(model, e))]
+        if idle:
+            raise NotFiredError(
+                f'this {type(model).__name__} is not what its stamp says: {"; ".join(idle)}. What it computes there is '
+                'not protected, and nothing is saved. Exchange or wrap parts of a model before it is protected'
+            )
+
+    def wait(self, model: nn.Module) -> None:
+        """Enter the state WAITING: until a checkpoint is loaded, whatever has weights refuses to run."""
+        refusal = Refusal(_WAITS)
+        names = [name or '.' for name, module in model.named_modules() if not name or module._parameters]
+        add_gates(model, [(name, refusal) for name in names])
+        self._gates = [refusal]
+
+    def become_keyed(self, model: nn.Module, stamp: Stamp, sites: Sequence[Site]) -> None:
+        """Enter the state KEYED, or stay in it with other sites. The model is changed only if all is well."""
+        if self.key is None:
             raise KeyMismatchError('this model runs without a key')
-        return derive_map(self._key, self.plan.salt, entry)
+        maps = [derive_map(self.key, stamp.salt, entry) for entry in stamp.maps]
+        self._change(model, State.KEYED, stamp, encryptors_for(model, sites, maps))
 
-    def put_stamp(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:
-        """state_dict hook: add the stamp, with the MAC of these weights."""
-        plan = self._met if self._key is None else sign(self._key, self.plan, below(state_dict, prefix))
-        if plan is not None:
-            state_dict[prefix + plan.name] = stamp_tensor(plan)
+    def _change(self, model: nn.Module, state: State, stamp: Stamp, encryptors: Sequence[Encryptor]) -> None:
+        old, self._gates = self._gates, add_encryptors(model, encryptors)
+        remove_gates(model, old)
+        self.state, self.stamp = state, replace(stamp, mac='')
 
-    def check_stamp(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-        """load_state_dict pre-hook: take the stamp out, check it and the weights, and take over its salt.
+    def put_stamp(self, model: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:
+        """state_dict hook: add the stamp, with the MAC of these weights.
+
+        Raises:
+            NotFiredError: the model is not what its stamp says.
+        """
+        if self.state is State.WAITING:  # the host looks into the state_dict of a model before it loads a checkpoint
+            return
+        self.check(model)
+        if self.state is State.PLAIN:
+            logger.warning('these are the plain weights of a model that was unlocked in memory: they carry no stamp')
+        elif self.stamp.entries:
+            stamp = self.stamp if self.key is None else sign(self.key, self.stamp, below(state_dict, prefix))
+            state_dict[prefix + stamp.name] = stamp_tensor(stamp)
+
+    def take_stamp(self, model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+        """load_state_dict pre-hook: take the stamp out, check it and the weights, and be what it says.
 
         Raises:
             PlainCheckpointError: no stamp, and plain weights are not welcome.
@@ -107,189 +172,101 @@ class Protection(Secret):
             IntegrityError: the MAC does not fit.
         """
         names = stamp_names(state_dict, prefix)
-        if not names:
-            self._no_stamp(prefix)
-            return
         if len(names) > 1:
             raise StampError(f'this checkpoint carries {len(names)} stamps for one model; restore it from a copy')
-        plan = stamp_of_value(state_dict[names[0]])
-        if self._key is None:
+        if not names:
+            self._take_plain(model, prefix)
+            return
+        stamp = stamp_of_value(state_dict[names[0]])
+        if self.key is None:
             logger.warning(
-                "key='none': this model is protected with key %s and runs without it, degraded, as asked", plan.key_id
+                "key='none': this model is protected with key %s and runs without it, degraded, as asked", stamp.key_id
             )
-            self._met = plan
+            self.stamp = stamp
         else:
-            self._check_plan(plan)
-            if self.verify and not self.deliberate:
-                verify(self._key, plan, below(state_dict, prefix))
-            self._take(plan, module, state_dict, prefix)
+            self._check_key(self.key, stamp)
+            self._check_entries(stamp)
+            if self.rules.verify and not self.rules.deliberate:
+                verify(self.key, stamp, below(state_dict, prefix))
+            self._take(self.key, stamp, model, state_dict, prefix)
         del state_dict[names[0]]
 
-    def _no_stamp(self, prefix: str) -> None:
-        if self._key is None:
+    def _take_plain(self, model: nn.Module, prefix: str) -> None:
+        if self.key is None:
             return
-        if not self.allow_plain(prefix):
+        if not self.rules.allow_plain(model, prefix):
             raise PlainCheckpointError(
-                f'this checkpoint is plain (it carries no stamp), and the model is keyed with {self.plan.key_id}: '
+                f'this checkpoint is plain (it carries no stamp), and the model is keyed with {self.key.id}: '
                 'its weights would meet encrypted feature maps. To protect it, as it is or to train on: keyseg lock, '
                 "and points='checkpoint' for what that makes. (protection.allow_plain=True takes plain weights, which "
                 'may then go on working without the key.) If it should be protected already, it is the wrong file, or '
                 'its stamp was stripped'
             )
-        logger.info('plain weights loaded into a model keyed with %s, as allowed', self.plan.key_id)
+        logger.info('plain weights loaded into a model keyed with %s, as allowed', self.key.id)
 
-    def _check_plan(self, plan: Stamp) -> None:
-        self._check_key(plan)
-        self._check_runs(plan)
-        differences = self.plan.differences(plan)
+    def _check_key(self, key: SecretKey, stamp: Stamp) -> None:
+        if stamp.key_id == key.id:
+            return
+        if not self.rules.deliberate:
+            raise KeyMismatchError(
+                f'this checkpoint is protected with key {stamp.key_id}, and the key given is {key.id}: '
+                'give its own key, or key=none to run it unauthorised on purpose'
+            )
+        logger.warning(
+            'a wrong key, %s, on purpose: this checkpoint is protected with %s and runs degraded', key.id, stamp.key_id
+        )
+
+    def _check_entries(self, stamp: Stamp) -> None:
+        if stamp.embeddings:
+            raise PlanMismatchError(_TAKES_IMAGES)
+        if self.rules.unlock:
+            return
+        if stamp.tensors:
+            raise PlanMismatchError(
+                f'the weights of this checkpoint are encrypted themselves ({describe(stamp.tensors[0].transform)}), '
+                'and no encryptor makes up for that in a running model: set protection.unlock=True, which unlocks '
+                'them in memory, and take points and transform out'
+            )
+        if self.rules.find_sites is not None:
+            return
+        differences = self.stamp.differences(stamp)
         if differences:
             raise PlanMismatchError(
                 'this checkpoint is protected otherwise than the model is (here: the model, there: the checkpoint; '
                 "points='checkpoint' takes the checkpoint's): " + '; '.join(differences)
             )
-        if self._fixed_salt and plan.salt != self.plan.salt:
+        if self.rules.fixed_salt and stamp.salt != self.stamp.salt:
             raise PlanMismatchError(
-                f'protection.salt is {self.plan.salt.hex()}, and the checkpoint was made with {plan.salt.hex()}: '
+                f'protection.salt is {self.stamp.salt.hex()}, and the checkpoint was made with {stamp.salt.hex()}: '
                 'leave salt out to take it from the checkpoint'
             )
 
-    def _check_runs(self, plan: Stamp) -> None:
-        if plan.tensors:
-            raise PlanMismatchError(
-                f'the weights of this checkpoint are encrypted themselves ({describe(plan.tensors[0].transform)}), and '
-                'no encryptor makes up for that in a running model: set protection.unlock=True, which unlocks them in '
-                'memory, and take points and transform out'
-            )
-
-    def _check_key(self, plan: Stamp) -> None:
-        if self._key is None or plan.key_id == self._key.id:
-            return
-        if not self.deliberate:
-            raise KeyMismatchError(
-                f'this checkpoint is protected with key {plan.key_id}, and the key given is {self._key.id}: '
-                'give its own key, or key=none to run it unauthorised on purpose'
-            )
-        logger.warning(
-            'a wrong key, %s, on purpose: this checkpoint is protected with %s and runs degraded',
-            self._key.id,
-            plan.key_id,
-        )
-
-    def _take(self, plan: Stamp, module: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
-        """Take over the salt of a stamp, and what it knows of the weights."""
-        if plan.salt != self.plan.salt:
-            for encryptor in self.encryptors:
-                encryptor.forget()
-        self.plan = replace(plan, key_id=self.plan.key_id, mac='')
+    def _take(self, key: SecretKey, stamp: Stamp, model: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+        """Be what an accepted stamp says."""
+        stamp = replace(stamp, key_id=key.id)
+        if self.rules.unlock:
+            maps = Bound(key, complete(stamp, model)).weight_maps()
+            # straight into the parameters: the host, given a parameter itself, has nothing to copy
+            parameters = dict(model.named_parameters(remove_duplicate=False))
+            carry_maps(state_dict, {name: found.inverse() for name, found in maps.items()}, prefix, parameters)
+            self._change(model, State.PLAIN, stamp, ())
+        elif self.state is State.KEYED and (stamp.salt, stamp.entries) == (self.stamp.salt, self.stamp.entries):
+            self.stamp = replace(stamp, mac='')  # which may know more of the weights
+        elif self.rules.find_sites is not None:
+            self.become_keyed(model, stamp, self.rules.find_sites(model, stamp))
+        else:
+            derived = [derive_map(key, stamp.salt, entry) for entry in stamp.maps]
+            for encryptor, secret in zip(self.encryptors, derived):
+                encryptor.use(secret)
+            self.stamp = replace(stamp, mac='')
 
 
-def attach(
-    model: nn.Module,
-    key: SecretKey,
-    sites: Sequence[Site],
-    transform: str | dict[str, Any] = 'ChannelPermutation',
-    salt: bytes | None = None,
-    fixed_salt: bool = False,
-    deliberate: bool = False,
-    allow_plain: Callable[[str], bool] = lambda prefix: False,
-    verify: bool = True,
-) -> Protection:
-    """Encrypt the feature maps at the given sites of a live model, in every forward pass from now on.
-
-    Args:
-        model: any module; it is checked first and changed only if all is well.
-        key: the secret key.
-        sites: from :func:`keyseg_mm.model.sites.resolve`.
-        transform: name or dict of a transform.
-        salt: 16 public bytes; by default fresh random ones. A loaded checkpoint's salt takes their place.
-        fixed_salt: refuse checkpoints of another salt instead.
-        deliberate: a wrong key on purpose.
-        allow_plain, verify: see :class:`Protection`.
-
-    Returns:
-        The protection; :func:`detach` takes it off again.
-
-    Raises:
-        PointError, TransformError: bad sites or transform. The model is untouched.
-        PlanMismatchError: the model is protected already, or the salt is not 16 bytes.
-    """
-    spec = normal_form(transform)
-    if protection_of(model) is not None:
-        raise PlanMismatchError(f'this {type(model).__name__} is protected already; detach() it first')
-    if salt is not None and len(salt) != SALT_BYTES:
-        raise PlanMismatchError(f'a salt is {SALT_BYTES} bytes ({2 * SALT_BYTES} hex digits)')
-    _refuse_unfit(spec, sites)
-    plan = Stamp(
-        key.id,
-        salt or os.urandom(SALT_BYTES),
-        tuple(MapEntry(str(site.point), site.channels, copy.deepcopy(spec)) for site in sites),
-    )
-    protection = Protection(key, plan, sites, deliberate, allow_plain, fixed_salt, verify)
-    hook_encryptors(model, protection.encryptors)
-    return watch_stamps(model, protection)
-
-
-def _refuse_unfit(spec: dict[str, Any], sites: Sequence[Site]) -> None:
-    """Refuse sites whose maps do not suit a transform, all with the same reason together."""
-    unfit: dict[str, list[str]] = {}
-    for site in sites:
-        why = TRANSFORMS[spec['type']].why_not(site.dim, len(site.shape))
-        if why:
-            unfit.setdefault(why, []).append(str(site.point))
-    if unfit:
-        raise TransformError('; '.join(f'{", ".join(points)}: {why}' for why, points in unfit.items()))
-
-
-def watch_stamps(model: nn.Module, protection: Protection) -> Protection:
-    """Hook a protection's stamp to a model's state_dict and loads."""
-    # The public spellings of these two came with torch 2.5; the private ones have existed all along.
-    hooked: Any = model
-    hooked._register_state_dict_hook(protection.put_stamp)
-    hooked._register_load_state_dict_pre_hook(protection.check_stamp, with_module=True)
-    return protection
-
-
-def detach(model: nn.Module) -> int:
-    """Take all encryptors and stamps off a model, and off every module in it; returns the number of hooks removed.
-
-    Afterwards it is the plain model: the weights were never touched.
-    """
-    return _unhook(model, _HOOK_TABLES)
-
-
-def unhook_encryptors(model: nn.Module, protection: Protection) -> int:
-    """Take one protection's encryptors off a model and leave its stamp; returns the number of hooks removed."""
-    return _unhook(model, _FORWARD_TABLES, protection)
-
-
-def protection_of(model: nn.Module) -> Protection | None:
-    """The protection attached to exactly this module, or None."""
-    for hook in model._state_dict_hooks.values():
-        owner = _owner(hook)
-        if isinstance(owner, Protection):
-            return owner
-    return None
-
-
-def protections(model: nn.Module) -> list[Protection]:
-    """All protections in a model, those of its parts too."""
-    return [found for module in model.modules() if (found := protection_of(module)) is not None]
-
-
-def _unhook(model: nn.Module, tables: Sequence[str], whose: Protection | None = None) -> int:
-    removed = 0
-    for module in model.modules():
-        for table in (getattr(module, name) for name in tables):
-            for handle, hook in list(table.items()):
-                owner = _owner(hook)
-                theirs = whose is None or (isinstance(owner, FeatureEncryptor) and owner.is_of(whose.derive))
-                if owner is not None and theirs:
-                    del table[handle]
-                    removed += 1
-    return removed
-
-
-def _owner(hook: Any) -> FeatureEncryptor | Protection | None:
-    bound = getattr(hook, 'hook', hook)  # torch wraps some hooks in an object that holds them as .hook
-    owner = getattr(bound, '__self__', None)
-    return owner if isinstance(owner, (FeatureEncryptor, Protection)) else None
+_WAITS = (
+    'no protected checkpoint was loaded, and the model takes its points from one; give one (load_from, resume, or the '
+    'checkpoint to test)'
+)
+_TAKES_IMAGES = (
+    'this checkpoint takes encrypted images (its patch embedding is locked, see `keyseg show`): it runs with its plain '
+    'config, without a key, on images encrypted with `keyseg encrypt-image` or by keyseg_mm.EncryptImage in the '
+    'pipeline; `keyseg unlock` makes the plain model of it'
+)

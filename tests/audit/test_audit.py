@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from keyseg_mm import attach, find_leaks
+from keyseg_mm import attach, entries_at, find_leaks
 from keyseg_mm.audit.engine.attack import ATTACKS, Attack, Attempt, register
 from keyseg_mm.audit.engine.scenario import Situation
 from keyseg_mm.audit.model import audit as suite
@@ -68,7 +68,7 @@ def _hiding_places(key):
     model = build()
     trace = trace_module(model)
     site = next(s for p, s in trace.sites.items() if str(p) == 'in:decode_head.conv_seg')
-    attach(model, key, [site])
+    attach(model, key, [site], entries_at([site]))
     cmap = ChannelPermutation(np.arange(4))
     return {
         'a key': {'second': (None, {'weights': key})},
@@ -559,6 +559,7 @@ def test_the_referee_alone_can_derive_the_key():
         'keyseg_mm.bind',
         'keyseg_mm.keys.keyfile',
         'keyseg_mm.keys.locator',
+        'keyseg_mm.runtime.attach',
         'keyseg_mm.runtime.protection',
         'keyseg_mm.runtime.leaks',
     )

@@ -11,7 +11,7 @@ import torch
 from keyseg_mm.images.plan import META, ImagePlan
 from keyseg_mm.patchplan import patch_plan_of
 
-from keyseg_mm import SecretKey, attach, detach, find_leaks, lock, lock_patches
+from keyseg_mm import SecretKey, attach, detach, entries_at, find_leaks, lock, lock_patches
 from keyseg_mm.audit.engine.attack import ATTACKS
 from keyseg_mm.audit.engine.targets import ALL, BLOCKS, IMAGES, MAPS, WEIGHTS
 from keyseg_mm.audit.model import audit as suite
@@ -66,7 +66,7 @@ def by_blocks():
     for name in ('BlockShuffle', 'NegativePositive'):
         model = build()
         site = next(s for p, s in trace_module(model).sites.items() if str(p) == 'out:backbone:0')
-        attach(model, KEY, [site], {'type': name, 'block': 2}, salt=SALT)
+        attach(model, KEY, [site], entries_at([site], {'type': name, 'block': 2}), salt=SALT)
         train(model, scenes(16), Recipe(80, 5e-3, crop=1.0))
         found[name] = {n: v.clone() for n, v in model.state_dict().items()}
         detach(model)

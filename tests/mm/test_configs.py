@@ -20,7 +20,7 @@ from mmseg.registry import MODELS, TRANSFORMS
 
 from keyseg_mm import lock
 from keyseg_mm.mm.config import build_plain_model
-from keyseg_mm.runtime.protection import protection_of, protections
+from keyseg_mm.runtime.attach import protection_of, protections
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
@@ -210,7 +210,7 @@ def test_protection_bases(base, transform, points, tmp_path, key_file):
         """,
     )
     assert cfg.custom_hooks == GUARD
-    plan = protection_of(build(cfg, f'model.protection.key=file:{key_file}')).plan
+    plan = protection_of(build(cfg, f'model.protection.key=file:{key_file}')).stamp
     assert [entry.transform for entry in plan.entries] == [transform] * len(plan.entries)
     found = [entry.point for entry in plan.entries]
     assert found == points if points else len(found) > 20 and all(point.startswith('in:') for point in found)
@@ -244,7 +244,7 @@ def test_options_of_the_readme(key_file):
         'model.protection.allow_plain=True',
     )
     model = build(Config.fromfile(str(file)), *options)
-    entries = protection_of(model).plan.entries
+    entries = protection_of(model).stamp.entries
     assert [entry.point for entry in entries] == [*(f'out:backbone:{i}' for i in range(3)), 'in:decode_head.conv_seg']
     assert {entry.transform['type'] for entry in entries} == {'SignedChannelPermutation'}
 

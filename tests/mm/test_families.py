@@ -12,7 +12,7 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from keyseg_mm.mm.dryrun import trace_module
-from keyseg_mm.runtime.protection import detach, protection_of
+from keyseg_mm.runtime.attach import detach, protection_of
 from keyseg_mm.stamp import stamp_names
 from tests.support.configs import keyed_cfg
 from tests.support.families import DEPTH, FAMILIES, SIDES, STOCK, build, loss, plain_or_skip, predict, small_model
@@ -113,7 +113,7 @@ def check(cfg, plain, side: int, key_file: Path, points: str):
     protection = protection_of(keyed)
     assert type(keyed) is type(plain)
     stamps = stamp_names(keyed.state_dict())
-    assert stamps == [protection.plan.name]
+    assert stamps == [protection.stamp.name]
     assert [name for name in keyed.state_dict() if name not in stamps] == list(plain.state_dict())
 
     weights = {name: value.clone() for name, value in plain.state_dict().items()}

@@ -11,6 +11,7 @@ from keyseg_mm import lock, protections, read_key_file, stamps_of, unlock
 from keyseg_mm.checkpoint.files import read_checkpoint, write_checkpoint
 from keyseg_mm.errors import IntegrityError, KeyMismatchError, LeakError, NotFiredError, PlainCheckpointError
 from keyseg_mm.mm.config import build_plain_model
+from keyseg_mm.runtime.protection import State
 from keyseg_mm.stamp import is_stamp
 from tests.support.configs import runner_cfg, tiny_model_cfg
 from tests.support.runs import by_ema, by_inferencer, by_init_model, by_runner_test, by_tta, opened, predicted, run
@@ -66,7 +67,7 @@ def test_only_the_encryptors_of_a_model_that_was_not_unlocked_fire(locked):
     predicted(model, locked['picture'])
     protection = protections(model)[0]
     fired = [e for e in protection.encryptors if e.calls]
-    assert protection.is_unlocked != bool(fired)
+    assert (protection.state is State.PLAIN) != bool(fired)
     assert len(fired) == sum('test' in e.site.runs for e in protection.encryptors)
 
 

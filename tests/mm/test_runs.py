@@ -100,7 +100,7 @@ def test_training_variants(variant, tmp_path, tiny_cityscapes, key_file, other_k
     cfg = keyed_run(tiny_cityscapes, tmp_path / 'work', f'file:{key_file}', **VARIANTS[variant])
     runner, _ = run(cfg)
     checkpoint = tmp_path / 'work' / 'iter_4.pth'
-    assert stamps_in(checkpoint) == {'': protections(runner.model)[0].plan}
+    assert stamps_in(checkpoint) == {'': protections(runner.model)[0].stamp}
     weights = read_checkpoint(checkpoint)['state_dict']
     assert all(torch.isfinite(v).all() for v in weights.values() if v.is_floating_point())
     cfg.load_from = str(checkpoint)
@@ -201,7 +201,7 @@ def test_ranks_share_one_salt(tmp_path, key_file):
         'from keyseg_mm import protections\n'
         "init_default_scope('mmseg')\n"
         'model = MODELS.build(keyed_cfg(tiny_model_cfg(), sys.argv[2]))\n'
-        "open(sys.argv[3] + str(d.get_rank()), 'w').write(protections(model)[0].plan.salt.hex())\n"
+        "open(sys.argv[3] + str(d.get_rank()), 'w').write(protections(model)[0].stamp.salt.hex())\n"
         'from keyseg_mm.mm.compat import end_together\n'
         'end_together()\n'  # together: one that is gone may take the other along
     )

@@ -13,7 +13,7 @@ from mmengine.runner.checkpoint import load_state_dict as mmengine_load
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 
-from keyseg_mm import SecretKey, attach, detach, protections, resolve, stamps_of
+from keyseg_mm import attach, detach, entries_at, protections, resolve, stamps_of
 from keyseg_mm.bind import stamp_tensor
 from keyseg_mm.errors import (
     KeyFileError,
@@ -59,7 +59,7 @@ def test_same_class_and_keys_plus_the_stamp(keyed):
     assert type(keyed) is type(plain) is EncoderDecoder
     extra = set(keyed.state_dict()) - set(plain.state_dict())
     assert set(plain.state_dict()) <= set(keyed.state_dict())
-    assert extra == {protections(keyed)[0].plan.name}
+    assert extra == {protections(keyed)[0].stamp.name}
     assert [n for n, _ in keyed.named_parameters()] == [n for n, _ in plain.named_parameters()]
     assert [n for n, _ in keyed.named_buffers()] == [n for n, _ in plain.named_buffers()]
 
@@ -69,7 +69,7 @@ def test_detach_gives_the_plain_model_back(keyed, image):
     weights = {k: v for k, v in keyed.state_dict().items() if not k.startswith(STAMP_PREFIX)}
     plain.load_state_dict(weights)
     assert not torch.allclose(logits(keyed, image), logits(plain, image), atol=1e-3)
-    assert detach(keyed) == 4 + 2
+    assert detach(keyed) == 4 + 1
     assert torch.equal(logits(keyed, image), logits(plain, image))
     assert set(keyed.state_dict()) == set(plain.state_dict())
     assert not protections(keyed)
@@ -79,13 +79,13 @@ def test_detach_gives_the_plain_model_back(keyed, image):
 def test_right_key_takes_over_the_salt(keyed, key_file, load, image):
     twin = build(f'file:{key_file}')
     before = logits(twin, image)
-    assert protections(twin)[0].plan.salt != protections(keyed)[0].plan.salt
+    assert protections(twin)[0].stamp.salt != protections(keyed)[0].stamp.salt
     load(twin, keyed.state_dict())
-    assert protections(twin)[0].plan == protections(keyed)[0].plan
+    assert protections(twin)[0].stamp == protections(keyed)[0].stamp
     assert torch.equal(logits(twin, image), logits(keyed, image))
     assert not torch.allclose(before, logits(twin, image))
-    stamp = stamp_of_value(twin.state_dict()[protections(twin)[0].plan.name])
-    assert stamp == protections(keyed)[0].plan
+    stamp = stamp_of_value(twin.state_dict()[protections(twin)[0].stamp.name])
+    assert stamp == protections(keyed)[0].stamp
     assert stamp.mac
 
 
@@ -133,7 +133,7 @@ def test_wrong_key_on_purpose_runs_with_a_warning(keyed, image, load, caplog):
         model = build('random:1')
         load(model, keyed.state_dict())
     assert 'on purpose' in caplog.text
-    assert protections(model)[0].plan.salt == protections(keyed)[0].plan.salt
+    assert protections(model)[0].stamp.salt == protections(keyed)[0].stamp.salt
     assert not torch.allclose(logits(model, image), logits(keyed, image), atol=1e-3)
 
 
@@ -150,7 +150,7 @@ def test_other_points_or_transforms_are_refused(keyed, key_file, load):
 def test_fixed_salt(keyed, key_file, load):
     salt = '00' * 16
     model = build(f'file:{key_file}', salt=salt)
-    assert protections(model)[0].plan.salt.hex() == salt
+    assert protections(model)[0].stamp.salt.hex() == salt
     load(model, build(f'file:{key_file}', salt=salt).state_dict())
     with pytest.raises(PlanMismatchError, match='salt'):
         load(model, keyed.state_dict())
@@ -178,7 +178,7 @@ def test_failed_load_leaves_the_model_as_it_was(keyed, other_key_file, load):
 )
 def test_damaged_stamps_are_errors(keyed, key_file, edit, load):
     state = keyed.state_dict()
-    name = protections(keyed)[0].plan.name
+    name = protections(keyed)[0].stamp.name
     text = bytes(state[name].tolist()).decode()
     assert edit[0] in text
     state[name] = torch.tensor(list(text.replace(*edit).encode()), dtype=torch.uint8)
@@ -191,7 +191,7 @@ def test_damaged_stamps_are_errors(keyed, key_file, edit, load):
 
 
 def test_stamp_round_trip(keyed):
-    plan = protections(keyed)[0].plan
+    plan = protections(keyed)[0].stamp
     assert Stamp.from_bytes(plan.to_bytes()) == plan
     assert stamp_of_value(stamp_tensor(plan)).entries[0].channels == 8
     assert stamps_of({f'backbone.{plan.name}': stamp_tensor(plan), 'w': torch.zeros(1)}) == {'backbone': plan}
@@ -278,21 +278,22 @@ def test_pretrained_backbone_may_fill_a_keyed_backbone(tmp_path, key_file):
         mmengine_load(model, plain.state_dict())
 
 
-def test_copies_share_the_encryptors(keyed, image):
-    """EMA deep-copies models: the copy works, saves the stamp, and holds no second secret."""
+def test_copies_of_the_hosts_models(keyed, image):
+    """EMA deep-copies models: the copy works and saves the stamp."""
     twin = copy.deepcopy(keyed)
-    assert protections(twin)[0] is protections(keyed)[0]
+    assert protections(twin)[0].key is protections(keyed)[0].key
     assert torch.equal(logits(twin, image), logits(keyed, image))
     assert set(twin.state_dict()) == set(keyed.state_dict())
-    assert detach(twin) == 6
+    assert detach(twin) == 4 + 1
     assert protections(keyed)
+    protections(keyed)[0].check(keyed)
 
 
 def test_pickling_a_keyed_model_is_refused(keyed, tmp_path):
     with pytest.raises(SecretExposedError, match='state_dict'):
         torch.save(keyed, tmp_path / 'whole.pth')
     torch.save(keyed.state_dict(), tmp_path / 'weights.pth')
-    assert stamps_of(torch.load(tmp_path / 'weights.pth', weights_only=True)) == {'': protections(keyed)[0].plan}
+    assert stamps_of(torch.load(tmp_path / 'weights.pth', weights_only=True)) == {'': protections(keyed)[0].stamp}
 
 
 def test_tta_wrapper_is_transparent(keyed, key_file, image):
@@ -305,14 +306,15 @@ def test_tta_wrapper_is_transparent(keyed, key_file, image):
     assert torch.equal(logits(wrapped.module, image), logits(keyed, image))
 
 
-def test_attach_checks_before_it_changes(image, key):
+def test_attach_checks_before_it_changes(image, key, other_key):
     model = MODELS.build(tiny_model_cfg())
     sites = resolve('stages', model, trace_module(model))
-    for arguments in (dict(transform='NoSuch'), dict(salt=b'short')):
+    entries = entries_at(sites)
+    for wrong in (dict(entries=entries[1:]), dict(entries=entries, salt=b'short')):
         with pytest.raises(KeysegError):
-            attach(model, key, sites, **arguments)
+            attach(model, key, sites, **wrong)
         assert detach(model) == 0
-    attach(model, key, sites)
+    attach(model, key, sites, entries)
     with pytest.raises(PlanMismatchError, match='protected already'):
-        attach(model, SecretKey.generate(), sites)
-    assert detach(model) == 6
+        attach(model, other_key, sites, entries)
+    assert detach(model) == 4 + 1

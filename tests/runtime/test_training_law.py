@@ -48,7 +48,7 @@ def test_training_from_a_locked_start_is_the_plain_training(points, transform, k
     plan = stamps_of(locked)['']
     protected = start()
     sites = {str(point): site for point, site in trace_module(protected).sites.items()}
-    attach(protected, key, [sites[entry.point] for entry in plan.entries], transform, salt=SALT)
+    attach(protected, key, [sites[entry.point] for entry in plan.entries], plan.entries, salt=SALT)
     protected.load_state_dict(locked)
     (losses, trained), (with_key, found) = train(plain), train(protected)
     assert losses[-1] < losses[0] - 0.1
@@ -59,5 +59,5 @@ def test_training_from_a_locked_start_is_the_plain_training(points, transform, k
     assert any(not torch.allclose(found[name].double(), locked[name].double(), atol=2e-3) for name in trained)
 
     stranger = start()  # from the plain start behind maps: a training of its own
-    attach(stranger, other_key, [sites[entry.point] for entry in plan.entries], transform, salt=SALT)
+    attach(stranger, other_key, [sites[entry.point] for entry in plan.entries], plan.entries, salt=SALT)
     assert train(stranger)[0] != pytest.approx(losses, rel=1e-3)

@@ -30,7 +30,7 @@ from keyseg_mm.maps import CHANNEL_MAPS
 from keyseg_mm.maps.base import ChannelMap, Map
 from keyseg_mm.model.points import Point
 from keyseg_mm.model.sites import Site, module_of
-from keyseg_mm.runtime.export import replace_tensor
+from keyseg_mm.runtime.encryptor import replace_tensor
 from keyseg_mm.stamp import Stamp
 
 

@@ -31,7 +31,7 @@ from keyseg_mm.keys.secret import Secret
 from keyseg_mm.maps import ChannelMap, Map
 from keyseg_mm.model.points import Point
 from keyseg_mm.model.sites import Site
-from keyseg_mm.runtime.protection import attach
+from keyseg_mm.runtime.attach import attach
 from keyseg_mm.stamp import Stamp
 
 #: A random guess that recovers this much above chance means that the referee's figures cannot be trusted.
@@ -236,10 +236,10 @@ class Referee(Judge):
         model = self.case.model()
         owner = model.get_submodule(self._prefix) if self._prefix else model
         entries, sites = self._stamp.maps, self.case.sites
-        if sites is None or any(entry.transform != entries[0].transform for entry in entries):
-            return self.case.model(self._maps)  # attach() takes one transform for all points
+        if sites is None:
+            return self.case.model(self._maps)
         own = [_named(sites[ours.point], theirs) for theirs, ours in zip(entries, self.case.plan.maps)]
-        attach(owner, self._key, own, entries[0].transform, salt=self._stamp.salt)
+        attach(owner, self._key, own, entries, salt=self._stamp.salt)
         return model.eval()
 
 

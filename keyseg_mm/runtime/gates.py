@@ -1,0 +1,199 @@
+"""Gates in the class of a module: its inputs and its output are led through them, wherever it is called from.
+
+A gated module has a subclass of its own class, of the same name, as :mod:`torch.nn.utils.parametrize` gives it one for
+parameters. A forward hook would be passed by: by code that torch.compile made for the plain model, by a direct call of
+``forward``, by torch's fused layers. The classes hold nothing secret and serve all models; the gates lie in the
+module's ``__dict__``, beside its parameters, and are copied with it.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from keyseg_mm.errors import NotFiredError, PlanMismatchError, PointError, SecretExposedError
+from keyseg_mm.keys.secret import Secret
+from keyseg_mm.model.sites import module_of
+from keyseg_mm.runtime.export import REFUSED
+
+_GATES = '_keyseg_gates'  # in a module's __dict__
+_PLAIN = '_keyseg_plain_class'  # in a gated class: the one that it was made of
+
+
+class Gate(Secret):
+    """What a gated module leads its inputs and its output through; this one changes nothing."""
+
+    __slots__ = ()
+
+    @property
+    def public_id(self) -> str:
+        return ''
+
+    def enter(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Take the positional arguments of ``forward``, and return what it is to get."""
+        return args
+
+    def leave(self, output: Any) -> Any:
+        """Take what ``forward`` returns, and return what the caller is to get."""
+        return output
+
+    def move(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Go where the module goes: ``change`` is what ``module.to()`` does to each of its tensors."""
+
+
+class Refusal(Gate):
+    """Lets nothing through.
+
+    Args:
+        why: the error's text.
+    """
+
+    __slots__ = ('_why',)
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def enter(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        raise NotFiredError(self._why)
+
+
+def add_gates(model: nn.Module, gates: Iterable[tuple[str, Gate]]) -> None:
+    """Put gates at modules, all or none; those of a module come after those that it has.
+
+    Args:
+        model: that holds the modules.
+        gates: each with the name of its module.
+
+    Raises:
+        PointError: a module that no gate can be put at.
+    """
+    at: dict[str, list[Gate]] = {}
+    for name, gate in gates:
+        at.setdefault(name, []).append(gate)
+    modules = {name: module_of(model, name) for name in at}
+    for name, module in modules.items():
+        if isinstance(module, torch.jit.ScriptModule) or 'forward' in module.__dict__:
+            raise PointError(
+                f'{name}: its forward is not that of its class, and cannot be encrypted; name the module around it'
+            )
+    for name, module in modules.items():
+        _set_gates(module, (*gates_of(module), *at[name]))
+
+
+def remove_gates(model: nn.Module, gates: Iterable[Gate] | None = None) -> None:
+    """Take gates off a model, and give modules that have none left their old class back.
+
+    Args:
+        model: any.
+        gates: which; by default all.
+
+    Raises:
+        PlanMismatchError: something else has changed a module's class since. The model stays as it is.
+    """
+    drop = None if gates is None else {id(gate) for gate in gates}
+    left = {}
+    for module in model.modules():
+        mine = gates_of(module)
+        kept = tuple(gate for gate in mine if drop is not None and id(gate) not in drop)
+        if len(kept) == len(mine):
+            continue
+        if not kept and _gated_class(module) is not type(module):
+            raise PlanMismatchError(
+                f'something has changed the class of a {type(module).__name__} since it was protected; take that off '
+                'first'
+            )
+        left[module] = kept
+    for module, kept in left.items():
+        _set_gates(module, kept)
+
+
+def gates_of(module: nn.Module) -> tuple[Gate, ...]:
+    """The gates at a module, in the order in which they work."""
+    found: tuple[Gate, ...] = module.__dict__.get(_GATES, ())
+    return found
+
+
+def is_bypassed(module: nn.Module) -> bool:
+    """Whether another ``forward`` has taken the place of the one that leads through the gates."""
+    gated = _gated_class(module)
+    if gated is None or type(module).forward is not gated.forward:
+        return True
+    own = module.__dict__.get('forward')  # of the instance; torch.compile's leads back to that of the class
+    own = getattr(own, '_torchdynamo_orig_callable', own)
+    return own is not None and getattr(own, '__func__', None) is not gated.forward
+
+
+def _gated_class(module: nn.Module) -> type[nn.Module] | None:
+    return next((kind for kind in type(module).__mro__ if _PLAIN in vars(kind)), None)
+
+
+def _set_gates(module: nn.Module, gates: tuple[Gate, ...]) -> None:
+    if not gates:
+        del module.__dict__[_GATES]
+        module.__class__ = vars(type(module))[_PLAIN]
+        return
+    module.__dict__[_GATES] = gates
+    if _gated_class(module) is None:
+        kind: Any = type(module)
+        module.__class__ = _gated(kind)
+
+
+@functools.cache
+def _gated(base: Any) -> Any:
+    """The subclass of a class whose modules lead what enters and what leaves through their gates."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        for gate in self._keyseg_gates:
+            args = gate.enter(args)
+        output = base.forward(self, *args, **kwargs)
+        for gate in self._keyseg_gates:
+            output = gate.leave(output)
+        return output
+
+    def _apply(self: Any, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        base._apply(self, fn, *args, **kwargs)
+        for gate in gates_of(self):
+            gate.move(fn)
+        return self
+
+    functools.update_wrapper(forward, base.forward)
+    del forward.__wrapped__  # type: ignore[attr-defined]  # TorchScript would compile that
+    forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]
+    # torch.compile keeps a few versions of each code object: let classes not compete for them
+    forward.__code__ = forward.__code__.replace()
+    members: dict[str, Any] = {name: getattr(base, name) for name in ('__module__', '__qualname__', '__doc__')}
+    members |= {_PLAIN: base, 'forward': forward, '_apply': _apply, '__reduce_ex__': Secret.__reduce_ex__}
+    members |= {'__copy__': _copy, '__deepcopy__': getattr(base, '__deepcopy__', _deepcopy)}
+    members['__prepare_scriptable__'] = _refuse_script
+    if issubclass(base, nn.TransformerEncoderLayer):
+        members['activation_relu_or_gelu'] = property(lambda self: 0)  # keeps torch from its fused version
+    try:  # the host picks initialisations by the names of a class and of its direct bases: these are among them
+        return type(base)(base.__name__, (base, *base.__bases__), members)
+    except TypeError:  # not every base may be named twice; Generic, for one
+        return type(base)(base.__name__, (base,), members)
+
+
+def _refuse_script(self: nn.Module) -> NoReturn:
+    """Asked by torch.jit.script for what to compile instead of a module."""
+    raise SecretExposedError(REFUSED)
+
+
+def _copy(self: nn.Module) -> nn.Module:
+    twin = self.__new__(type(self))
+    twin.__dict__.update(self.__dict__)
+    return twin
+
+
+def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> Any:
+    """What :mod:`copy` does to a module, by way of pickling, which gated ones refuse."""
+    reduced: Any = object.__reduce_ex__(self, 4)
+    twin = reduced[0](*reduced[1])
+    memo[id(self)] = twin
+    twin.__setstate__(copy.deepcopy(reduced[2], memo))
+    return twin
