@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from keyseg_mm.cli import EPILOG, PASS_ON, COMMANDS, build_parser
+from keyseg_mm.cli import COMMANDS, EPILOG, PASS_ON, build_parser
 from tests.support.names import resolve_dotted
 from tests.support.readme import blocks
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from mmengine.config import Config, ConfigDict
+from mmseg.registry import MODELS
+from torch import nn
 
 from tests.support.families import small_model
 
@@ -46,6 +49,18 @@ def tiny_model_cfg(num_classes: int = 19, aux: bool = True) -> ConfigDict:
             head, in_channels=32, in_index=2, loss_decode=dict(head['loss_decode'], loss_weight=0.4)
         )
     return ConfigDict(model)
+
+
+def normed_model() -> nn.Module:
+    """The tiny model with norms that are no identity, ready for testing."""
+    torch.manual_seed(0)
+    model = MODELS.build(tiny_model_cfg())
+    model.init_weights()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(0.5, 2)
+    return model.eval()
 
 
 def keyed_cfg(model: dict, locator: str, **protection) -> ConfigDict:

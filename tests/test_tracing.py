@@ -1,0 +1,73 @@
+"""Whose copy a file is: by its stamp, or by its weights where that is gone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from keyseg_mm import lock, rekey, unlock
+from keyseg_mm.errors import (
+    LockError,
+)
+from keyseg_mm.tracing import PLAIN, by_stamp, by_weights, licensee_salt
+from tests.support.configs import normed_model
+
+TRANSFORMS = ['ChannelPermutation', 'SignedChannelPermutation', 'ChannelRotation']
+NAMES = ['ACME Ltd', 'Bolt', 'Crux GmbH']
+
+
+@pytest.fixture
+def plain():
+    return normed_model()
+
+
+@pytest.fixture
+def master(other_key):
+    return other_key
+
+
+def copy_for(name, owners, master):
+    return rekey(owners, master, master.licensee(name), salt=licensee_salt(master, name, owners))
+
+
+@pytest.mark.parametrize('transform', TRANSFORMS)
+def test_a_stripped_and_fine_tuned_copy_is_traced(plain, master, transform):
+    state = plain.state_dict()
+    owners = lock(state, plain, master, transform=transform)
+    found = copy_for('Bolt', owners, master)
+    assert by_stamp(found, master, NAMES) == ('Bolt', True)
+    assert by_stamp(found, master, ['ACME Ltd']) is None
+    assert by_stamp({**found, 'decode_head.conv_seg.bias': torch.ones(19)}, master, NAMES) == ('Bolt', False)
+
+    stripped = {n: v for n, v in found.items() if n in state}
+    assert by_stamp(stripped, master, NAMES) is None
+    noise = torch.Generator().manual_seed(0)
+    tuned = {
+        n: v + 0.3 * v.std() * torch.randn(v.shape, generator=noise) if v.dim() > 1 else v for n, v in stripped.items()
+    }
+    for original in (state, owners):
+        for suspect in (stripped, tuned):
+            ranking = by_weights(suspect, original, master, NAMES)
+            assert ranking[0].name == 'Bolt'
+            assert ranking[0].is_certain
+            assert not any(likeness.is_certain for likeness in ranking[1:])
+
+
+def test_what_has_no_trace_is_not_traced(plain, key, master):
+    state = plain.state_dict()
+    owners = lock(state, plain, master)
+    unlocked = unlock(copy_for('Bolt', owners, master), master.licensee('Bolt'))
+    assert by_weights(unlocked, owners, master, NAMES)[0].name == PLAIN
+    strangers = {n: v for n, v in lock(state, plain, key).items() if n in state}
+    assert not by_weights(strangers, owners, master, NAMES)[0].is_certain
+    with pytest.raises(LockError, match='another model'):
+        by_weights({'x.weight': torch.ones(4, 32)}, owners, master, NAMES)
+
+
+def test_a_licensee_gets_another_salt_for_each_model(plain, master):
+    state = plain.state_dict()
+    owners = lock(state, plain, master)
+    assert licensee_salt(master, 'Bolt', state) == licensee_salt(master, 'Bolt', owners)
+    assert licensee_salt(master, 'Bolt', state) != licensee_salt(master, 'ACME Ltd', state)
+    release = {**state, 'decode_head.conv_seg.bias': torch.ones(19)}
+    assert licensee_salt(master, 'Bolt', release) != licensee_salt(master, 'Bolt', state)
