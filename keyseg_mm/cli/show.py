@@ -101,33 +101,27 @@ def _show_checkpoint(path: Path) -> None:
         print(f'  key id  {stamp.key_id}')
         print(f'  salt    {stamp.salt.hex()}')
         if stamp.tensors:
-            _show_tensors(stamp)
+            lines = [(t.names[0], f'{t.count:8} values', t.transform) for t in stamp.tensors]
+            _show_lines("encrypting a trained model's weights; it runs with protection.unlock=True", 'tensors', lines)
         if stamp.maps:
-            _show_points(stamp)
+            lines = [(entry.point, f'{entry.channels:5} channels', entry.transform) for entry in stamp.maps]
+            made_by = 'locking a trained model' if stamp.is_carried else 'training with the key'
+            _show_lines(made_by, 'points ', lines)
         if stamp.embeddings:
             _show_embeddings(stamp, path)
         for image in stamp.images:
             print(f'  images  encrypted in training, and to be encrypted: {image}')
 
 
-def _show_points(stamp: Stamp) -> None:
+def _show_lines(made_by: str, what: str, lines: list[tuple[str, str, dict[str, Any]]]) -> None:
+    """How a model was made, and the entries of its stamp: where, how much, by what."""
     from keyseg_mm.entries import describe
 
-    print(f'  made by {"locking a trained model" if stamp.is_carried else "training with the key"}')
-    print(f'  points  {len(stamp.maps)}')
-    width = max(len(entry.point) for entry in stamp.maps)
-    for entry in stamp.maps:
-        print(f'    {entry.point:{width}}  {entry.channels:5} channels  {describe(entry.transform)}')
-
-
-def _show_tensors(stamp: Stamp) -> None:
-    from keyseg_mm.entries import describe
-
-    print("  made by encrypting a trained model's weights; it runs with protection.unlock=True")
-    print(f'  tensors {len(stamp.tensors)}')
-    width = max(len(tensor.names[0]) for tensor in stamp.tensors)
-    for tensor in stamp.tensors:
-        print(f'    {tensor.names[0]:{width}}  {tensor.count:8} values  {describe(tensor.transform)}')
+    print(f'  made by {made_by}')
+    print(f'  {what} {len(lines)}')
+    width = max(len(where) for where, _, _ in lines)
+    for where, size, transform in lines:
+        print(f'    {where:{width}}  {size}  {describe(transform)}')
 
 
 def _show_embeddings(stamp: Stamp, path: Path) -> None:
