@@ -6,6 +6,7 @@ import argparse
 import importlib
 import logging
 import sys
+from pathlib import Path
 
 from keyseg_mm import __version__
 from keyseg_mm.cli.console import INTERRUPTED
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format='%(levelname)s: %(message)s')
     if name in PASS_ON:
         return run_module(name, arguments[1:])
-    args = build_parser([name]).parse_args(arguments)
+    args = _parse(build_parser([name]), arguments)
     try:
         return int(args.run(args))
     except KeysegError as error:
@@ -85,6 +86,16 @@ def main(argv: list[str] | None = None) -> int:
         again = '; the same command goes on where it stopped' if name in _RESUMED else ''
         print(f'\nkeyseg {name}: stopped, as asked{again}', file=sys.stderr)
         return INTERRUPTED
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """Parse a command line. A CHECKPOINT that may be left out is also found behind options, where argparse loses it."""
+    args, rest = parser.parse_known_args(arguments)
+    if len(rest) == 1 and not rest[0].startswith('-') and getattr(args, 'checkpoint', '') is None:
+        args.checkpoint = Path(rest.pop())
+    if rest:
+        parser.error(f'unrecognized arguments: {" ".join(rest)}')
+    return args
 
 
 def run_module(name: str, arguments: list[str]) -> int:

@@ -57,6 +57,17 @@ def test_help_imports_nothing_heavy():
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == '[]'
 
 
+def test_a_checkpoint_behind_options_is_found(capsys):
+    def said(*arguments):
+        assert keyseg('audit', 'config.py', *arguments) == 1
+        return capsys.readouterr().err
+
+    assert '--photos goes with' in said('--photos', '3', '--key', 'none', '--out', 'out', 'locked.pth')
+    assert '--photos goes with' not in said('--photos', '3', '--key', 'none', '--out', 'out')
+    with pytest.raises(SystemExit):
+        keyseg('audit', 'config.py', '--key', 'none', '--out', 'out', 'a.pth', 'b.pth')
+
+
 def test_keygen(tmp_path, capsys, monkeypatch):
     path = tmp_path / 'new.key'
     assert keyseg('keygen', '--out', path) == 0
