@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from keyseg_mm.images.plan import plans_in_meta
 from mmengine.config import Config
 from mmengine.dataset import ConcatDataset
 from mmengine.runner import Runner
 from mmseg.apis import inference_model, init_model
+from mmseg.registry import MODELS
 
-from keyseg_mm import SecretKey, find_leaks, stamps_of, write_key_file
+from keyseg_mm import SecretKey, find_leaks, read_key_file, stamps_of, unlock, write_key_file
+from keyseg_mm.bind import stamp_tensor, verify
 from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.cli import main
+from keyseg_mm.entries import ImageEntry
 from keyseg_mm.errors import (
+    IntegrityError,
     KeyFileError,
     KeyMismatchError,
     LeakError,
     NotFiredError,
     PlainCheckpointError,
     PlanMismatchError,
+    StampError,
 )
-from keyseg_mm.mm.pipeline import ImageKeyHook, encryptions
+from keyseg_mm.mm import GuardHook
+from keyseg_mm.mm.pipeline import EncryptImage, chains_of
+from tests.support.cli import keyseg
 from tests.support.configs import keyed_cfg, runner_cfg, tiny_model_cfg
 
 LAYOUTS = ['cityscapes', 'ade20k']
@@ -103,13 +112,59 @@ def test_by_config_alone_through_the_hosts_tools(trained, tmp_path):
 
 
 def test_the_checkpoint_says_it_and_nothing_secret_is_written(trained):
-    from keyseg_mm import read_key_file
-
     folder, _, checkpoint = trained
     key = read_key_file(folder / 'right.key')
-    (plan,) = plans_in_meta(read_checkpoint(checkpoint)['meta'])
-    assert (plan.method, plan.block, plan.key_id, plan.salt) == ('SHF', 8, key.id, b'')
-    assert find_leaks(folder / 'work', key, images=[plan]) == []
+    tensors = read_checkpoint(checkpoint)['state_dict']
+    (stamp,) = stamps_of(tensors).values()
+    assert (stamp.key_id, stamp.entries) == (key.id, (ImageEntry('SHF', 8, ''),))
+    assert stamp.name in tensors and key.id in stamp.name
+    verify(key, stamp, tensors)
+    assert find_leaks(folder / 'work', key, [stamp]) == []
+
+
+@ONE
+def test_a_checkpoint_that_was_altered_is_refused(trained, tmp_path):
+    _, config, checkpoint = trained
+    content = read_checkpoint(checkpoint)
+    tensors = content['state_dict']
+    stamp = stamps_of(tensors)['']
+    weaker = replace(stamp, entries=(ImageEntry('SHF', 4),))
+    weight = 'decode_head.conv_seg.bias'
+    for changes, error in (
+        ({weight: tensors[weight] + 1}, IntegrityError),
+        ({stamp.name: stamp_tensor(replace(stamp, salt=bytes(16)))}, IntegrityError),
+        ({stamp.name: stamp_tensor(replace(stamp, mac=''))}, IntegrityError),
+        ({stamp.name: stamp_tensor(weaker)}, PlanMismatchError),
+        ({stamp.name: torch.zeros(9, dtype=torch.uint8)}, StampError),
+        ({}, None),
+    ):
+        torch.save({**content, 'state_dict': {**tensors, **changes}}, tmp_path / 'altered.pth')
+        cfg = Config.fromfile(str(config))
+        cfg.load_from = str(tmp_path / 'altered.pth')
+        with pytest.raises(error) if error else nullcontext():
+            run(cfg, 'test')
+
+
+@ONE
+def test_what_the_commands_say_of_it(trained, tmp_path, capsys):
+    folder, config, checkpoint = trained
+    key = ['--key', f'file:{folder}/right.key']
+    assert keyseg('show', checkpoint) == 0
+    shown = capsys.readouterr().out
+    key_id = read_key_file(folder / 'right.key').id
+    assert 'images  encrypted in training, and to be encrypted: SHF, block 8' in shown and f'key id  {key_id}' in shown
+    assert keyseg('scan', folder / 'work', *key) == 0
+    assert 'tables of 1 points, tensors and images' in capsys.readouterr().out
+    for command in (
+        ['unlock', checkpoint, *key],
+        ['rekey', checkpoint, *key, '--new-key', f'file:{folder}/other.key'],
+        ['lock', config, checkpoint, *key],
+    ):
+        assert keyseg(*command, '--out', tmp_path / 'out.pth') == 1
+        assert 'encrypted images' in capsys.readouterr().err and not (tmp_path / 'out.pth').exists()
+    command = ['unlock', checkpoint, '--key', f'file:{folder}/other.key', '--out', tmp_path / 'out.pth']
+    assert keyseg(*command) == 1
+    assert f'protected with key {key_id}' in capsys.readouterr().err
 
 
 @ONE
@@ -165,13 +220,15 @@ def test_resume_and_plain_checkpoints(trained, data, tmp_path):
     cfg.resume = False
     run(cfg)  # wrong on purpose: warned of, no error
     content = read_checkpoint(checkpoint)
-    torch.save({'meta': {}, 'state_dict': content['state_dict']}, tmp_path / 'plain.pth')
+    stamp = stamps_of(content['state_dict'])['']
+    plain = {name: value for name, value in content['state_dict'].items() if name != stamp.name}
+    torch.save({'meta': {}, 'state_dict': plain}, tmp_path / 'plain.pth')
     fresh = image_cfg(data, tmp_path, f'file:{folder}/right.key', load_from=str(tmp_path / 'plain.pth'))
     with pytest.raises(PlainCheckpointError, match='allow_plain'):
         run(fresh)
     fresh.custom_hooks[0].allow_plain = True
     run(fresh)
-    assert plans_in_meta(read_checkpoint(tmp_path / 'iter_4.pth')['meta'])
+    assert stamps_of(read_checkpoint(tmp_path / 'iter_4.pth')['state_dict'])[''].images == stamp.images
 
 
 @ONE
@@ -186,21 +243,53 @@ def test_the_other_methods_train_too(method, data, tmp_path, key_file):
 
 
 @ONE
-def test_together_with_encrypted_feature_maps(data, tmp_path, key_file, other_key_file):
-    """Both protections in one model, each with its own key: stamp and meta are both written, and both are checked."""
-    cfg = image_cfg(data, tmp_path, f'file:{key_file}')
-    cfg.model = keyed_cfg(cfg.model, f'file:{other_key_file}')
-    cfg.custom_hooks = [dict(type='keyseg_mm.GuardHook'), dict(type='keyseg_mm.GuardHook')]
-    run(cfg)
+def test_together_with_encrypted_feature_maps(data, tmp_path, key_file, other_key_file, key):
+    """Both protections in one model, by one key: one stamp tells of both, and both are checked."""
+    plain = image_cfg(data, tmp_path, f'file:{key_file}')
+    cfg = plain.copy()
+    cfg.model = keyed_cfg(cfg.model, f'file:{key_file}', points='linear')
+    run(cfg.copy())
     cfg.load_from = str(tmp_path / 'iter_4.pth')
-    content = read_checkpoint(cfg.load_from)
-    assert len(stamps_of(content['state_dict'])) == len(plans_in_meta(content['meta'])) == 1
-    run(cfg.copy(), 'test')
-    for change in ({f'{TEST}.key': f'file:{other_key_file}'}, {'model.protection.key': f'file:{key_file}'}):
+    tensors = read_checkpoint(cfg.load_from)['state_dict']
+    (stamp,) = stamps_of(tensors).values()
+    assert len(stamp.maps) > 20 and stamp.images == (ImageEntry('SHF', 8),)
+    verify(key, stamp, tensors)
+    runner, right = run(cfg.copy(), 'test')
+    logits = first_logits(runner)
+    for changes in ({f'{TEST}.key': 'none'}, {'model.protection.key': 'none'}):
+        less = cfg.copy()
+        less.merge_from_dict(changes)
+        assert not torch.allclose(first_logits(run(less, 'test')[0]), logits, atol=1e-2)
+    for name in (f'{TEST}.key', 'model.protection.key'):
         wrong = cfg.copy()
-        wrong.merge_from_dict(change)
+        wrong.merge_from_dict({name: f'file:{other_key_file}'})
         with pytest.raises(KeyMismatchError):
             run(wrong, 'test')
+    wrong = cfg.copy()
+    wrong.merge_from_dict({f'{TEST}.block': 4})
+    with pytest.raises(PlanMismatchError, match='encrypted in different ways'):
+        run(wrong, 'test')
+    cfg.resume = True
+    run(cfg.copy())
+    assert stamps_of(read_checkpoint(cfg.load_from)['state_dict'])[''].entries == stamp.entries
+
+    model = MODELS.build(plain.model)
+    opened = unlock(tensors, key, model)
+    assert stamps_of(opened)[''].entries == stamp.images
+    assert not torch.equal(opened['decode_head.convs.0.conv.weight'], tensors['decode_head.convs.0.conv.weight'])
+    torch.save({'meta': {}, 'state_dict': opened}, tmp_path / 'opened.pth')
+    plain.load_from = str(tmp_path / 'opened.pth')
+    runner, metrics = run(plain, 'test')
+    assert torch.allclose(first_logits(runner), logits, rtol=1e-3, atol=1e-4) and metrics == right
+
+
+@ONE
+def test_a_model_and_its_images_have_one_key(data, tmp_path, key_file, other_key_file, key, other_key):
+    cfg = image_cfg(data, tmp_path, f'file:{key_file}')
+    cfg.model = keyed_cfg(cfg.model, f'file:{other_key_file}')
+    with pytest.raises(KeyMismatchError, match=f'{key.id}, and the model with {other_key.id}: take one key for both'):
+        run(cfg)
+    assert not list(tmp_path.rglob('*.pth'))
 
 
 @ONE
@@ -231,7 +320,8 @@ def test_wrapped_data_sets_and_steps_are_looked_into(data, tmp_path, key_file):
     cfg.train_dataloader.dataset.dataset.datasets = [inner, nested, plain]
     dataset = Runner.build_dataloader(cfg.train_dataloader).dataset
     assert isinstance(dataset.dataset, ConcatDataset)
-    assert [len(steps) for steps in encryptions(dataset)] == [1, 1, 0]
+    counts = [sum(isinstance(step, EncryptImage) for step in chain) for chain in chains_of(dataset)]
+    assert counts == [1, 1, 0]
     with pytest.raises(NotFiredError, match='the train data set has a pipeline without'):
         run(cfg)
 
@@ -245,9 +335,11 @@ def test_the_hook_stops_leaks(data, tmp_path, key_file, key):
     cfg.note = ''
     runner = Runner.from_cfg(cfg)
     runner._test_loop = runner.build_test_loop(runner._test_loop)
-    hook = next(hook for hook in runner.hooks if isinstance(hook, ImageKeyHook))
+    hook = next(hook for hook in runner.hooks if isinstance(hook, GuardHook))
     hook.before_run(runner)
-    table = next(iter(encryptions(runner.test_loop.dataloader.dataset)[0][0].cipher.tables().values()))
+    (chain,) = chains_of(runner.test_loop.dataloader.dataset)
+    (step,) = (step for step in chain if isinstance(step, EncryptImage))
+    table = step.cipher.leaks()['block permutation']
     hook.before_save_checkpoint(runner, {'meta': {}, 'state_dict': {}})
     with pytest.raises(LeakError, match='the block permutation of the images'):
         hook.before_save_checkpoint(runner, {'meta': {}, 'state_dict': {'x': torch.from_numpy(table)}})

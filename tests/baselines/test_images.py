@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import pickle
 
 import numpy as np
@@ -11,20 +12,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from keyseg_mm.images.plan import META, METHODS, ImagePlan, plans_in_meta
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import TRANSFORMS
 from torch.utils.data import DataLoader, Dataset
 
-from keyseg_mm import SecretKey, find_leaks, write_key_file
-from keyseg_mm.bind import derive_image_cipher
+from keyseg_mm import SecretKey, Stamp, find_leaks, write_key_file
+from keyseg_mm.bind import derive_cipher, sign, stamp_tensor
 from keyseg_mm.cli import main
+from keyseg_mm.entries import ImageEntry
 from keyseg_mm.errors import KeyFileError, KeyMismatchError, SecretExposedError, StampError, TransformError
 from keyseg_mm.maps.ff1 import FF1, byte_map
+from keyseg_mm.maps.keyspace import bits_of_images
+from keyseg_mm.maps.pixels import METHODS as ALL_METHODS
+from keyseg_mm.maps.pixels import PATCH
 from keyseg_mm.mm import EncryptImage
 from tests.support.vectors import DERIVE, derived_images
 
+METHODS = [method for method in ALL_METHODS if method != PATCH]
 KEY = SecretKey(bytes(range(32)))
 SALT = '00112233445566778899aabbccddeeff'
 STEP = 'keyseg_mm.EncryptImage'
@@ -42,18 +47,22 @@ FF1_SAMPLES = [
 ]
 
 
-def cipher(method='SHF', block=8, key=KEY, salt=b''):
-    return derive_image_cipher(key, ImagePlan(method, block, key.id, salt))
+def cipher(method='SHF', block=8, key=KEY, salt=''):
+    return derive_cipher(key, bytes(16), ImageEntry(method, block, salt))
 
 
 def picture(high, wide, channels=3):
     return RNG.integers(0, 256, (high, wide, channels), dtype=np.uint8)
 
 
-def by_hand(c, image):
+def stamp_of(key, *entries):
+    return Stamp(key.id, bytes(16), entries)
+
+
+def by_hand(method, c, image):
     """The definition, value by value."""
-    size, (high, wide, channels) = c.plan.block, image.shape
-    tables, result = c.tables(channels), image.copy()
+    size, (high, wide, channels) = c.block, image.shape
+    tables, result = c.tables_of(channels), image.copy()
     for top in range(0, high, size):
         for left in range(0, wide, size):
             places = [
@@ -63,16 +72,16 @@ def by_hand(c, image):
                 for k in range(channels)
             ]
             numbers = [(i * size + j) * channels + k for i, j, k in places]
-            if c.plan.method == 'SHF':
+            if method == 'SHF':
                 there = dict(zip(numbers, places))
-                sources = [there[n] for n in tables['block permutation'].tolist() if n in there]
+                sources = [there[n] for n in tables.order.tolist() if n in there]
                 for (i, j, k), (a, b, d) in zip(places, sources):
                     result[top + i, left + j, k] = image[top + a, left + b, d]
                 continue
             for number, (i, j, k) in zip(numbers, places):
                 p = int(image[top + i, left + j, k])
-                if tables['mask'][number]:
-                    result[top + i, left + j, k] = 255 - p if c.plan.method == 'NP' else tables['byte map'][p]
+                if tables.changed[number]:
+                    result[top + i, left + j, k] = 255 - p if method == 'NP' else tables.values[p]
     return result
 
 
@@ -90,6 +99,10 @@ def test_decrypting_undoes_encrypting(method, block, high, wide, channels):
     assert y.shape == x.shape and y.dtype == np.uint8
     assert np.array_equal(c.decrypt(y), x)
     assert np.array_equal(c.encrypt(c.decrypt(x)), x)
+    whole = x[: high - high % block, : wide - wide % block]
+    if whole.size:
+        assert np.array_equal(c.inverse().encrypt(c.encrypt(whole)), whole)
+        assert np.array_equal(c.inverse().encrypt(whole), c.decrypt(whole))
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -98,7 +111,7 @@ def test_decrypting_undoes_encrypting(method, block, high, wide, channels):
 def test_it_does_what_it_says(method, block, size):
     c, x = cipher(method, block), picture(*size)
     kept = x.copy()
-    assert np.array_equal(c.encrypt(x), by_hand(c, x))
+    assert np.array_equal(c.encrypt(x), by_hand(method, c, x))
     assert np.array_equal(x, kept)
 
 
@@ -109,8 +122,16 @@ def test_every_part_of_the_picture_is_changed_and_by_this_key_alone(method):
     for rest in (np.s_[:1024, :64], np.s_[1024:, :64], np.s_[:1024, 64:], np.s_[1024:, 64:]):
         assert (y[rest] != x[rest]).mean() > 0.3
         assert (other.decrypt(y)[rest] != x[rest]).mean() > 0.3
-    salted = cipher(method, salt=bytes(range(16)))
+    salted = cipher(method, salt=SALT)
     assert not np.array_equal(salted.encrypt(x), y)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_several_pictures_are_encrypted_alike(method):
+    c, x = cipher(method), np.stack([picture(20, 17) for _ in range(3)])
+    assert not np.array_equal(x[0], x[1])
+    assert np.array_equal(c.encrypt(x), np.stack([c.encrypt(one) for one in x]))
+    assert np.array_equal(c.decrypt(c.encrypt(x)), x)
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -166,7 +187,7 @@ def test_a_step_of_a_pipeline(method, key_file, key):
     assert not np.array_equal(packed, x)
     step = build(**options)
     assert np.array_equal(step.decrypt(packed), x)
-    assert np.array_equal(packed, cipher(method, 4, key, bytes.fromhex(SALT)).encrypt(x))
+    assert np.array_equal(packed, cipher(method, 4, key, SALT).encrypt(x))
     both = step(dict(img=x, img2=x))
     assert np.array_equal(both['img2'], both['img'])
     assert repr(step) == f'EncryptImage(method={method!r}, block=4, key_id={key.id!r}, salt={SALT!r})'
@@ -196,8 +217,15 @@ def test_locators_mean_what_they_mean_everywhere(key_file, key, monkeypatch, cap
     'bad', [dict(method='AES'), dict(block=0), dict(block=65), dict(block=4.0), dict(salt='00'), dict(salt='x' * 32)]
 )
 def test_bad_options_are_refused_before_the_key_is_read(bad):
-    with pytest.raises(TransformError):
+    with pytest.raises(StampError if 'salt' in bad else TransformError):
         EncryptImage(key='file:no/such', **bad)
+
+
+def test_key_space_by_hand():
+    half = math.log2(math.comb(48, 24))
+    assert bits_of_images('SHF', 2) == pytest.approx(math.log2(math.factorial(12)))
+    assert bits_of_images('NP', 4) == pytest.approx(half)
+    assert bits_of_images('FFX', 4) == pytest.approx(half + math.log2(math.factorial(256)))
 
 
 def test_a_pickle_carries_the_locator_and_no_key(key_file, key, other_key, tmp_path):
@@ -206,7 +234,7 @@ def test_a_pickle_carries_the_locator_and_no_key(key_file, key, other_key, tmp_p
     data = pickle.dumps(step)
     (tmp_path / 'pickled').mkdir()
     (tmp_path / 'pickled' / 'step.pkl').write_bytes(data)
-    assert find_leaks(tmp_path / 'pickled', key, images=[step.plan]) == []
+    assert find_leaks(tmp_path / 'pickled', key, [stamp_of(key, step.entry)]) == []
     again = pickle.loads(data)
     assert np.array_equal(again(dict(img=x))['img'], want) and repr(again) == repr(step)
     assert copy.deepcopy(step) is step
@@ -246,22 +274,13 @@ def test_spawned_workers_encrypt_alike(key_file):
 
 @pytest.mark.parametrize('method', METHODS)
 def test_their_tables_are_searched_for(method, key, tmp_path):
-    plan = ImagePlan(method, 8, key.id)
-    for name, table in derive_image_cipher(key, plan).tables().items():
+    stamp = stamp_of(key, ImageEntry(method, 8))
+    tables = cipher(method, key=key).leaks()
+    assert tables
+    for name, table in tables.items():
         torch.save({'x': torch.from_numpy(table.copy())}, tmp_path / 'planted.pth')
-        assert name in str(find_leaks(tmp_path, key, images=[plan])[0])
+        assert name in str(find_leaks(tmp_path, key, [stamp])[0])
         assert find_leaks(tmp_path, key) == []
-
-
-def test_plans_in_a_checkpoints_meta():
-    plan = ImagePlan('NP', 4, KEY.id, bytes(16))
-    assert plans_in_meta({META: [plan.to_meta()]}) == (plan,)
-    assert plans_in_meta({}) == plans_in_meta(None) == ()
-    with pytest.raises(StampError, match='newer'):
-        plans_in_meta({META: [{**plan.to_meta(), 'version': 2}]})
-    for damaged in (3, [3], [{}], [{**plan.to_meta(), 'method': 'X'}], [{**plan.to_meta(), 'salt': 'x'}]):
-        with pytest.raises(StampError, match='damaged'):
-            plans_in_meta({META: damaged})
 
 
 def test_show_and_scan(tmp_path, key_file, key, capsys):
@@ -272,14 +291,16 @@ def test_show_and_scan(tmp_path, key_file, key, capsys):
     shown = capsys.readouterr().out
     assert shown.count('pipeline[0] encrypts images') == 2 and key.id in shown
     assert all(text in shown for text in ('NP', 'block     4', SALT))
-    plan = ImagePlan('FFX', 4, key.id, bytes.fromhex(SALT))
+    entry, tensors = ImageEntry('FFX', 4, SALT), {'w': torch.zeros(2)}
+    stamp = sign(key, stamp_of(key, entry), tensors)
     run = tmp_path / 'run'
     run.mkdir()
-    torch.save({'meta': {META: [plan.to_meta()]}, 'state_dict': {'w': torch.zeros(2)}}, run / 'model.pth')
+    torch.save({'meta': {}, 'state_dict': {**tensors, stamp.name: stamp_tensor(stamp)}}, run / 'model.pth')
     assert main(['show', str(run / 'model.pth')]) == 0
-    assert f'works on encrypted images: {plan}' in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f'to be encrypted: FFX, block 4, salt {SALT}' in shown and f'key id  {key.id}' in shown
     assert main(['scan', str(run), '--key', f'file:{key_file}']) == 0
-    assert '1 image encryptions' in capsys.readouterr().out
-    np.save(run / 'planted.npy', derive_image_cipher(key, plan).tables()['byte map'])
+    assert 'tables of 1 points, tensors and images' in capsys.readouterr().out
+    np.save(run / 'planted.npy', derive_cipher(key, stamp.salt, entry).leaks()['byte map'])
     assert main(['scan', str(run), '--key', f'file:{key_file}']) == 3
     assert 'the byte map of the images' in capsys.readouterr().out
