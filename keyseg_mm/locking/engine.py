@@ -16,7 +16,7 @@ from keyseg_mm.bind import Bound, check_key, sign, stamp_tensor, verify
 from keyseg_mm.entries import ImageEntry, describe
 from keyseg_mm.errors import LockError, StampError
 from keyseg_mm.keys.key import SecretKey
-from keyseg_mm.locking.features import DEFAULT_TRANSFORM, complete
+from keyseg_mm.locking.features import DEFAULT_TRANSFORM, complete, refuse_block_wise
 from keyseg_mm.locking.fitting import fit
 from keyseg_mm.locking.plan import Plan
 from keyseg_mm.locking.scheme import SCHEMES, Scheme, scheme_of
@@ -140,7 +140,8 @@ def unlock_in_place(
 ) -> None:
     """:func:`unlock` of a dict whose values are replaced; ``own`` as of :func:`lock_in_place`."""
     for prefix, stamp in _opened(tensors, key, model, trace, check).items():
-        _scheme(stamp).carry(tensors, prefix, Bound(key, stamp), None, own)
+        if _is_turned(stamp):
+            _scheme(stamp).carry(tensors, prefix, Bound(key, stamp), None, own)
         del tensors[prefix + stamp.name]
         if stamp.images:
             put_stamp(tensors, prefix, key, replace(stamp, entries=stamp.images))
@@ -176,6 +177,11 @@ def put_stamp(tensors: dict[str, Any], prefix: str, key: SecretKey, stamp: Stamp
     return stamp
 
 
+def _is_turned(stamp: Stamp) -> bool:
+    """Whether there is more to a stamp than images, which turn no weights."""
+    return len(stamp.images) < len(stamp.entries)
+
+
 def _scheme(stamp: Stamp) -> Scheme:
     """The scheme of a stamp; images are the data pipeline's."""
     return scheme_of(next(entry for entry in stamp.entries if not isinstance(entry, ImageEntry)))
@@ -194,11 +200,8 @@ def _opened(
         check_key(key, stamp)
         if check:
             verify(key, stamp, below(tensors, prefix))
-        if len(stamp.images) == len(stamp.entries):
-            raise LockError(
-                'this model was trained on encrypted images: no weight can be turned so that it reads plain'
-            )
         refuse_unknown(stamp)
+        refuse_block_wise(entry.transform for entry in stamp.maps)
         if not stamp.is_carried:
             if model is None:
                 raise LockError(
@@ -207,6 +210,8 @@ def _opened(
                 )
             stamp = complete(stamp, module_of(model, where) if where else model, None if where else trace)
         found[prefix] = stamp
+    if not any(map(_is_turned, stamps.values())):
+        raise LockError('this model was trained on encrypted images: no weight can be turned so that it reads plain')
     return found
 
 

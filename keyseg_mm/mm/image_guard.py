@@ -20,7 +20,7 @@ from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.maps.pixels import PATCH
 from keyseg_mm.mm.embeddings import misaligned
 from keyseg_mm.mm.pipeline import EncryptImage, chains
-from keyseg_mm.runtime.attach import protection_of
+from keyseg_mm.runtime.attach import protections
 from keyseg_mm.stamp import Stamp, fresh_salt, stamps_of
 
 logger = logging.getLogger('keyseg_mm')
@@ -139,11 +139,12 @@ class ImageGuard:
         self._steps[loop] = steps
 
     def _one_key(self, runner: Any) -> None:
-        """Refuse to train a model with one key on images of another: its stamp, and its MAC, are of one key."""
-        protection = protection_of(_segmentor(runner))
+        """Refuse to train a model with one key on images of another: a checkpoint is opened by one key."""
+        ids = [protection.key.id for protection in protections(runner.model) if protection.key is not None]
         for step in self._steps.get('train', ()):
-            if protection is not None and protection.key is not None and step.key is not None:
-                _refuse_other_key(step.key, protection.key.id)
+            if step.key is not None:
+                for key_id in ids:
+                    _refuse_other_key(step.key, key_id)
 
     def _check(self) -> None:
         """Once a checkpoint and the pipelines are both there."""

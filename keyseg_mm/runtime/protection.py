@@ -178,6 +178,8 @@ class Protection(Secret):
             self._take_plain(model, prefix)
             return
         stamp = stamp_of_value(state_dict[names[0]])
+        if stamp.embeddings:
+            raise PlanMismatchError(_TAKES_IMAGES)
         if self.key is None:
             logger.warning(
                 "key='none': this model is protected with key %s and runs without it, degraded, as asked", stamp.key_id
@@ -217,8 +219,6 @@ class Protection(Secret):
         )
 
     def _check_entries(self, stamp: Stamp) -> None:
-        if stamp.embeddings:
-            raise PlanMismatchError(_TAKES_IMAGES)
         if self.rules.unlock:
             return
         if stamp.tensors:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mmseg.registry import MODELS
 from torch import nn
 
-from keyseg_mm import attach, entries_at, find_leaks, lock, plan_lock, protections, rekey, unlock
+from keyseg_mm import attach, entries_at, find_leaks, lock, plan_lock, protections, rekey, unlock, unlock_model
 from keyseg_mm.baselines.blockwise import BlockShuffle
 from keyseg_mm.bind import derive_channel_map, derive_map
 from keyseg_mm.cli import main
@@ -218,7 +218,7 @@ def test_nothing_that_needs_a_channel_map_takes_them(spec, key, other_key, key_f
         lambda: unlock(state, key, plain),
         lambda: unlock(state, key),
         lambda: rekey(state, key, other_key, plain),
-        lambda: unlock(keyed),
+        lambda: unlock_model(keyed),
         lambda: MODELS.build(keyed_cfg(tiny_model_cfg(), f'file:{key_file}', unlock=True)).load_state_dict(state),
     ]
     for refusal in refusals:
@@ -248,7 +248,7 @@ def test_a_keyed_model_with_them(spec, key, key_file, other_key_file, image, tmp
     plan = stamps_of(state)['']
     assert [e.transform for e in plan.entries] == [spec] * 4
     assert describe(plan.entries[0].transform) == f'{spec["type"]}(block=2)'
-    assert Stamp.from_bytes(plan.to_json()) == plan
+    assert Stamp.from_bytes(plan.to_bytes()) == plan
     with torch.no_grad():
         want = model(image)
         again = MODELS.build(cfg).eval()
