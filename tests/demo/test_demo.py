@@ -1,4 +1,4 @@
-"""``keyseg demo``: its scenes, its folder, and the whole of it, small."""
+"""``keyseg demo``: its folder, its report, and the whole of it, small."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from keyseg_mm.demo.report import NONE, RIGHT, WRONG, Result, meaning, table
 from keyseg_mm.demo.screen import can_show
 from keyseg_mm.mm.floor import constant_prediction_floor
 from keyseg_mm.mm.scenes import street as scenes
-from keyseg_mm.mm.scenes.paint import Label
 
 COUNTS = {'train': 3, 'val': 2}
 ITERATIONS = 2
@@ -45,55 +44,6 @@ def demo_run(tmp_path_factory):
 
 def host_state():
     return [list(cls._instance_dict) for cls in (MMLogger, MessageHub, DefaultScope)]
-
-
-# Scenes
-
-
-def test_the_same_seed_gives_the_same_scene_and_another_one_another():
-    image, label = scenes.make_scene(5, 'train', 7)
-    again = scenes.make_scene(5, 'train', 7)
-    for other in (scenes.make_scene(6, 'train', 7), scenes.make_scene(5, 'val', 7), scenes.make_scene(5, 'train', 8)):
-        assert not np.array_equal(image, other[0])
-        assert not np.array_equal(label, other[1])
-    assert np.array_equal(image, again[0])
-    assert np.array_equal(label, again[1])
-    assert image.shape == (scenes.HEIGHT, scenes.WIDTH, 3)
-    assert label.shape == (scenes.HEIGHT, scenes.WIDTH)
-    assert image.dtype == label.dtype == np.uint8
-
-
-def test_a_few_scenes_show_every_class_and_no_other():
-    labels = np.stack([scenes.make_scene(0, 'val', i)[1] for i in range(12)])
-    pixels = np.bincount(labels.ravel(), minlength=256)
-    assert {int(c) for c in np.flatnonzero(pixels)} == {int(c) for c in Label}
-    assert all(pixels[c] > 300 for c in Label)
-    # No class fills the scenes: a constant guess must score next to nothing.
-    assert constant_prediction_floor(labels, 19) < 4
-
-
-def test_labels_are_the_cityscapes_train_ids():
-    from mmseg.datasets import CityscapesDataset
-
-    classes = CityscapesDataset.METAINFO['classes']
-    assert {label.name.lower().replace('_', ' '): int(label) for label in Label}.items() <= {
-        name: i for i, name in enumerate(classes)
-    }.items()
-
-
-def test_the_stock_dataset_reads_what_is_written(tmp_path):
-    from mmseg.datasets import CityscapesDataset
-
-    calls = []
-    scenes.write_scenes(tmp_path, 2, {'train': 2, 'val': 1}, lambda: calls.append(1))
-    prefix = dict(img_path='leftImg8bit/train', seg_map_path='gtFine/train')
-    dataset = CityscapesDataset(data_root=str(tmp_path), data_prefix=prefix, pipeline=[])
-    assert len(dataset) == 2
-    assert len(calls) == 3
-    info = dataset.get_data_info(1)
-    image, label = scenes.make_scene(2, 'train', 1)
-    assert np.array_equal(cv2.imread(info['img_path'])[..., ::-1], image)
-    assert np.array_equal(cv2.imread(info['seg_map_path'], cv2.IMREAD_UNCHANGED), label)
 
 
 # The folder
