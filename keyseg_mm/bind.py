@@ -22,7 +22,7 @@ from keyseg_mm.keys.derive import KeyStream
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.maps import TRANSFORMS, ChannelMap, Map
 from keyseg_mm.maps.ff1 import byte_map
-from keyseg_mm.maps.order import ValueOrder, WeightMap, raw, sorted_order, why_not
+from keyseg_mm.maps.order import ORDERS, ValueOrder, WeightMap, raw, sorted_order, why_not
 from keyseg_mm.maps.pixels import COLOURS, PATCH, BlockCipher, BlockTables, Bytes, check_method, check_steps
 from keyseg_mm.model.points import Point
 from keyseg_mm.stamp import Stamp, is_stamp, stamps_of
@@ -37,6 +37,7 @@ class Bound:
 
     def weight_maps(self) -> dict[str, WeightMap]:
         """The secret map that each weight carries, by its name: that of its input, after that of the map it reads."""
+        refuse_unknown(self.stamp)
         maps: dict[str, ChannelMap] = {}
         for entry in sorted(self.stamp.maps, key=_reading_order):
             found = derive_channel_map(self.key, self.stamp.salt, entry)
@@ -51,6 +52,19 @@ class Bound:
             order = ValueOrder(entry.count, (partial(derive_order, self.key, self.stamp.salt, entry), False))
             orders.update(dict.fromkeys(entry.names, order))
         return orders
+
+
+def refuse_unknown(stamp: Stamp) -> None:
+    """Refuse a stamp that names a map or an order which nobody here knows.
+
+    Raises:
+        StampError: with its name.
+    """
+    unknown = [entry.transform for entry in stamp.maps if entry.transform['type'] not in TRANSFORMS]
+    unknown += [entry.transform for entry in stamp.tensors if entry.transform['type'] not in ORDERS]
+    if unknown:
+        names = ', '.join(sorted(set(map(describe, unknown))))
+        raise StampError(f'its stamp names {names}, not known here: install a newer keyseg_mm')
 
 
 def check_key(key: SecretKey, stamp: Stamp) -> None:

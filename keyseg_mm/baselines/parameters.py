@@ -136,7 +136,9 @@ class SelectiveEncryption(Parameters):
         shapes; by default :func:`keyseg_mm.baselines.sensitivity.sensitivity`."""
         given, scores = options.pop('share', None), options.pop('scores', None)
         share = DEFAULT_SHARE if given is None else given
-        if options or isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        if options:
+            raise TransformError(f'scheme selective takes no {", ".join(map(repr, options))}')
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
             raise TransformError(f'share {share!r}: a share of the weights is above 0 and at most 1, as 0.01')
         known: Mapping[str, Tensor] = _sensitivity(model, weights) if scores is None else scores
 

@@ -133,7 +133,8 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         LockError: some are those of another scheme.
     """
     for name, owner in _OWNERS.items():
-        if getattr(args, name) and owner != args.scheme:
+        value = getattr(args, name)
+        if value is not None and value is not False and owner != args.scheme:
             raise LockError(f'--{name.replace("_", "-")} goes with --scheme {owner}, not with {args.scheme}')
     if args.scheme == 'patches':
         return {'permute': args.permute or 'all', 'negate': not args.no_negate}

@@ -12,15 +12,14 @@ from typing import Any
 
 from torch import nn
 
-from keyseg_mm.bind import Bound, check_key, sign, stamp_tensor, verify
-from keyseg_mm.entries import ImageEntry, describe
-from keyseg_mm.errors import LockError, StampError
+from keyseg_mm.bind import Bound, check_key, refuse_unknown, sign, stamp_tensor, verify
+from keyseg_mm.entries import ImageEntry
+from keyseg_mm.errors import LockError
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.locking.features import DEFAULT_TRANSFORM, complete, refuse_block_wise
 from keyseg_mm.locking.fitting import fit
 from keyseg_mm.locking.plan import Plan
 from keyseg_mm.locking.scheme import SCHEMES, Scheme, scheme_of
-from keyseg_mm.maps import TRANSFORMS
 from keyseg_mm.model.sites import Trace, module_of
 from keyseg_mm.stamp import Stamp, below, fresh_salt, stamps_of
 
@@ -213,14 +212,3 @@ def _opened(
     if not any(map(_is_turned, stamps.values())):
         raise LockError('this model was trained on encrypted images: no weight can be turned so that it reads plain')
     return found
-
-
-def refuse_unknown(stamp: Stamp) -> None:
-    """Refuse a stamp that names a transform which nobody here knows.
-
-    Raises:
-        StampError: with its name.
-    """
-    unknown = {describe(entry.transform) for entry in stamp.maps if entry.transform['type'] not in TRANSFORMS}
-    if unknown:
-        raise StampError(f'its stamp names {", ".join(sorted(unknown))}, not known here: install a newer keyseg_mm')

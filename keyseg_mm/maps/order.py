@@ -17,6 +17,8 @@ from keyseg_mm.errors import LockError
 from keyseg_mm.keys.derive import KeyStream
 from keyseg_mm.keys.secret import Secret
 
+#: Names of the kinds of orders that there are; they differ in how many of a tensor's values are moved.
+ORDERS = ('TensorPermutation', 'SelectiveEncryption')
 _RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a value
 
 Order = NDArray[np.int64]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 
 import numpy as np
@@ -11,30 +10,35 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from keyseg_mm.mm.proof import prove_weights
-from keyseg_mm.mm.sensitivity import sensitivity
-from keyseg_mm.weightplan import plan_weights
-from keyseg_mm.weights import WEIGHT_TRANSFORMS
 from mmseg.registry import MODELS
 from torch import nn
 
 from keyseg_mm import lock, rekey, stamps_of, unlock
-from keyseg_mm.bind import derive_order, sign
-from keyseg_mm.cli.lock import FEATURES, MODES
-from keyseg_mm.errors import IntegrityError, KeyMismatchError, LockError, PlanMismatchError, StampError, TransformError
-from keyseg_mm.locking import carried
+from keyseg_mm.baselines.sensitivity import sensitivity
+from keyseg_mm.bind import Bound, derive_order, licensee_salt, sign, stamp_tensor
+from keyseg_mm.cli import lock as command
+from keyseg_mm.entries import TensorEntry
+from keyseg_mm.errors import (
+    IntegrityError,
+    KeyMismatchError,
+    LockError,
+    PlanMismatchError,
+    PointError,
+    StampError,
+    TransformError,
+)
+from keyseg_mm.locking import SCHEMES
 from keyseg_mm.mac import digest
 from keyseg_mm.maps.order import ValueOrder, fitting, magnitudes, places, raw
-from keyseg_mm.mm import proof
+from keyseg_mm.mm import bench
+from keyseg_mm.mm.bench import HostBench
 from keyseg_mm.runtime.leaks import Needles
-from keyseg_mm.stamp import Stamp, TensorEntry
-from keyseg_mm.tracing import PLAIN, by_stamp, by_weights, licensee_salt
-from tests.support.configs import tiny_model_cfg
+from keyseg_mm.tracing import PLAIN, by_stamp, by_weights
+from tests.support.configs import keyed_cfg, tiny_model_cfg
 
 SALT = bytes(range(16))
-ALL = 'TensorPermutation'
-SOME = {'type': 'SelectiveEncryption', 'share': 0.05}
-TRANSFORMS = pytest.mark.parametrize('transform', [ALL, SOME], ids=['all', 'some'])
+ALL, SOME = {'type': 'TensorPermutation'}, {'type': 'SelectiveEncryption', 'share': 0.05}
+EACH = pytest.mark.parametrize('scheme', ['tensors', 'selective'])
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
 
@@ -53,6 +57,20 @@ def model():
 @pytest.fixture(scope='module')
 def scores(model):
     return sensitivity(model, model.state_dict())
+
+
+@pytest.fixture
+def options(request, scores):
+    """Those of the scheme that a test is run with."""
+    return {'share': 0.05, 'scores': scores} if request.getfixturevalue('scheme') == 'selective' else {}
+
+
+def lock_all(state, model, key, salt=None):
+    return lock(state, model, key, scheme='tensors', salt=salt)
+
+
+def plan_some(model, state, **options):
+    return SCHEMES['selective'].plan(model, state, **options)
 
 
 def moved(state, locked):
@@ -116,34 +134,50 @@ def test_magnitudes_are_ordered_as_the_values(dtype):
 
 def test_selection_takes_a_share_of_the_model_by_sensitivity(model, scores):
     state = model.state_dict()
+    values = sum(t.numel() for t in state.values() if t.is_floating_point())
     buffers = {n for n, _ in model.named_buffers()}
     for share in (0.005, 0.05, 0.2):
-        plan = plan_weights(model, state, {'type': 'SelectiveEncryption', 'share': share}, scores)
-        count = sum(t.count for t in plan.tensors)
-        assert 0.9 * share * plan.values < count <= share * plan.values
-        assert not buffers & {n for t in plan.tensors for n in t.names}
+        plan = plan_some(model, state, share=share, scores=scores)
+        assert 0.9 * share * values < sum(t.count for t in plan.entries) <= share * values
+        assert not buffers & {n for t in plan.entries for n in t.names}
+        assert {t.transform['share'] for t in plan.entries} == {share}
     only = {n: torch.zeros_like(s) for n, s in scores.items()} | {
         'decode_head.conv_seg.weight': torch.ones(19, 16, 1, 1)
     }
-    plan = plan_weights(model, state, SOME, only)
-    assert [(t.names, t.count) for t in plan.tensors] == [(('decode_head.conv_seg.weight',), 19 * 16)]
+    plan = plan_some(model, state, share=0.05, scores=only)
+    assert [(t.names, t.count) for t in plan.entries] == [(('decode_head.conv_seg.weight',), 19 * 16)]
     with pytest.raises(LockError, match='larger share'):
-        plan_weights(model, state, {'type': 'SelectiveEncryption', 'share': 1e-9}, scores)
+        plan_some(model, state, share=1e-9, scores=scores)
 
 
-@pytest.mark.parametrize('share', [0, -1, 1.5, 'x', True, None, math.nan])
+def test_the_share_and_the_sensitivity_are_found_where_they_are_not_given(model, scores):
+    state = model.state_dict()
+    by_default = plan_some(model, state)
+    assert by_default.entries[0].transform == {'type': 'SelectiveEncryption'}
+    counts, others = (
+        {t.names: t.count for t in plan.entries}
+        for plan in (by_default, plan_some(model, state, share=0.02, scores=scores))
+    )
+    assert counts != others
+    assert counts == {t.names: t.count for t in plan_some(model, state, share=0.01, scores=scores).entries}
+
+
+@pytest.mark.parametrize('share', [0, -1, 1.5, 'x', True, math.nan])
 def test_bad_shares(model, share):
     with pytest.raises(TransformError, match='share'):
-        plan_weights(model, model.state_dict(), {'type': 'SelectiveEncryption', 'share': share})
+        plan_some(model, model.state_dict(), share=share)
 
 
-def test_bad_transforms(model, key):
-    with pytest.raises(TransformError, match='takes no .share.'):
-        lock(model.state_dict(), model, key, transform={'type': ALL, 'share': 0.1})
-    with pytest.raises(LockError, match='takes no points'):
-        lock(model.state_dict(), model, key, 'linear', ALL)
-    with pytest.raises(TransformError, match='TensorPermutation, SelectiveEncryption'):
-        plan_weights(model, model.state_dict(), 'ChannelPermutation')
+def test_options_of_another_scheme(model, key):
+    state = model.state_dict()
+    for scheme, name in (('tensors', 'share'), ('tensors', 'scores'), ('selective', 'permute')):
+        with pytest.raises(TransformError, match=f'takes no {name!r}'):
+            lock(state, model, key, scheme=scheme, **{name: 0.1})
+    for where in ({'points': 'linear'}, {'transform': 'ChannelPermutation'}):
+        with pytest.raises(LockError, match='takes no points and no transform'):
+            lock(state, model, key, scheme='tensors', **where)
+    with pytest.raises(LockError, match="no scheme 'all'; there are features, .*tensors, selective, patches"):
+        lock(state, model, key, scheme='all')
 
 
 def test_sensitivity_looks_at_frozen_weights_too_and_changes_nothing(model):
@@ -166,21 +200,21 @@ def test_sensitivity_looks_at_frozen_weights_too_and_changes_nothing(model):
 # ---- the laws
 
 
-@TRANSFORMS
+@EACH
 @pytest.mark.parametrize('dtype', DTYPES)
-def test_unlocking_gives_every_bit_back(model, scores, transform, dtype, key, other_key):
+def test_unlocking_gives_every_bit_back(model, scheme, options, dtype, key, other_key):
     state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in model.state_dict().items()}
     before = {n: t.clone() for n, t in state.items()}
-    locked = lock(state, model, key, transform=transform, scores=scores, salt=SALT)
+    locked = lock(state, model, key, scheme=scheme, salt=SALT, **options)
     entries = stamps_of(locked)[''].tensors
     listed, long = ({n for t in entries if t.count >= least for n in t.names} for least in (2, 12))
-    assert len(long) > (30 if transform is SOME else 90)
+    assert len(long) > (30 if scheme == 'selective' else 90)
     rekeyed = rekey(locked, key, other_key, salt=SALT)
     for one, other in ((state, locked), (locked, rekeyed), (state, rekeyed)):
         # the order of a handful of values may by chance be the one that they had
         assert long <= moved(one, other) <= listed
         assert all(torch.equal(bits(one[n]), bits(other[n])) for n in listed), 'the distribution is kept'
-    again = lock(state, model, key, transform=transform, scores=scores)
+    again = lock(state, model, key, scheme=scheme, **options)
     assert moved(locked, again), 'another salt, another order'
     for back in (unlock(locked, key), unlock(rekeyed, other_key)):
         assert same(back, before)
@@ -188,7 +222,7 @@ def test_unlocking_gives_every_bit_back(model, scores, transform, dtype, key, ot
 
 
 def test_all_values_of_all_tensors_are_moved(model, key):
-    locked = lock(model.state_dict(), model, key, transform=ALL, salt=SALT)
+    locked = lock_all(model.state_dict(), model, key, SALT)
     floats = {n: t for n, t in model.state_dict().items() if t.is_floating_point()}
     assert {n: t.numel() for n, t in floats.items()} == {t.names[0]: t.count for t in stamps_of(locked)[''].tensors}
     assert moved(model.state_dict(), locked) == set(floats)
@@ -196,7 +230,7 @@ def test_all_values_of_all_tensors_are_moved(model, key):
 
 def test_rekeying_makes_no_plain_weights(model, key, other_key, monkeypatch):
     state = model.state_dict()
-    locked = lock(state, model, key, transform=ALL)
+    locked = lock_all(state, model, key)
     made, carry = [], ValueOrder.carry
     monkeypatch.setattr(ValueOrder, 'carry', lambda *args: made.append(carry(*args)) or made[-1])
     rekey(locked, key, other_key)
@@ -223,18 +257,18 @@ class Odd(nn.Module):
 def test_what_is_left_alone_and_names_of_one_tensor(key, other_key, tmp_path):
     odd = Odd()
     state = odd.state_dict()
-    plan = plan_weights(odd, state)
-    assert [t.names for t in plan.tensors] == [('weight', 'tied')]
+    plan = SCHEMES['tensors'].plan(odd, state)
+    assert [t.names for t in plan.entries] == [('weight', 'tied')]
     assert set(plan.left_out) == {'scale', 'steps', 'index', 'mask', 'phase', 'empty'}
-    locked = lock(state, odd, key, transform=ALL)
+    locked = lock_all(state, odd, key)
     assert moved(state, locked) == {'weight', 'tied'}
     rekeyed = rekey(locked, key, other_key)
     for changed in (locked, rekeyed, unlock(locked, key)):
         assert changed['weight'].data_ptr() == changed['tied'].data_ptr()
     apart = {n: t.clone() for n, t in state.items()}  # as a .safetensors file has them
-    assert same(unlock(lock(apart, odd, key, transform=ALL), key), apart)
+    assert same(unlock(lock_all(apart, odd, key), key), apart)
     sparse = {**state, 'weight': state['weight'].to_sparse()}
-    assert 'weight' in plan_weights(odd, sparse).left_out
+    assert 'weight' in SCHEMES['tensors'].plan(odd, {**sparse, 'more': torch.ones(2)}).left_out
 
 
 def test_strange_values_and_layouts_keep_their_bits(key):
@@ -245,13 +279,13 @@ def test_strange_values_and_layouts_keep_their_bits(key):
     strange = values.reshape(5, 6).t()
     assert not strange.is_contiguous() and strange.isnan().sum() == 3
     state = {**state, 'weight': strange, 'tied': strange}
-    locked = lock(state, odd, key, transform=ALL)
+    locked = lock_all(state, odd, key)
     assert digest(locked['weight']) != digest(strange)
     assert digest(unlock(locked, key)['weight']) == digest(strange)
 
 
 def test_every_input_of_an_order_counts(key, other_key):
-    entry = TensorEntry(('a.weight', 'b.weight'), 50, {'type': ALL})
+    entry = TensorEntry(('a.weight', 'b.weight'), 50, ALL)
     others = [
         derive_order(key, SALT, entry),
         derive_order(other_key, SALT, entry),
@@ -280,13 +314,13 @@ def test_maps_compose_and_undo_themselves(key):
 # ---- keys, damage, stamps
 
 
-@TRANSFORMS
-def test_wrong_keys_and_altered_files(model, scores, transform, key, other_key):
-    locked = lock(model.state_dict(), model, key, transform=transform, scores=scores)
+@EACH
+def test_wrong_keys_and_altered_files(model, scheme, options, key, other_key):
+    locked = lock(model.state_dict(), model, key, scheme=scheme, **options)
     with pytest.raises(KeyMismatchError, match=f'{key.id}.*{other_key.id}'):
         unlock(locked, other_key)
     with pytest.raises(LockError, match='protected already'):
-        lock(locked, model, key, transform=transform)
+        lock(locked, model, key, scheme=scheme)
     name = 'decode_head.conv_seg.weight'
     altered = {**locked, name: locked[name].clone()}
     altered[name].view(-1)[3] += 1
@@ -303,7 +337,7 @@ def test_a_cast_of_selected_weights_is_found_out(key):
     odd = Odd()
     odd.weight.data = torch.cat([1 + torch.arange(15) * 1e-6, torch.rand(15) / 2]).reshape(6, 5)
     score = {'weight': torch.cat([torch.ones(10), torch.zeros(20)]).reshape(6, 5)}
-    locked = lock(odd.state_dict(), odd, key, transform={'type': 'SelectiveEncryption', 'share': 0.5}, scores=score)
+    locked = lock(odd.state_dict(), odd, key, scheme='selective', share=0.5, scores=score)
     assert stamps_of(locked)[''].tensors[0].count == 10
     cast = {n: t.half() if t.is_floating_point() else t for n, t in locked.items()}
     with pytest.raises(IntegrityError):
@@ -312,89 +346,93 @@ def test_a_cast_of_selected_weights_is_found_out(key):
         unlock(cast, key, check=False)
 
 
-def stamp_of(key, **changes):
-    plan = Stamp(key.id, SALT, (), (TensorEntry(('a', 'b'), 4, {'type': ALL}), TensorEntry(('c',), 2, SOME)), 'ab' * 32)
-    return {**json.loads(plan.to_json()), **changes}
-
-
-def test_stamps_of_both_versions(key):
-    text = json.dumps(stamp_of(key), separators=(',', ':'))
-    assert text == (
-        '{"format":"keyseg_mm stamp","version":2,"key_id":"' + key.id + '","salt":"' + SALT.hex() + '","points":[],'
-        '"tensors":[{"names":["a","b"],"count":4,"transform":{"type":"TensorPermutation"}},'
-        '{"names":["c"],"count":2,"transform":{"type":"SelectiveEncryption","share":0.05}}],"mac":"' + 'ab' * 32 + '"}'
-    )
-    assert Stamp.from_bytes(text).to_json() == text
-    old = (
-        '{"format":"keyseg_mm stamp","version":1,"key_id":"ks1x","salt":"' + SALT.hex() + '","points":[{"point":"in:a",'
-        '"channels":4,"transform":{"type":"ChannelPermutation"},"weights":["a.weight"]}]}'
-    )
-    assert Stamp.from_bytes(old).to_json() == old and Stamp.from_bytes(old).tensors == ()
-    with pytest.raises(StampError, match='version 3; this release reads up to 2: install a newer'):
-        Stamp.from_bytes(json.dumps(stamp_of(key, version=3)))
-
-
-@pytest.mark.parametrize(
-    'changes',
-    [
-        {'tensors': []},
-        {'tensors': None},
-        {'tensors': [{'names': [], 'count': 4, 'transform': {'type': ALL}}]},
-        {'tensors': [{'names': 'ab', 'count': 4, 'transform': {'type': ALL}}]},
-        {'tensors': [{'names': ['a'], 'count': 1, 'transform': {'type': ALL}}]},
-        {'tensors': [{'names': ['a'], 'count': 4.0, 'transform': {'type': ALL}}]},
-        {'tensors': [{'names': ['a'], 'count': True, 'transform': {'type': ALL}}]},
-        {'tensors': [{'names': ['a'], 'count': 4, 'transform': {'type': 'ChannelPermutation'}}]},
-        {'tensors': [{'names': ['a'], 'count': 4, 'transform': {'type': ALL, 'share': 1}}]},
-        {'points': [{'point': 'in:a', 'channels': 4, 'transform': {'type': 'ChannelPermutation'}}]},
-        {'version': 1},
-        {'version': [2]},
-    ],
-)
-def test_damaged_stamps(key, changes):
-    Stamp.from_bytes(json.dumps(stamp_of(key)))
-    with pytest.raises(StampError):
-        Stamp.from_bytes(json.dumps(stamp_of(key, **changes)))
+def test_an_order_that_a_later_release_knows_is_refused_before_anything_is_changed(model, key, other_key, key_file):
+    locked = lock_all(model.state_dict(), model, key)
+    stamp = stamps_of(locked)['']
+    later = dataclasses.replace(stamp.tensors[-1], transform={'type': 'BlockOrder', 'block': 2})
+    entries = (*stamp.tensors[:-1], later)
+    newer = sign(key, dataclasses.replace(stamp, entries=entries), locked)
+    locked[stamp.name] = stamp_tensor(newer)
+    opened = MODELS.build(keyed_cfg(tiny_model_cfg(), f'file:{key_file}', unlock=True))
+    before = {n: p.clone() for n, p in opened.named_parameters()}
+    for use in (
+        lambda: unlock(locked, key),
+        lambda: rekey(locked, key, other_key),
+        lambda: opened.load_state_dict(dict(locked)),
+    ):
+        with pytest.raises(StampError, match=r'BlockOrder\(block=2\).*install a newer keyseg_mm'):
+            use()
+    assert all(torch.equal(p, before[n]) for n, p in opened.named_parameters())
 
 
 # ---- the proof
 
 
-@TRANSFORMS
-def test_the_proof_finds_a_difference_without_the_key(model, scores, transform, key):
-    state = model.state_dict()
-    none = prove_weights(model, state, plan_weights(model, state, transform, scores), key, SALT)
+def proved(model, plan, key, bench):
+    return SCHEMES[plan.scheme].prove(bench, model, model.state_dict(), plan, key, SALT)
+
+
+@EACH
+def test_the_proof_finds_a_difference_without_the_key(model, scheme, options, key):
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    proof = proved(model, SCHEMES[scheme].plan(model, before, **options), key, HostBench())
+    (none,) = proof.without.values()
+    assert proof.with_key is None, 'the weights come back bit for bit'
     assert not none.is_the_same and none.error > 0.1
-    assert same(model.state_dict(), state)
+    assert same(model.state_dict(), before)
 
 
-def test_the_proof_takes_no_number_for_a_difference(model, key, monkeypatch):
-    state = model.state_dict()
-    assert proof._relative_error(torch.ones(3), torch.tensor([1.0, math.nan, 1.0])) == math.inf
-    assert math.isnan(proof._relative_error(torch.tensor([math.nan]), torch.ones(1)))
-    plan = plan_weights(model, state)
-    run = proof.run
+def test_the_proof_takes_no_number_for_a_difference():
+    assert bench._relative_error(torch.ones(3), torch.tensor([1.0, math.nan, 1.0])) == math.inf
+    assert math.isnan(bench._relative_error(torch.tensor([math.nan]), torch.ones(1)))
 
-    def fail(found):
-        if not torch.equal(found.backbone.conv1.weight, state['backbone.conv1.weight']):
-            raise proof.PointError('it does not run')
-        return run(found)
 
-    monkeypatch.setattr(proof, 'run', fail)
-    assert prove_weights(model, state, plan, key, SALT).error == math.inf
-    monkeypatch.setattr(proof, 'unlock', lambda locked, key: {**state, 'backbone.conv1.weight': torch.ones(8, 3, 7, 7)})
+def test_the_proof_takes_a_model_that_does_not_run_for_protected(model, key):
+    conv = model.backbone.conv1.weight.clone()
+
+    class Bench(HostBench):
+        def run(self, found, *args, **kwargs):
+            if not torch.equal(found.backbone.conv1.weight, conv):
+                raise PointError('it does not run')
+            return super().run(found, *args, **kwargs)
+
+    plan = SCHEMES['tensors'].plan(model, model.state_dict())
+    assert proved(model, plan, key, Bench()).without['without it'].error == math.inf
+
+
+def test_the_proof_finds_weights_that_do_not_come_back(model, key, monkeypatch):
+    scheme = SCHEMES['tensors']
+    carry = type(scheme).carry
+
+    def forget(self, tensors, prefix, before, after, own=False):
+        carry(self, tensors, prefix, before, after, own)
+        if after is None:
+            tensors['backbone.conv1.weight'] = torch.ones(8, 3, 7, 7)
+
+    plan = scheme.plan(model, model.state_dict())
+    monkeypatch.setattr(type(scheme), 'carry', forget)
     with pytest.raises(LockError, match='did not come back.*conv1'):
-        prove_weights(model, state, plan, key, SALT)
+        proved(model, plan, key, HostBench())
+
+
+def test_the_proof_refuses_what_changes_nothing(model, key):
+    (entry, *_) = SCHEMES['tensors'].plan(model, model.state_dict()).entries
+    unread = 'auxiliary_head.convs.0.conv.weight'  # in training alone
+    count = model.get_parameter(unread).numel()
+    plan = SCHEMES['tensors'].plan(model, model.state_dict())
+    nothing = dataclasses.replace(plan, entries=(dataclasses.replace(entry, names=(unread,), count=count),))
+    with pytest.raises(LockError, match='nothing would be protected'):
+        proved(model, nothing, key, HostBench())
 
 
 # ---- licensees
 
 
-@TRANSFORMS
-def test_a_licensees_copy_is_traced(model, scores, transform, key):
+@EACH
+def test_a_licensees_copy_is_traced(model, scheme, options, key):
     state = model.state_dict()
     names = ['ACME Ltd', 'Bolt']
-    locked = lock(state, model, key, transform=transform, scores=scores)
+    locked = lock(state, model, key, scheme=scheme, **options)
     copy = rekey(locked, key, key.licensee('Bolt'), salt=licensee_salt(key, 'Bolt', locked))
     again = rekey(copy, key.licensee('Bolt'), key.licensee('Bolt'), salt=licensee_salt(key, 'Bolt', copy))
     assert same(copy, again), 'the salt comes out the same from any protected version'
@@ -405,7 +443,7 @@ def test_a_licensees_copy_is_traced(model, scores, transform, key):
     found = {n: t for n, t in copy.items() if n in state}
     torch.manual_seed(0)
     tuned = {n: t + 0.2 * t.std() * torch.randn_like(t) if t.dim() > 1 else t for n, t in found.items()}
-    originals = [locked] if transform is SOME else [locked, state]
+    originals = [locked] if scheme == 'selective' else [locked, state]
     for original in originals:
         best = by_weights(tuned, original, key, names)[0]
         assert best.name == 'Bolt' and best.is_certain, (best, original is state)
@@ -416,7 +454,7 @@ def test_a_licensees_copy_is_traced(model, scores, transform, key):
 
 
 def test_trace_tells_another_model(model, key):
-    locked = lock(model.state_dict(), model, key, transform=ALL)
+    locked = lock_all(model.state_dict(), model, key)
     with pytest.raises(LockError, match='another model'):
         by_weights({'x': torch.ones(3)}, locked, key, ['Bolt'])
 
@@ -425,18 +463,16 @@ def test_trace_tells_another_model(model, key):
 
 
 def test_orders_are_looked_for(model, key):
-    plan = stamps_of(lock(model.state_dict(), model, key, transform=ALL))['']
-    plan = dataclasses.replace(plan, tensors=plan.tensors[:3])
+    plan = stamps_of(lock_all(model.state_dict(), model, key))['']
+    plan = dataclasses.replace(plan, entries=plan.tensors[:3])
     needles = Needles(key, [plan])
-    order = carried(key, plan)[plan.tensors[0].names[0]].order()
+    order = Bound(key, plan).value_orders()[plan.tensors[0].names[0]].order()
     assert not needles.search('here', np.arange(1000).tobytes())
     assert 'the order of the values of backbone.conv1.weight' in str(needles.search('here', order.tobytes())[0])
 
 
 def test_a_loaded_model_is_refused_without_unlock(model, key, key_file):
-    from tests.support.configs import keyed_cfg
-
-    locked = lock(model.state_dict(), model, key, transform=ALL)
+    locked = lock_all(model.state_dict(), model, key)
     for how in ({'points': 'checkpoint'}, {'points': 'stages'}):
         keyed = MODELS.build(keyed_cfg(tiny_model_cfg(), f'file:{key_file}', **how))
         before = {n: t.clone() for n, t in keyed.state_dict().items() if 'keyseg' not in n}
@@ -446,14 +482,14 @@ def test_a_loaded_model_is_refused_without_unlock(model, key, key_file):
 
 
 def test_the_mac_covers_what_is_moved(model, key):
-    locked = lock(model.state_dict(), model, key, transform=ALL)
+    locked = lock_all(model.state_dict(), model, key)
     plan = stamps_of(locked)['']
-    fewer = sign(key, dataclasses.replace(plan, tensors=plan.tensors[1:]), locked)
+    fewer = sign(key, dataclasses.replace(plan, entries=plan.tensors[1:]), locked)
     assert fewer.mac != plan.mac
-    forged = {**locked, plan.name: dataclasses.replace(fewer, mac=plan.mac).to_tensor()}
+    forged = {**locked, plan.name: stamp_tensor(dataclasses.replace(fewer, mac=plan.mac))}
     with pytest.raises(IntegrityError):
         unlock(forged, key)
 
 
-def test_the_command_knows_all_modes():
-    assert (FEATURES, *(kind.mode for kind in WEIGHT_TRANSFORMS.values())) == MODES
+def test_the_command_knows_all_schemes():
+    assert set(command.SCHEMES) == set(SCHEMES) - {'images'}, 'no trained model can be made to read those'
