@@ -12,13 +12,13 @@ the advantages beside the best attack and the best control. Attacks and controls
 for the columns without them.
 
 Finished steps are kept in OUT. `--part 1/2` and `--part 2/2` share the work between two processes; without `--part`
-all results are printed. Each audit has its report: `python -c "from keyseg_mm.audit.model.page import write_report;
-write_report('OUT/MODEL-cityscapes-seed0/audit-NAME')"`.
+all results are printed. Each audit has its report in OUT/MODEL-cityscapes-seed0/audit-NAME.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -27,13 +27,16 @@ from typing import Any
 from locking import keyseg
 from run import HERE, keyed_as, suffix_of, train
 
-from keyseg_mm import SecretKey, read_key_file, write_key_file
-from keyseg_mm.audit.model import audit as suite
-from keyseg_mm.audit.model.summary import advantage
+from keyseg_mm import SecretKey, write_key_file
+from keyseg_mm.audit.engine.results import from_json
+from keyseg_mm.audit.engine.suites import ModelSuite
+from keyseg_mm.audit.model import audit as model_audit
+from keyseg_mm.audit.model.advantage import advantage
+from keyseg_mm.audit.model.report import ModelReport
 from keyseg_mm.errors import LockError
 
 # Steps that a small training learns in, and for all of it to run in a few hours on two cores.
-LEVEL = suite.Level(60, 15.0, None, (0.01, 0.05, 0.1), (), 24, None, 256)
+SUITE = ModelSuite(60, 15.0, 24, None, 256, (0.01, 0.05, 0.1), ())
 FINE_TUNING = (300, 5e-4)  # iterations, peak learning rate
 TRANSFORMS = ('SignedChannelPermutation', 'ChannelPermutation', 'ChannelRotation')
 EVERYWHERE = ('linear', 'SignedChannelPermutation')
@@ -98,30 +101,31 @@ class Files:
         return {**found, 'tuned with key': self.tuned_with_key}
 
 
-def audit(files: Files, name: str, checkpoint: Path) -> dict[str, Any]:
+def audit(files: Files, name: str, checkpoint: Path) -> ModelReport:
     """The report of one file's audit."""
     out = files.folder / f'audit-{name.replace(" ", "-")}'
     if (out / 'report.json').exists():
-        return json.loads((out / 'report.json').read_text())
+        return from_json(ModelReport, json.loads((out / 'report.json').read_text()))
     config = out / 'config.py'  # the audit takes its photos from a config
     out.mkdir(exist_ok=True)
     roots = '\n'.join(f'{part}_dataloader = dict(dataset=dict(data_root={files.root!r}))' for part in ('train', 'test'))
     config.write_text(f"_base_ = '{files.plain_config}'\n{roots}\n")
-    order = suite.Order(config, checkpoint, read_key_file(files.key_file), out, 'table', files.public(), bars=False)
-    return suite.audit(order)
+    named = {'config': config, 'checkpoint': checkpoint, 'key': f'file:{files.key_file}', 'public': files.public()}
+    return model_audit.audit(model_audit.ModelOrder(**named, out=out, suite='table', limits=SUITE, bars=False))
 
 
-def row(report: dict[str, Any]) -> dict[str, Any]:
+def row(report: ModelReport) -> dict[str, Any]:
     """Advantages by share, without and with public weights."""
-    found: dict[str, Any] = {'key': report['authorised']['miou'], 'no key': report['no_key']['miou']}
-    without = [result for result in report['results'] if 'public' not in result['needs']]
-    for what, results in (('', without), (' + public', report['results'])):
-        for share in (None, *LEVEL.shares):
-            gain = advantage({**report, 'results': results}, share)
-            name = f'{gain["photos"] or "no"} photos{what}'
-            found[name] = {part: [gain[part]['name'], gain[part]['miou']] for part in ('attack', 'control')}
-            found[name]['advantage'] = gain['advantage']
-    return {**found, 'floor': report['floor']}
+    found: dict[str, Any] = {'key': report.authorised.miou, 'no key': report.no_key.miou}
+    without = tuple(one for one in report.outcomes if 'public' not in one.about.needs)
+    for what, outcomes in (('', without), (' + public', report.outcomes)):
+        for share in (None, *SUITE.shares):
+            gain = advantage(dataclasses.replace(report, outcomes=outcomes), share)
+            best = {'attack': gain.attack, 'control': gain.control}
+            name = f'{gain.photos or "no"} photos{what}'
+            found[name] = {part: [one.about.name, one.score.miou] for part, one in best.items()}
+            found[name]['advantage'] = gain.advantage
+    return {**found, 'floor': report.floor}
 
 
 def show(name: str, found: dict[str, Any]) -> None:
@@ -143,7 +147,6 @@ def main() -> None:
     parser.add_argument('--part', default='1/1', metavar='K/N', help='only every Nth file, from the Kth on')
     parser.add_argument('--only', nargs='+', metavar='WORD', help='only files whose names contain one of these')
     args = parser.parse_args()
-    suite.SUITES['table'] = LEVEL
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     part, parts = map(int, args.part.split('/'))

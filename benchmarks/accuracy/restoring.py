@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import itertools
 from pathlib import Path
-from typing import Any
 
 from run import LAYOUTS
 
-from keyseg_mm import SecretKey, read_key_file, write_key_file
+from keyseg_mm import SecretKey, write_key_file
+from keyseg_mm.audit.images.report import ImageReport
+from keyseg_mm.audit.images.summary import decibels, summarise
 
 METHODS = ('SHF', 'NP', 'FFX')
 BLOCKS = (4, 16)
@@ -31,19 +32,14 @@ test_dataloader = dict(dataset=dict(data_root='{root}', pipeline=test_pipeline))
 """
 
 
-def psnr(value: float | None) -> str:
-    """In dB; None is infinite."""
-    return 'exact' if value is None else f'{value:.1f} dB'
-
-
-def cells(report: dict[str, Any]) -> list[str]:
+def cells(report: ImageReport) -> list[str]:
     """One cell for each attacker: the best attack against the best control."""
     found = []
-    for row in report['summary']['advantages']:
-        attack, control = row['attack'], row['control']
+    for row in summarise(report).advantages:
+        attack, control = row.attack, row.control
         found.append(
-            f'{attack["ssim"]:.2f} ({psnr(attack["psnr"])}), {attack["name"]}; '
-            f'control {control["ssim"]:.2f} ({psnr(control["psnr"])}), {control["name"]}'
+            f'{attack.score.ssim:.2f} ({decibels(attack.score.psnr)}), {attack.about.name}; '
+            f'control {control.score.ssim:.2f} ({decibels(control.score.psnr)}), {control.about.name}'
         )
     return found
 
@@ -66,7 +62,6 @@ def main() -> None:
         write_key_file(key_file, SecretKey.generate())
     import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
     from keyseg_mm.audit.images.audit import ImageOrder, audit_images
-    from keyseg_mm.audit.images.page import write_report
 
     print('| layout, method, block | ciphers | encrypted images alone | and photos | and known pairs | minutes |')
     for layout, method, block in itertools.product(args.layout, args.methods, args.blocks):
@@ -75,10 +70,9 @@ def main() -> None:
         root = (args.data / LAYOUTS[layout]).resolve()
         config = folder / 'config.py'
         config.write_text(CONFIG.format(layout=layout, method=method, block=block, key=key_file, root=root))
-        order = ImageOrder(config, read_key_file(key_file), folder, suite=args.suite, photos=args.photos, bars=False)
-        report = audit_images(order)
-        write_report(folder)
-        ciphers, minutes = f'2^{report["key_spaces"][0]["ciphers"]:.0f}', f'{report["seconds"] / 60:.1f}'
+        how = {'suite': args.suite, 'photos': args.photos, 'bars': False}
+        report = audit_images(ImageOrder(config=config, key=f'file:{key_file}', out=folder, **how))
+        ciphers, minutes = f'2^{report.key_spaces[0].ciphers:.0f}', f'{report.seconds / 60:.1f}'
         print(f'| {layout}, {method}, {block} | {ciphers} | {" | ".join(cells(report))} | {minutes} |', flush=True)
 
 

@@ -33,12 +33,20 @@ could not tell
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keyseg_mm.cli.console import add_key, real_key, say, whole_number
 from keyseg_mm.errors import KeysegError
+
+if TYPE_CHECKING:
+    from keyseg_mm.audit.engine.executor import Executor
+    from keyseg_mm.audit.model.transfer_summary import TransferSummary
+    from keyseg_mm.audit.report.summary import Summary
+    from keyseg_mm.keys.key import SecretKey
 
 HELPS = 4
 _SUITES = ('quick', 'standard', 'full')
@@ -57,6 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='how thorough: quick takes minutes on a small model, standard hours, full days (standard)',
     )
     parser.add_argument('--seed', type=whole_number(0), default=0, metavar='N', help='of everything drawn (0)')
+    parser.add_argument(
+        '--jobs', type=whole_number(1), default=1, metavar='N', help='attacks side by side, each in a process (1)'
+    )
+    parser.add_argument('--scheduler', metavar='ADDRESS', help='of a Dask cluster whose workers run the attacks')
     model = parser.add_argument_group('of a model')
     model.add_argument('--public', type=Path, metavar='FILE', help='public plain weights that an attacker may have')
     model.add_argument('--second', type=Path, metavar='FILE', help="another customer's checkpoint or another release")
@@ -104,80 +116,93 @@ def run(args: argparse.Namespace) -> int:
     return _audit_images(args, key) if of_images else _audit_model(args, key)
 
 
-def _audit_model(args: argparse.Namespace, key: Any) -> int:
-    from keyseg_mm.audit.model.audit import Order, audit
-    from keyseg_mm.audit.model.page import write_report
+def _audit_model(args: argparse.Namespace, key: SecretKey) -> int:
+    from keyseg_mm.audit.model.audit import ModelOrder, audit
+    from keyseg_mm.audit.model.summary import summarise
 
-    order = Order(
-        args.config,
-        args.checkpoint,
-        key,
-        args.out,
-        args.suite,
-        args.public,
-        args.second,
-        args.data_share,
-        args.seed,
-        _device(args.device),
-        bars=sys.stderr.isatty(),
+    order = ModelOrder(
+        **_common(args),
+        checkpoint=args.checkpoint,
+        public=args.public,
+        second=args.second,
+        shares=args.data_share,
+        device=_device(args.device),
         transfer=args.transfer,
     )
-    report = audit(order, say)
-    page = write_report(args.out)
-    summary = report['summary']
-    print(f'\n{summary["verdict"]}\n')
+    with _executor(args) as executor:
+        report = audit(order, key, executor, say)
+    summary = summarise(report)
+    print(f'\n{summary.verdict}\n')
     print(f'{"photos":>8}  {"best attack":<44} {"mIoU":>6}   {"best control":<36} {"mIoU":>6}  {"advantage":>9}')
-    for row in summary['advantages']:
-        attack, control = row['attack'], row['control']
+    for row in summary.advantages:
         print(
-            f'{row["photos"]:>8}  {attack["title"]:<44.44} {attack["miou"]:6.2f}   '
-            f'{control["title"]:<36.36} {control["miou"]:6.2f}  {row["advantage"]:+9.2f}'
+            f'{row.photos:>8}  {row.attack.about.title:<44.44} {row.attack.score.miou:6.2f}   '
+            f'{row.control.about.title:<36.36} {row.control.score.miou:6.2f}  {row.advantage:+9.2f}'
         )
-    if summary['transfer'] is not None:
-        _show_transfer(report)
-    _conclude(summary, f'authorised {report["authorised"]["miou"]:.2f}, constant guess {report["floor"]:.2f}', page)
-    elsewhere = summary['transfer'] is not None and summary['transfer']['level'] in ('helps', 'void')
-    return 0 if summary['level'] == 'holds' and not elsewhere else HELPS
+    if report.transfer and summary.transfer:
+        _show_transfer(summary.transfer, report.transfer.floor)
+    _conclude(
+        summary, f'authorised {report.authorised.miou:.2f}, constant guess {report.floor:.2f}', args.out / 'report.html'
+    )
+    elsewhere = summary.transfer is not None and summary.transfer.level in ('helps', 'void')
+    return 0 if summary.level == 'holds' and not elsewhere else HELPS
 
 
-def _show_transfer(report: dict[str, Any]) -> None:
+def _show_transfer(summary: TransferSummary, floor: float) -> None:
     """What came out on the other data set."""
-    print(f'\n{report["summary"]["transfer"]["says"]}')
-    for row in report['summary']['transfer']['rows']:
-        figures = {name: row[name]['miou'] for name in ('attack', 'control', 'key_holder') if row[name]}
-        figures['constant guess'] = report['transfer']['floor']
-        words = '   '.join(f'{name.replace("_", " ")} {value:.2f}' for name, value in figures.items())
-        print(f'{row["photos"]:>8}  {words}   advantage {row["advantage"]:+.2f} (noise {row["noise"]:.2f})')
+    print(f'\n{summary.says}')
+    for row in summary.rows:
+        named = {'attack': row.attack, 'control': row.control, 'key holder': row.key_holder}
+        figures = {name: best.score.miou for name, best in named.items() if best} | {'constant guess': floor}
+        words = '   '.join(f'{name} {value:.2f}' for name, value in figures.items())
+        print(f'{row.photos:>8}  {words}   advantage {row.advantage:+.2f} (noise {row.noise:.2f})')
 
 
-def _audit_images(args: argparse.Namespace, key: Any) -> int:
+def _audit_images(args: argparse.Namespace, key: SecretKey) -> int:
     from keyseg_mm.audit.images.audit import ImageOrder, audit_images
-    from keyseg_mm.audit.images.page import write_report
-    from keyseg_mm.audit.images.summary import decibels
+    from keyseg_mm.audit.images.summary import decibels, summarise
 
-    bars = sys.stderr.isatty()
-    order = ImageOrder(args.config, key, args.out, args.checkpoint, args.suite, args.photos, args.seed, bars)
-    report = audit_images(order, say)
-    page = write_report(args.out)
-    summary = report['summary']
-    print(f'\n{summary["verdict"]}\n')
+    order = ImageOrder(**_common(args), checkpoint=args.checkpoint, photos=args.photos)
+    with _executor(args) as executor:
+        report = audit_images(order, key, executor, say)
+    summary = summarise(report)
+    print(f'\n{summary.verdict}\n')
     print(f'{"the attacker has":<24} {"best attack":<46} {"SSIM":>5} {"PSNR":>9}   {"best control":<28} {"SSIM":>5}')
-    for row in summary['advantages']:
-        attack, control = row['attack'], row['control']
+    for row in summary.advantages:
+        attack, control = row.attack, row.control
         print(
-            f'{row["title"]:<24.24} {attack["title"]:<46.46} {attack["ssim"]:5.2f} {decibels(attack["psnr"]):>9}   '
-            f'{control["title"]:<28.28} {control["ssim"]:5.2f}'
+            f'{row.title:<24.24} {attack.about.title:<46.46} {attack.score.ssim:5.2f} '
+            f'{decibels(attack.score.psnr):>9}   '
+            f'{control.about.title:<28.28} {control.score.ssim:5.2f}'
         )
-    _conclude(summary, f'there are 2^{report["key_spaces"][0]["ciphers"]:.0f} such ciphers', page)
-    return 0 if summary['level'] == 'holds' else HELPS
+    _conclude(summary, f'there are 2^{report.key_spaces[0].ciphers:.0f} such ciphers', args.out / 'report.html')
+    return 0 if summary.level == 'holds' else HELPS
 
 
-def _conclude(summary: dict[str, Any], measured: str, page: Path) -> None:
+def _common(args: argparse.Namespace) -> dict[str, Any]:
+    """What orders of both audits have in common."""
+    given = {'config': args.config, 'key': args.key, 'out': args.out, 'suite': args.suite, 'seed': args.seed}
+    return {**given, 'bars': sys.stderr.isatty()}
+
+
+@contextlib.contextmanager
+def _executor(args: argparse.Namespace) -> Iterator[Executor | None]:
+    """What runs attacks side by side; None where that was not asked for."""
+    if args.jobs == 1 and args.scheduler is None:
+        yield None
+        return
+    from keyseg_mm.audit.engine.executor import make_executor
+
+    with make_executor(args.jobs, args.scheduler) as executor:
+        yield executor
+
+
+def _conclude(summary: Summary[Any], measured: str, page: Path) -> None:
     """What to do, and where to read on."""
     print(f'\n{measured}; what to do:')
-    for text in summary['change']:
+    for text in summary.change:
         print(f'  {text}')
-    for text in summary['warnings']:
+    for text in summary.warnings:
         print(f'  note: {text}')
     print(f'\nread on in {page}')
 

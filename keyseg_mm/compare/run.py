@@ -184,8 +184,8 @@ class Trial:
     def _audited(self, report: Path) -> None:
         summary = json.loads(report.read_text(encoding='utf-8'))['summary']
         found = summary['headline']
-        best = {name: found[name]['title'] for name in ('attack', 'control')}
-        reached = {f'{name}_miou': found[name]['miou'] for name in best}
+        best = {name: found[name]['about']['title'] for name in ('attack', 'control')}
+        reached = {f'{name}_miou': found[name]['score']['miou'] for name in best}
         self.row.audit = Audited('', found['advantage'], summary['level'], found['photos'], **best, **reached)
 
     def timing(self) -> list[Step]:

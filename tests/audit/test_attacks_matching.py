@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 
-from keyseg_mm.audit.engine.attack import ATTACKS
+from keyseg_mm.audit.model.attack import ATTACKS
 from keyseg_mm.audit.model.attacks.points import points_of
 from keyseg_mm.audit.model.attacks.probing import readers_of
+from tests.support.grants import granting
 from tests.support.locks import accuracy, attack, case_of, lock, make_plan, pictures, random_maps, right, trained
 
 POINTS = ['in:b', 'in:c', 'in:head']
@@ -123,7 +122,7 @@ def record(case, maps, images):
 def test_recordings_give_the_key_away(transform):
     case, maps = case_of(POINTS, transform=transform)
     recorded = record(case, maps, pictures(1, 5).images)
-    case = dataclasses.replace(case, recorded=recorded)
+    case = granting(case, recorded=recorded)
     attempt = attack('recorded-pairs', case)
     dead = {p: (x.abs().amax((0, 2, 3)) == 0).numpy() for p, (x, _) in recorded.items()}
     for point in POINTS:
@@ -136,7 +135,7 @@ def test_recordings_of_something_else_give_nothing():
     case, maps = case_of(POINTS)
     recorded = record(case, maps, pictures(1, 5).images)
     apart = {p: (x, record(case, maps, pictures(1, 6).images)[p][1]) for p, (x, _) in recorded.items()}
-    attempt = attack('recorded-pairs', dataclasses.replace(case, recorded=apart))
+    attempt = attack('recorded-pairs', granting(case, recorded=apart))
     assert np.mean([right(attempt.guesses[p], maps[p]) for p in ('in:b', 'in:c')]) < 0.9
     assert max(t['error'] for t in attempt.trail) > 0.1
 
@@ -157,7 +156,7 @@ def test_two_files_protected_alike_give_the_relative_map_only():
     attempt = attack('two-files', case)
     assert not attempt.guesses and attempt.trail[0]['agreement'] > 0.99
     assert attempt.trail[0]['identity'] < 0.5
-    same = dataclasses.replace(case, second=(case.plan, lock(trained(), maps)))
+    same = granting(case, second=(case.plan, lock(trained(), maps)))
     again = attack('two-files', same)
     assert again.trail[0]['identity'] == 1 and 'one key and one salt' in again.notes
 

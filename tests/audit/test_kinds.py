@@ -8,26 +8,24 @@ import shutil
 
 import pytest
 import torch
-from keyseg_mm.images.plan import META, ImagePlan
-from keyseg_mm.patchplan import patch_plan_of
 
-from keyseg_mm import SecretKey, attach, detach, entries_at, find_leaks, lock, lock_patches
-from keyseg_mm.audit.engine.attack import ATTACKS
-from keyseg_mm.audit.engine.targets import ALL, BLOCKS, IMAGES, MAPS, WEIGHTS
+from keyseg_mm import SecretKey, attach, detach, entries_at, find_leaks, lock
+from keyseg_mm.audit.engine.budget import Budget
+from keyseg_mm.audit.engine.suites import ModelSuite
 from keyseg_mm.audit.model import audit as suite
-from keyseg_mm.audit.model.case import Budget, Case, Photos
-from keyseg_mm.audit.model.input_cipher import Code, Pixels, from_blocks, in_blocks
+from keyseg_mm.audit.model.attack import ALL, ATTACKS, Case, LabelledPhotos, PublicWeights, Target
+from keyseg_mm.audit.model.forward import predict
+from keyseg_mm.audit.model.input_cipher import ImageEncryption, Pixels, from_blocks, in_blocks
 from keyseg_mm.audit.model.referees import encryption, referee_for
-from keyseg_mm.audit.model.scoring import predict
 from keyseg_mm.audit.model.training import Recipe, train
-from keyseg_mm.bind import derive_image_cipher
+from keyseg_mm.bind import derive_cipher, sign, stamp_tensor
 from keyseg_mm.checkpoint.files import write_checkpoint
 from keyseg_mm.cli import main
+from keyseg_mm.entries import ImageEntry
 from keyseg_mm.mm.config import read_config
 from keyseg_mm.mm.dryrun import trace_module
-from keyseg_mm.mm.embeddings import plan_patches
 from keyseg_mm.stamp import Stamp, is_stamp, stamps_of
-from tests.support.audits import CLASSES, build, scenes, small_model_cfg
+from tests.support.audits import CLASSES, build, errors_in, names_in, scenes, small_model_cfg
 from tests.support.configs import runner_cfg
 from tests.support.families import build as build_family
 from tests.support.families import small_model
@@ -38,17 +36,17 @@ SALT = bytes(16)  # so that nothing of it is chance
 # Blocks of which a few colours depend on everything: with others the model makes do with what is left plain of them.
 BLOCK = {'SHF': 1, 'NP': 2, 'FFX': 1}
 SHOWN = scenes(6, seed=2)
+LONG = Budget(60, 60.0)
 
 
-def to_case(state, make=build, **more) -> Case:
-    """What an attacker has of a state_dict with its stamp."""
+def to_case(state, *more, budget=LONG) -> Case:
+    """What an attacker has of a state_dict with its stamp, labelled photos and more grants."""
     stamps = stamps_of(state)
     weights = {name: value for name, value in state.items() if not is_stamp(name)}
-    plan = stamps.get('') or Stamp(KEY.id, bytes(16), ())
-    sites = {str(point): site for point, site in trace_module(make()).sites.items()}
-    photos = scenes(8, seed=1)
-    granted = {'labelled': photos, 'unlabelled': photos.unlabelled(), 'budget': Budget(60, 60.0), **more}
-    return Case(plan, weights, make, CLASSES, sites=sites, **granted)
+    model, plan = build(), stamps['']
+    sites = {str(point): site for point, site in trace_module(model).sites.items()}
+    images = tuple(ImageEncryption(entry, Pixels.of(model)) for entry in (*plan.images, *plan.embeddings))
+    return Case(plan, weights, build, CLASSES, sites, grants=(scenes(8, seed=1), *images, *more), budget=budget)
 
 
 def judged(case, name, key=KEY):
@@ -73,20 +71,28 @@ def by_blocks():
     return found
 
 
-def code_of(method: str, block: int) -> Code:
-    return Code(ImagePlan(method, block, KEY.id), Pixels.of(build()))
+def encryption_of(method: str, block: int) -> ImageEncryption:
+    return ImageEncryption(ImageEntry(method, block), Pixels.of(build()))
 
 
 @pytest.fixture(scope='module')
 def by_images():
-    """Weights of models trained on encrypted images, by method."""
+    """State_dicts with their stamps of models trained on encrypted images, by method."""
     found = {}
     for method in ('SHF', 'NP', 'FFX'):
         model, photos = build(), scenes(16)
-        encrypted = dataclasses.replace(photos, images=encryption(KEY, code_of(method, BLOCK[method]))(photos.images))
+        images = encryption_of(method, BLOCK[method])
+        encrypted = dataclasses.replace(photos, images=encryption(KEY, SALT, images)(photos.images))
         train(model, encrypted, Recipe(80, 5e-3, crop=1.0))
-        found[method] = {n: v.clone() for n, v in model.state_dict().items()}
+        stamp = Stamp(KEY.id, SALT, (images.entry,))
+        found[method] = {**{n: v.clone() for n, v in model.state_dict().items()}, stamp.name: stamp_tensor(stamp)}
     return found
+
+
+def locked(plain, transform):
+    """Weights locked by one of the schemes that encrypt parameters."""
+    how = {'TensorPermutation': {'scheme': 'tensors'}, 'SelectiveEncryption': {'scheme': 'selective', 'share': 0.2}}
+    return lock(plain, build(), KEY, salt=SALT, **how[transform])
 
 
 # --- kinds and referees
@@ -95,10 +101,10 @@ def by_images():
 def test_a_case_knows_what_is_encrypted(plain, by_blocks, by_images):  # noqa: F811
     model = build()
     kinds = {
-        MAPS: to_case(lock(plain, model, KEY, salt=SALT)).kind,
-        BLOCKS: to_case(by_blocks['BlockShuffle']).kind,
-        WEIGHTS: to_case(lock(plain, model, KEY, salt=SALT, transform='TensorPermutation')).kind,
-        IMAGES: to_case(by_images['SHF'], images=code_of('SHF', 1)).kind,
+        Target.MAPS: to_case(lock(plain, model, KEY, salt=SALT)).target,
+        Target.BLOCKS: to_case(by_blocks['BlockShuffle']).target,
+        Target.WEIGHTS: to_case(lock(plain, model, KEY, salt=SALT, scheme='tensors')).target,
+        Target.IMAGES: to_case(by_images['SHF']).target,
     }
     assert kinds == {kind: kind for kind in ALL}
 
@@ -115,33 +121,32 @@ def test_the_true_key_scores_full_marks_and_a_random_one_does_not(what, plain, b
     if what in by_blocks:
         case = to_case(by_blocks[what])
     elif what in by_images:
-        case = to_case(by_images[what], images=code_of(what, BLOCK[what]))
+        case = to_case(by_images[what])
     else:
-        spec = {'type': what, **({'share': 0.2} if what == 'SelectiveEncryption' else {})}
-        case = to_case(lock(plain, build(), KEY, salt=SALT, transform=spec))
+        case = to_case(locked(plain, what))
     referee = referee_for(KEY, case.plan, case, SHOWN)
     assert referee.full.miou > 60 and referee.full.agreement == 100
     good, bad = referee.positive_control(), referee.negative_control(0)
-    assert good['passed'] and good['miou'] == pytest.approx(referee.full.miou, abs=0.1)
-    assert bad['passed'] and bad['miou'] < good['miou'] - 3
-    assert referee.oracle()(SHOWN.images).argmax(1).equal(referee.authorised)
+    assert good.passed and good.score.miou == pytest.approx(referee.full.miou, abs=0.1)
+    assert bad.passed and bad.score.miou < good.score.miou - 3
+    assert referee.oracle().answer(SHOWN.images).argmax(1).equal(referee.authorised)
 
 
 def test_weights_come_back_bit_for_bit_for_the_referee(plain):  # noqa: F811
-    case = to_case(lock(plain, build(), KEY, salt=SALT, transform='TensorPermutation'))
-    found = referee_for(KEY, case.plan, case, SHOWN)._authorised_model().state_dict()
+    case = to_case(locked(plain, 'TensorPermutation'))
+    found = referee_for(KEY, case.plan, case, SHOWN).model_with(KEY).state_dict()
     assert all(torch.equal(found[name], plain[name]) for name in plain)
     assert any(not torch.equal(case.weights[name], plain[name]) for name in plain)
 
 
 @pytest.mark.parametrize('method', ['SHF', 'NP', 'FFX'])
 def test_the_referee_encrypts_as_the_pipeline_does(method):
-    code = code_of(method, 4)
+    images = encryption_of(method, 4)
     bytes_ = torch.randint(0, 256, (2, 10, 14, 3), dtype=torch.uint8)  # as the host reads them: blue first
-    cipher = derive_image_cipher(KEY, code.plan)
+    cipher = derive_cipher(KEY, SALT, images.entry)
     wanted = torch.stack([torch.from_numpy(cipher.encrypt(image.numpy())) for image in bytes_])
-    images = code.pixels.normalised(bytes_.permute(0, 3, 1, 2).float())
-    found = code.pixels.values(encryption(KEY, code)(images)).round().byte().permute(0, 2, 3, 1)
+    normalised = images.pixels.normalised(bytes_.permute(0, 3, 1, 2).float())
+    found = images.pixels.values(encryption(KEY, SALT, images)(normalised)).round().byte().permute(0, 2, 3, 1)
     assert torch.equal(found, wanted) and not torch.equal(found, bytes_)
 
 
@@ -161,12 +166,11 @@ def test_blocks_are_cut_and_put_together_again():
 
 @pytest.mark.parametrize('what', ['TensorPermutation', 'SelectiveEncryption'])
 def test_ranks_of_public_weights_undo_any_order(what, plain):  # noqa: F811
-    spec = {'type': what, **({'share': 0.2} if what == 'SelectiveEncryption' else {})}
     draw = torch.Generator().manual_seed(0)
     near = {
         n: v + 1e-7 * torch.randn(v.shape, generator=draw) if v.is_floating_point() else v for n, v in plain.items()
     }
-    case = to_case(lock(plain, build(), KEY, salt=SALT, transform=spec), public=near)
+    case = to_case(locked(plain, what), PublicWeights(near))
     _, verdict, referee = judged(case, 'rank-matching')
     assert predict(case.model(), SHOWN.images).ne(referee.authorised).float().mean() > 0.1  # or nothing was undone
     assert verdict.score.agreement > 99
@@ -183,7 +187,7 @@ def test_a_single_early_block_transform_falls_to_a_substitute(name, by_blocks):
 
 @pytest.mark.parametrize('method', ['SHF', 'NP', 'FFX'])
 def test_a_weak_encryption_of_images_falls_to_a_substitute(method, by_images):
-    case = to_case(by_images[method], images=code_of(method, BLOCK[method]))
+    case = to_case(by_images[method])
     attempt, verdict, referee = judged(case, 'substitute-cipher')
     bare = referee.judge(type(attempt)())
     assert bare.score.miou < referee.full.miou - 3  # or there was nothing to break
@@ -192,13 +196,14 @@ def test_a_weak_encryption_of_images_falls_to_a_substitute(method, by_images):
 
 def test_a_locked_patch_embedding_falls_to_public_weights():
     cfg = small_model('setr')
+    cfg.test_cfg = dict(mode='whole')  # windows of its stride would cut through blocks
 
     def make():
         torch.manual_seed(3)
         return build_family(cfg).eval()
 
     model = make()
-    state = lock_patches(model.state_dict(), plan_patches(model), KEY, SALT)
+    state = lock(model.state_dict(), model, KEY, salt=SALT, scheme='patches')
     weights = {name: value for name, value in state.items() if not is_stamp(name)}
     draw = torch.Generator().manual_seed(0)
     public = {
@@ -206,11 +211,10 @@ def test_a_locked_patch_embedding_falls_to_public_weights():
         for n, v in model.state_dict().items()
         if v.numel() > 1
     }
-    stamp = patch_plan_of(state)
-    plan, images = Stamp(KEY.id, stamp.salt, ()), Code(stamp, Pixels.of(model))
-    classes = cfg.decode_head.num_classes
-    case = Case(plan, weights, make, classes, public=public, images=images)
-    shown = Photos(SHOWN.images, SHOWN.labels.clamp(max=classes - 1))
+    plan = stamps_of(state)['']
+    images, classes = ImageEncryption(plan.embeddings[0], Pixels.of(model)), cfg.decode_head.num_classes
+    case = Case(plan, weights, make, classes, grants=(PublicWeights(public), images))
+    shown = LabelledPhotos(SHOWN.images, SHOWN.labels.clamp(max=classes - 1))
     referee = referee_for(KEY, plan, case, shown)
     plainly = predict(make(), images.pixels.normalised(images.pixels.values(shown.images).round().clamp(0, 255)))
     assert (referee.authorised == plainly).float().mean() > 0.99  # encrypted images into the locked model
@@ -220,13 +224,11 @@ def test_a_locked_patch_embedding_falls_to_public_weights():
 
 
 def test_attacks_keep_to_a_budget_of_no_time(plain, by_blocks, by_images):  # noqa: F811
-    none = {'budget': Budget(3, 0.0)}
+    none = Budget(3, 0.0)
     cases = {
-        'rank-matching': to_case(
-            lock(plain, build(), KEY, salt=SALT, transform='TensorPermutation'), public=plain, **none
-        ),
-        'substitute-blocks': to_case(by_blocks['BlockShuffle'], **none),
-        'substitute-cipher': to_case(by_images['SHF'], images=code_of('SHF', 1), **none),
+        'rank-matching': to_case(locked(plain, 'TensorPermutation'), PublicWeights(plain), budget=none),
+        'substitute-blocks': to_case(by_blocks['BlockShuffle'], budget=none),
+        'substitute-cipher': to_case(by_images['SHF'], budget=none),
     }
     for name, case in cases.items():
         attempt, verdict, _ = judged(case, name)
@@ -246,21 +248,21 @@ def audit_files(folder, checkpoint, config, key_file, *more):
 
 @pytest.fixture
 def short(monkeypatch):
-    monkeypatch.setattr(suite, 'SUITES', {'quick': suite.Level(3, 20.0, None, (0.5,), (0.5,), 3, 4, 64)})
+    monkeypatch.setattr(suite, 'SUITES', {'quick': ModelSuite(3, 20.0, 3, 4, 64, (0.5,), (0.5,))})
 
 
 def test_a_file_with_encrypted_weights_is_audited(trained_on_files, tmp_path, key, key_file, short, capsys):  # noqa: F811
     config, weights = trained_on_files
-    write_checkpoint(tmp_path / 'locked.pth', lock(weights, build(), key, salt=SALT, transform='TensorPermutation'), {})
+    write_checkpoint(tmp_path / 'locked.pth', lock(weights, build(), key, salt=SALT, scheme='tensors'), {})
     torch.save({'state_dict': weights}, tmp_path / 'public.pth')
     public = '--public', tmp_path / 'public.pth'
     _, report = audit_files(tmp_path, tmp_path / 'locked.pth', config, key_file, *public)
-    assert report['kind'] == WEIGHTS and report['points'][0]['values'] > 1000
-    assert all(check['passed'] for check in report['checks'].values())
-    assert not [r['error'] for r in report['results'] if r['error']]
-    names = {r['name'] for r in report['results'] if r['kind'] == 'attack'}
-    assert names == {'finetune-all', 'finetune-head', 'finetune-norm', 'rank-matching', 'distillation'}
-    ranks = next(r for r in report['results'] if r['name'] == 'rank-matching')
+    assert report['target'] == 'weights' and report['places'][0]['values'] > 1000
+    assert report['positive']['passed'] and report['negative']['passed']
+    assert not errors_in(report['outcomes'])
+    tried = {'finetune-all', 'finetune-head', 'finetune-norm', 'rank-matching', 'distillation'}
+    assert names_in(report['outcomes'], 'attack') == tried
+    ranks = next(one['score'] for one in report['outcomes'] if one['about']['name'] == 'rank-matching')
     assert ranks['miou'] == pytest.approx(report['authorised']['miou'], abs=0.5)
     assert ranks['miou'] > report['no_key']['miou'] + 5
     page = (tmp_path / 'out' / 'report.html').read_text()
@@ -271,18 +273,20 @@ def test_a_file_with_encrypted_weights_is_audited(trained_on_files, tmp_path, ke
 
 
 def test_a_model_of_encrypted_images_is_audited(tiny_cityscapes, tmp_path, key, key_file, short):
-    plan = ImagePlan('SHF', 2, key.id)
+    stamp = Stamp(key.id, SALT, (ImageEntry('SHF', 2),))
     cfg = runner_cfg(tiny_cityscapes, tmp_path / 'work', small_model_cfg())
     step = dict(type='keyseg_mm.EncryptImage', method='SHF', block=2, key=f'file:{key_file}')
     for part in ('train', 'val', 'test'):
         cfg[f'{part}_dataloader'].dataset.pipeline.insert(-1, dict(step))
     cfg.dump(str(tmp_path / 'images.py'))
-    write_checkpoint(tmp_path / 'trained.pth', build().state_dict(), {META: [plan.to_meta()]})
+    state = build().state_dict()
+    state[stamp.name] = stamp_tensor(sign(key, stamp, state))
+    write_checkpoint(tmp_path / 'trained.pth', state, {})
     _, report = audit_files(tmp_path, tmp_path / 'trained.pth', tmp_path / 'images.py', key_file)
-    assert report['kind'] == IMAGES and report['points'][0]['transform'] == {'type': 'SHF', 'block': 2}
-    assert all(check['passed'] for check in report['checks'].values())
-    assert not [r['error'] for r in report['results'] if r['error']]
-    assert 'substitute-cipher' in {r['name'] for r in report['results']}
+    assert report['target'] == 'images' and report['places'][0]['transform'] == {'type': 'SHF', 'block': 2}
+    assert report['positive']['passed'] and report['negative']['passed']
+    assert not errors_in(report['outcomes'])
+    assert 'substitute-cipher' in names_in(report['outcomes'])
     assert not find_leaks(tmp_path / 'out', key, [])
     shutil.rmtree(tmp_path / 'out')
     write_checkpoint(tmp_path / 'untold.pth', build().state_dict(), {})

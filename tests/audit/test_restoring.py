@@ -11,48 +11,57 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from keyseg_mm.images.plan import META, ImagePlan
-from keyseg_mm.patches import lock_patches_in_place
-from keyseg_mm.patchplan import Embedding, PatchPlan
 from mmengine.config import Config
 from scipy.ndimage import gaussian_filter
 
 import keyseg_mm.audit as package
 from keyseg_mm import SecretKey, find_leaks, write_key_file
+from keyseg_mm.audit.engine.attack import Run, Scenario
+from keyseg_mm.audit.engine.budget import Budget
+from keyseg_mm.audit.engine.datasets import common_size
+from keyseg_mm.audit.engine.results import Failure, from_json, to_json
+from keyseg_mm.audit.engine.suites import IMAGE_SUITES, ImageSuite
 from keyseg_mm.audit.images import audit as suite
-from keyseg_mm.audit.images.attack import RESTORINGS, Restored, Restoring, register
-from keyseg_mm.audit.images.case import ImageCase
-from keyseg_mm.audit.images.controls import CONTROLS
-from keyseg_mm.audit.images.keyspace import key_spaces
-from keyseg_mm.audit.images.page import render, write_report
-from keyseg_mm.audit.images.photos import common_size
-from keyseg_mm.audit.images.plans import bare_patch_plan
+from keyseg_mm.audit.images.attack import (
+    ATTACKS,
+    CONTROLS,
+    ImageAttack,
+    ImageCase,
+    KnownPairs,
+    OwnPhotos,
+    Restored,
+    register,
+)
+from keyseg_mm.audit.images.audit import ImageOrder, ImageRunner
+from keyseg_mm.audit.images.page import render
+from keyseg_mm.audit.images.plans import bare_patch_stamp
 from keyseg_mm.audit.images.referee import ImageReferee
-from keyseg_mm.audit.images.runner import ImageRunner, Stand
-from keyseg_mm.audit.images.scheme import BlockMap, Scheme, cut, join
-from keyseg_mm.audit.images.scoring import edge_agreement, likeness, psnr, ssim
-from keyseg_mm.audit.images.suites import DEPTHS, Depth
+from keyseg_mm.audit.images.report import ImageReport
+from keyseg_mm.audit.images.scheme import Scheme, block_map, cut, drawn_map, join, key_spaces
+from keyseg_mm.audit.images.scoring import edge_agreement, psnr, similarity, ssim
 from keyseg_mm.audit.images.summary import summarise
-from keyseg_mm.audit.model.case import Budget
-from keyseg_mm.bind import derive_image_cipher
+from keyseg_mm.bind import derive_cipher, sign, stamp_tensor
 from keyseg_mm.cli import main
+from keyseg_mm.entries import EmbeddingEntry, ImageEntry
 from keyseg_mm.errors import KeysegError, SecretExposedError
+from keyseg_mm.locking.engine import lock_in_place
+from keyseg_mm.locking.scheme import Plan
 from keyseg_mm.mm.scenes.street import make_scene, write_scenes
-from keyseg_mm.stamp import SALT_BYTES
+from keyseg_mm.stamp import SALT_BYTES, Stamp
+from tests.support.audits import errors_in, names_in
 from tests.support.pages import PHONE, SCREEN, Page, look
 
 KEY = SecretKey(bytes(range(32)))
 SALT = bytes(range(SALT_BYTES))
-TINY = Depth(12, 20.0, 6, 8, 96, (1, 2))
-FACTS = {'config': 'a.py', 'checkpoint': None, 'suite': 'quick', 'full_size': [96, 192]}
+TINY = ImageSuite(12, 20.0, 6, 8, 96, (1, 2))
 AUDIT = Path(package.__file__).parent
 
 
 def plan(method, block):
     if method in ('SHF', 'NP', 'FFX'):
-        return ImagePlan(method, block, KEY.id, SALT)
+        return Stamp(KEY.id, SALT, (ImageEntry(method, block, SALT.hex()),))
     permute, negate = {'patches': ('all', True), 'channel': ('channel', False), 'signs': ('none', True)}[method]
-    return bare_patch_plan(block, permute, negate, KEY.id, SALT)
+    return bare_patch_stamp(block, permute, negate, KEY.id, SALT)
 
 
 @pytest.fixture(scope='module')
@@ -64,16 +73,17 @@ def scenes():
     return [gaussian_filter(x, (0, 0.8, 0.8, 0)) for x in made]
 
 
-def setting(scenes, method, block, **changes):
+def setting(scenes, method, block, public=True, budget=Budget(40, 30.0)):  # noqa: B008
     """A referee, and a case with all that an attacker may hold but pairs."""
-    attacked, public = scenes
+    attacked, photos = scenes
     referee = ImageReferee(KEY, plan(method, block), attacked)
-    values = {'public': public, 'budget': Budget(40, 30.0), **changes}
-    return referee, ImageCase(referee.scheme, referee.encrypted, **values)
+    grants = (OwnPhotos(photos),) if public else ()
+    return referee, ImageCase(referee.scheme, referee.encrypted, grants=grants, budget=budget)
 
 
 def attack(name, referee, case):
-    return referee.judge((CONTROLS | RESTORINGS)[name]().run(case, lambda share, words: None))
+    score = referee.judge({**CONTROLS, **ATTACKS}[name]().run(case, lambda share, words: None))
+    return score, score.found
 
 
 # --- the model of ciphers
@@ -83,15 +93,16 @@ def attack(name, referee, case):
 def test_a_guess_undoes_itself_and_is_of_the_family(method):
     scheme, rng = Scheme.of(plan(method, 4)), np.random.default_rng(0)
     x = rng.integers(0, 256, (2, 8, 12, 3), dtype=np.uint8)
-    guess = BlockMap.drawn(scheme, rng)
+    guess = drawn_map(scheme, rng)
     assert (guess.encrypt(x) != x).mean() > 0.3
     assert np.array_equal(guess.decrypt(guess.encrypt(x)), x)
     assert np.array_equal(join(cut(x, 4), 4), x)
-    assert (guess.order != np.arange(48)).any() == (scheme.moves != 'none')
+    tables = guess.tables_of()
+    assert (tables.order is not None and (tables.order != np.arange(48)).any()) == (scheme.moves != 'none')
     if scheme.moves == 'channel':
-        assert np.array_equal(guess.order % 3, np.arange(48) % 3)
+        assert np.array_equal(tables.order % 3, np.arange(48) % 3)
     if scheme.changes.startswith('half'):
-        assert guess.changed.sum() == 24
+        assert tables.changed.sum() == 24
 
 
 def test_the_number_of_ciphers_is_exact():
@@ -101,15 +112,15 @@ def test_the_number_of_ciphers_is_exact():
     ):  # fmt: skip
         assert Scheme.of(plan(method, block)).ciphers == pytest.approx(math.log2(count)), (method, block)
     rows = key_spaces(Scheme.of(plan('FFX', 16)))
-    assert [row['method'] for row in rows] == ['FFX', 'SHF', 'NP', 'patches'] and rows[0]['own']
-    assert all(row['guess'] == 256.0 for row in rows) and '256 bytes' in rows[0]['unknowns']
+    assert [row.method for row in rows] == ['FFX', 'SHF', 'NP', 'patches'] and rows[0].own
+    assert all(row.guess == 256.0 for row in rows) and '256 bytes' in rows[0].unknowns
 
 
 def test_bad_maps_and_images_are_refused():
     with pytest.raises(KeysegError, match='whole blocks'):
         cut(np.zeros((1, 9, 8, 3), np.uint8), 4)
     with pytest.raises(KeysegError, match='12 places'):
-        BlockMap(2, order=np.arange(11))
+        block_map(2, order=np.arange(11))
     with pytest.raises(KeysegError, match='sideways'):
         Scheme('SHF', 2, 'sideways', 'none')
 
@@ -126,13 +137,13 @@ def test_scores_are_those_of_scikit_image():
     assert ssim(a, b) == pytest.approx(0.7943255524451757, abs=1e-9)
     assert psnr(a, b) == pytest.approx(22.550578424542028, abs=1e-9)
     assert 0.8 < edge_agreement(a, b) < 1
-    same, flat = likeness(a[None], a[None]), np.zeros_like(a)
-    assert (same.psnr, same.ssim, same.exact) == (math.inf, pytest.approx(1), 1) and same.as_dict()['psnr'] is None
+    same, flat = similarity(a[None], a[None]), np.zeros_like(a)
+    assert (same.psnr, same.ssim, same.exact) == (math.inf, pytest.approx(1), 1) and to_json(same)['psnr'] is None
     assert edge_agreement(a, flat) == 0
     with pytest.raises(KeysegError, match='compared'):
-        likeness(a[None], b[None, :8])
+        similarity(a[None], b[None, :8])
     with pytest.raises(KeysegError, match='float'):
-        likeness(a[None].astype(float), b[None])
+        similarity(a[None].astype(float), b[None])
 
 
 # --- attacks
@@ -143,7 +154,7 @@ def test_scores_are_those_of_scikit_image():
 def test_one_known_pair_gives_the_cipher_away(scenes, method, block):
     referee, case = setting(scenes, method, block)
     pair = referee.pairs(np.random.default_rng(0).integers(0, 256, (1, 96, 192, 3), dtype=np.uint8))
-    score, found = attack('known-pairs', referee, dataclasses.replace(case, pairs=pair))
+    score, found = attack('known-pairs', referee, case.granting(pair))
     assert score.psnr == math.inf and score.ssim == pytest.approx(1) and score.exact == 1
     assert found == 1
 
@@ -151,7 +162,7 @@ def test_one_known_pair_gives_the_cipher_away(scenes, method, block):
 @pytest.mark.parametrize('method', ['patches', 'channel', 'signs'])
 def test_one_known_photo_opens_the_images_of_vision_transformers(scenes, method):
     referee, case = setting(scenes, method, 8)
-    case = dataclasses.replace(case, pairs=referee.pairs(scenes[1][:2]))
+    case = case.granting(referee.pairs(scenes[1][:2]))
     score, found = attack('known-pairs', referee, case)
     assert score.psnr > 40 and found > 0.9
 
@@ -160,7 +171,6 @@ def test_one_known_photo_opens_the_images_of_vision_transformers(scenes, method)
 @pytest.mark.parametrize(('method', 'block'), [('NP', 1), ('NP', 4), ('NP', 16), ('signs', 4)])
 def test_negated_places_fall_to_correlation_signs(scenes, method, block, public):
     referee, case = setting(scenes, method, block)
-    case = case if public else dataclasses.replace(case, public=None)
     score, found = attack('correlation-signs', referee, case)
     assert score.psnr == math.inf and found == 1
     folded, _ = attack('folded-values', referee, case)
@@ -176,7 +186,7 @@ def test_moved_values_fall_to_a_comparison_with_photos(scenes, method, block):
 
 
 def test_moved_values_fall_to_a_comparison_with_noise(scenes):
-    referee, case = setting(scenes, 'SHF', 4, public=None)
+    referee, case = setting(scenes, 'SHF', 4, public=False)
     score, _ = attack('neighbour-order-noise', referee, case)
     assert score.ssim > 0.7 and score.edges > 0.9
     assert score.ssim > 0.1 + attack('block-means', referee, case)[0].ssim
@@ -184,7 +194,7 @@ def test_moved_values_fall_to_a_comparison_with_noise(scenes):
 
 @pytest.mark.parametrize('block', [1, 4, 16])
 def test_byte_maps_fall_to_interpolation(scenes, block):
-    referee, case = setting(scenes, 'FFX', block, public=None)
+    referee, case = setting(scenes, 'FFX', block, public=False)
     score, found = attack('byte-statistics', referee, case)
     assert score.psnr > 30 and score.ssim > 0.9 and found > 0.5
 
@@ -205,18 +215,18 @@ def test_an_inverse_network_beats_one_colour_everywhere(scenes):
 def test_attacks_that_draw_give_the_same_again(scenes):
     referee, case = setting(scenes, 'SHF', 8, budget=Budget(3, 60.0))
     for name in ('inverse-network', 'neighbour-order-noise'):
-        first, second = (RESTORINGS[name]().run(case, lambda share, words: None).images for _ in range(2))
+        first, second = (ATTACKS[name]().run(case, lambda share, words: None).images for _ in range(2))
         assert np.array_equal(first, second), name
 
 
 def test_every_attack_says_what_the_report_shows():
-    assert len(RESTORINGS) >= 8
-    for found in (*RESTORINGS.values(), *CONTROLS.values()):
+    assert len(ATTACKS) >= 8
+    for found in (*ATTACKS.values(), *CONTROLS.values()):
         assert found.__doc__ and found.title and found.source and found.cost
     for changes, words in (({'needs': frozenset({'luck'})}, 'luck'), ({'source': ''}, 'source'), ({}, 'two attacks')):
         body = {'name': 'known-pairs', 'title': 'x', 'source': 'x', 'cost': 'x', **changes}
         with pytest.raises(KeysegError, match=words):
-            register(type('Other', (Restoring,), body))
+            register(type('Other', (ImageAttack,), body))
 
 
 def test_attacks_do_not_know_the_referee():
@@ -230,7 +240,7 @@ def test_attacks_do_not_know_the_referee():
     )
     files = [
         *(AUDIT / 'images' / 'attacks').glob('*.py'),
-        *(AUDIT / 'images' / f'{name}.py' for name in ('case', 'attack', 'controls', 'scheme')),
+        *(AUDIT / 'images' / f'{name}.py' for name in ('attack', 'controls', 'scheme')),
     ]
     assert len(files) > 8
     for path in files:
@@ -246,8 +256,8 @@ def test_attacks_do_not_know_the_referee():
 
 def test_a_case_holds_no_secret_and_only_images(scenes):
     referee, case = setting(scenes, 'SHF', 4)
-    cipher = derive_image_cipher(KEY, plan('SHF', 4))
-    for changes in ({'public': referee}, {'pairs': (cipher, cipher)}, {'seed': KEY}):
+    cipher = derive_cipher(KEY, SALT, plan('SHF', 4).images[0])
+    for changes in ({'grants': (OwnPhotos(referee),)}, {'grants': (KnownPairs(cipher, cipher),)}, {'seed': KEY}):
         with pytest.raises(SecretExposedError):
             dataclasses.replace(case, **changes)
     for bad in (case.encrypted[0], case.encrypted.astype(float), case.encrypted[:, :-1], case.encrypted[:0]):
@@ -259,8 +269,8 @@ def test_a_case_holds_no_secret_and_only_images(scenes):
 def test_the_referee_checks_itself(scenes, method):
     referee, case = setting(scenes, method, 4)
     positive, negative = referee.positive_control(), referee.negative_control(0)
-    assert positive['passed'] and positive['psnr'] is None and positive['ssim'] == pytest.approx(1)
-    assert negative['passed'] and negative['psnr'] < 25
+    assert positive.passed and positive.score.psnr == math.inf and positive.score.ssim == pytest.approx(1)
+    assert negative.passed and negative.score.psnr < 25
     assert not np.array_equal(case.encrypted, scenes[0]) and 'KEY' not in repr(referee)
     with pytest.raises(KeysegError, match='key given'):
         ImageReferee(SecretKey(bytes(32)), plan(method, 4), scenes[0])
@@ -269,14 +279,16 @@ def test_the_referee_checks_itself(scenes, method):
 def test_the_referee_encrypts_as_the_pipeline_does(scenes):
     """The host's images are blue first, and so are those that EncryptImage numbers."""
     image = scenes[0][0]
-    expected = derive_image_cipher(KEY, plan('SHF', 4)).encrypt(np.ascontiguousarray(image[..., ::-1]))[..., ::-1]
+    expected = derive_cipher(KEY, SALT, plan('SHF', 4).images[0]).encrypt(np.ascontiguousarray(image[..., ::-1]))[
+        ..., ::-1
+    ]
     assert np.array_equal(ImageReferee(KEY, plan('SHF', 4), scenes[0]).encrypted[0], expected)
 
 
 def test_finished_runs_are_taken_over_and_failures_tried_again(scenes, tmp_path):
     calls = []
 
-    class Counting(Restoring):
+    class Counting(ImageAttack):
         """Counts."""
 
         name, title, source, cost = 'counting', 'counting', 'here', 'nothing'
@@ -289,49 +301,53 @@ def test_finished_runs_are_taken_over_and_failures_tried_again(scenes, tmp_path)
 
     referee, case = setting(scenes, 'NP', 4)
     runner = ImageRunner(referee, tmp_path, [0], bars=False)
-    stand = Stand('images', 'images', case, frozenset(), 'images')
-    first = runner.run(Counting, stand)
-    assert first['error'].startswith('ValueError: the first time')
-    second, third = runner.run(Counting, stand), runner.run(Counting, stand)
-    assert second['error'] is None and second == third and len(calls) == 2 and len(second['pictures']) == 1
-    other = Stand('images', 'images', dataclasses.replace(case, seed=1), frozenset(), 'images')
-    ImageRunner(referee, tmp_path, [0], bars=False).run(Counting, other)
+    run = Run(Counting, Scenario('images', 'images', case, group='images'))
+    first = runner.run(run)
+    assert isinstance(first, Failure) and first.error.startswith('ValueError: the first time')
+    second, third = runner.run(run), runner.run(run)
+    assert second == third and len(calls) == 2 and len(second.pictures) == 1
+    other = Run(Counting, Scenario('images', 'images', dataclasses.replace(case, seed=1), group='images'))
+    ImageRunner(referee, tmp_path, [0], bars=False).run(other)
     assert len(calls) == 3
+
+
+def made_audit(scenes, folder):
+    order = ImageOrder(config=Path('a.py'), key='none', out=folder, suite='quick', bars=False)
+    return suite.attack_images(order, KEY, suite.Subject(plan('SHF', 8), *scenes, TINY, (96, 192)))
 
 
 @pytest.fixture(scope='module')
 def report(scenes, tmp_path_factory):
     """A whole audit with next to no training, and its folder."""
     folder = tmp_path_factory.mktemp('audit')
-    found = suite.attack_images(KEY, suite.Subject(plan('SHF', 8), *scenes, FACTS), TINY, folder)
-    return found, folder
+    return made_audit(scenes, folder), folder
 
 
 def test_a_whole_audit_says_what_falls(report):
     found, folder = report
-    assert not [r['error'] for r in found['results'] if r['error']]
-    assert {r['name'] for r in found['results']} >= {'neighbour-order', 'known-pairs', 'inverse-network', 'as-is'}
-    summary = found['summary']
-    assert summary['level'] == 'falls' and 'restored' in summary['verdict'] and 'known pairs' in summary['verdict']
-    assert [row['group'] for row in summary['advantages']] == ['images', 'photos', 'pairs']
-    assert summary['advantages'][2]['attack']['name'] == 'known-pairs'
-    assert json.loads((folder / 'report.json').read_text()) == json.loads(json.dumps(found))
+    read = json.loads((folder / 'report.json').read_text())
+    assert not errors_in(read['outcomes'])
+    assert names_in(read['outcomes']) >= {'neighbour-order', 'known-pairs', 'inverse-network', 'as-is'}
+    summary = summarise(found)
+    assert summary.level == 'falls' and 'restored' in summary.verdict and 'known pairs' in summary.verdict
+    assert [row.group for row in summary.advantages] == ['images', 'photos', 'pairs']
+    assert summary.advantages[2].attack.about.name == 'known-pairs'
+    assert from_json(ImageReport, read) == found and read['summary'] == to_json(summary)
 
 
 def test_an_interrupted_audit_goes_on(report, scenes, monkeypatch):
     found, folder = report
-    monkeypatch.setattr(ImageRunner, '_attempt', lambda *args: pytest.fail('run again'))
-    again = suite.attack_images(KEY, suite.Subject(plan('SHF', 8), *scenes, FACTS), TINY, folder)
-    assert again['results'] == found['results']
+    monkeypatch.setattr(ImageRunner, 'attempt', lambda *args: pytest.fail('run again'))
+    assert made_audit(scenes, folder).outcomes == found.outcomes
 
 
 def test_nothing_secret_is_written(report):
     _, folder = report
-    write_report(folder)
-    assert find_leaks(folder, KEY, images=[plan('SHF', 8)]) == []
-    wrong = np.array2string(derive_image_cipher(KEY, plan('SHF', 8)).tables()['block permutation'][:40], separator=',')
+    assert find_leaks(folder, KEY, [plan('SHF', 8)]) == []
+    order = derive_cipher(KEY, SALT, plan('SHF', 8).images[0]).tables_of().order
+    wrong = np.array2string(order[:40], separator=',')
     (folder / 'leak.txt').write_text(wrong.strip('[]').replace('\n', '').replace(' ', ''))
-    assert find_leaks(folder, KEY, images=[plan('SHF', 8)])  # the search would have found it
+    assert find_leaks(folder, KEY, [plan('SHF', 8)])  # the search would have found it
     (folder / 'leak.txt').unlink()
 
 
@@ -341,24 +357,26 @@ def test_nothing_secret_is_written(report):
 )
 def test_the_verdict_goes_by_what_the_best_attack_without_pairs_has_over_the_best_control(report, ssims, level):
     found, _ = report
-    kinds = {'control': ssims[0], 'attack': ssims[1]}
-    results = []
-    for result in found['results']:
-        value = 1.0 if result['group'] == 'pairs' else kinds[result['kind']]
-        failed = {'error': 'ValueError: x'} if value is None else {'ssim': value, 'psnr': 10.0, 'exact': 0.0}
-        results.append({**result, **failed})
-    changed = {**found, 'results': results}
-    changed['summary'] = summarise(changed)
-    assert changed['summary']['level'] == level
+    kinds, outcomes = {'control': ssims[0], 'attack': ssims[1]}, []
+    for result in found.outcomes:
+        value = 1.0 if result.about.group == 'pairs' else kinds[result.about.kind]
+        if value is None:
+            outcomes.append(Failure(result.about, '', 1.0, 'ValueError: x'))
+        else:
+            score = dataclasses.replace(result.score, ssim=value, psnr=10.0, exact=0.0)
+            outcomes.append(dataclasses.replace(result, score=score))
+    changed = dataclasses.replace(found, outcomes=tuple(outcomes))
+    summary = summarise(changed)
+    assert summary.level == level and summary.change
     parsed = Page()
-    parsed.feed(render(changed))
-    assert not parsed.open and changed['summary']['change']
+    parsed.feed(render(changed, summary))
+    assert not parsed.open
 
 
 def test_a_failed_check_voids_the_audit(report):
     found, _ = report
-    checks = {**found['checks'], 'positive': {**found['checks']['positive'], 'passed': False}}
-    assert summarise({**found, 'checks': checks})['level'] == 'void'
+    untrue = dataclasses.replace(found, positive=dataclasses.replace(found.positive, passed=False))
+    assert summarise(untrue).level == 'void'
 
 
 # --- the page
@@ -366,21 +384,21 @@ def test_a_failed_check_voids_the_audit(report):
 
 def test_the_page_stands_alone_and_says_it_all(report):
     found, _ = report
-    page = render({**found, 'config': '<b>x</b>.py'})
+    summary = summarise(found)
+    page = render(dataclasses.replace(found, config='<b>x</b>.py'), summary)
     parsed = Page()
     parsed.feed(page)
     assert not parsed.open and all(address.startswith('data:image/png;base64,') for address in parsed.addresses)
     assert '<b>x</b>' not in page and '<script' not in page
     text = ' '.join(' '.join(parsed.texts).split())
-    summary = found['summary']
-    for words in (summary['verdict'], *summary['means'], *summary['change'], *summary['warnings'], 'under attack', '∞'):
+    for words in (summary.verdict, *summary.means, *summary.change, *summary.warnings, 'under attack', '∞'):
         assert words in text, words
-    assert text.index(summary['verdict']) < text.index('What everybody sees') < text.index('How many ciphers')
+    assert text.index(summary.verdict) < text.index('What everybody sees') < text.index('How many ciphers')
 
 
 @pytest.mark.parametrize('width', [PHONE, SCREEN])
 def test_a_browser_shows_it_without_scrolling_sideways(browser, tmp_path, report, width):  # noqa: F811
-    measures, picture = look(browser, tmp_path, render(report[0]), width)
+    measures, picture = look(browser, tmp_path, render(report[0], summarise(report[0])), width)
     assert measures['client'] == width and measures['scroll'] <= width and not measures['wide'], measures
     assert len(measures['images']) >= 12 and all(measures['images'])
     assert (24, 35, 180) in {tuple(p) for p in picture[:400].reshape(-1, 3).tolist()}
@@ -424,7 +442,7 @@ def call(root, path, out, *options):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setitem(DEPTHS, 'quick', dataclasses.replace(TINY, steps=3))
+    monkeypatch.setitem(IMAGE_SUITES, 'quick', dataclasses.replace(TINY, steps=3))
 
 
 def test_the_command_audits_the_images_of_a_config(folder, tmp_path, capsys, tiny):
@@ -434,7 +452,7 @@ def test_the_command_audits_the_images_of_a_config(folder, tmp_path, capsys, tin
     found = json.loads((tmp_path / 'out/report.json').read_text())
     assert found['scheme']['key_id'] == KEY.id and (found['images'], found['photos']) == (5, 6)
     assert found['full_size'] == [96, 192] and found['size'] == [48, 96]
-    assert find_leaks(tmp_path, KEY, images=[ImagePlan('NP', 8, KEY.id)]) == []
+    assert find_leaks(tmp_path, KEY, [Stamp(KEY.id, SALT, (ImageEntry('NP', 8),))]) == []
     assert str(folder) not in (tmp_path / 'out/report.json').read_text()
     assert call(folder, config(folder, 'np', step()), tmp_path / 'few', '--photos', '2') == 4
     assert json.loads((tmp_path / 'few/report.json').read_text())['images'] == 2
@@ -442,8 +460,8 @@ def test_the_command_audits_the_images_of_a_config(folder, tmp_path, capsys, tin
 
 def test_the_command_audits_the_images_of_a_checkpoint(folder, tmp_path, capsys, tiny):
     tensors = {'embed.weight': torch.randn(8, 3, 8, 8), 'embed.bias': torch.randn(8)}
-    locked = PatchPlan(8, 'all', True, 'rgb', (127.5,) * 3, (50.0,) * 3, (Embedding('embed.weight', 'embed.bias'),))
-    lock_patches_in_place(tensors, locked, KEY)
+    entry = EmbeddingEntry('embed.weight', 'embed.bias', 0, 8, 'all', True, 'rgb', (127.5,) * 3, (50.0,) * 3)
+    lock_in_place(tensors, Plan('patches', (entry,)), KEY, SALT)
     torch.save({'state_dict': tensors, 'meta': {}}, tmp_path / 'locked.pth')
     plain = config(folder, 'plain')
     assert call(folder, plain, tmp_path / 'out', str(tmp_path / 'locked.pth'), '--images') == 4
@@ -457,8 +475,9 @@ def test_the_command_audits_the_images_of_a_checkpoint(folder, tmp_path, capsys,
     torch.save({'state_dict': tensors, 'meta': {}}, tmp_path / 'altered.pth')
     assert call(folder, plain, tmp_path / 'no', str(tmp_path / 'altered.pth'), '--images') == 1
     assert 'altered' in capsys.readouterr().err
-    trained = {META: [ImagePlan('SHF', 4, KEY.id).to_meta()]}
-    torch.save({'state_dict': {'w': torch.zeros(1)}, 'meta': trained}, tmp_path / 'trained.pth')
+    stamp, trained = Stamp(KEY.id, SALT, (ImageEntry('SHF', 4),)), {'w': torch.zeros(1)}
+    trained[stamp.name] = stamp_tensor(sign(KEY, stamp, trained))
+    torch.save({'state_dict': trained, 'meta': {}}, tmp_path / 'trained.pth')
     assert call(folder, config(folder, 'np', step()), tmp_path / 'no', str(tmp_path / 'trained.pth'), '--images') == 1
     assert 'audit one of them' in capsys.readouterr().err
 
@@ -504,5 +523,5 @@ def test_missing_photos_are_errors(folder, tmp_path, capsys):
 
 
 def test_sizes_are_whole_blocks():
-    assert common_size((96, 192), 16, None) == (96, 192) and common_size((360, 480), 16, 192) == (144, 192)
-    assert common_size((20, 20), 64, 192) == (128, 128) and common_size((1024, 2048), 7, 192) == (98, 189)
+    assert common_size((96, 192), 16, None, 2) == (96, 192) and common_size((360, 480), 16, 192, 2) == (144, 192)
+    assert common_size((20, 20), 64, 192, 2) == (128, 128) and common_size((1024, 2048), 7, 192, 2) == (98, 189)

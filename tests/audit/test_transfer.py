@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import shutil
 
 import cv2
 import numpy as np
@@ -15,16 +14,17 @@ from mmengine.config import Config
 from torch import nn
 
 from keyseg_mm import find_leaks
-from keyseg_mm.audit.engine.attack import ATTACKS, KEY_HOLDER, Attempt
-from keyseg_mm.audit.engine.scenario import Situation
-from keyseg_mm.audit.engine.suites import Level
+from keyseg_mm.audit.engine.attack import Run, Scenario
+from keyseg_mm.audit.engine.budget import Budget
+from keyseg_mm.audit.engine.suites import ModelSuite
 from keyseg_mm.audit.model import audit as suite
-from keyseg_mm.audit.model.case import Budget, Case, Photos
-from keyseg_mm.audit.model.controls import CONTROLS, FromScratch
+from keyseg_mm.audit.model.attack import ATTACKS, CONTROLS, Attempt, Case, LabelledPhotos, OtherClasses
+from keyseg_mm.audit.model.controls import FromScratch
 from keyseg_mm.audit.model.loading import Protected, architecture, other_classes
 from keyseg_mm.audit.model.page import render
-from keyseg_mm.audit.model.referee import Elsewhere, Referee
-from keyseg_mm.audit.model.runner import Runner
+from keyseg_mm.audit.model.referees import MapReferee, TransferCheck, TransferReferee
+from keyseg_mm.audit.model.report import TransferReport
+from keyseg_mm.audit.model.runner import ModelRunner
 from keyseg_mm.audit.model.summary import summarise
 from keyseg_mm.audit.model.transfer_summary import transferred
 from keyseg_mm.bind import derive_map
@@ -32,7 +32,7 @@ from keyseg_mm.cli import main
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.mm.floor import constant_prediction_floor
 from tests.support.audits import build as build_small
-from tests.support.audits import make_report, small_model_cfg
+from tests.support.audits import errors_in, made_run, make_report, small_model_cfg
 from tests.support.configs import runner_cfg
 from tests.support.locks import TinyNet, build, lock, make_plan, pictures, trained
 from tests.support.pages import Page
@@ -60,53 +60,56 @@ def other_pictures(count, seed):
     found = pictures(count, seed)
     labels = found.labels.clone()
     labels[labels != 255] = MERGED[labels[labels != 255]]
-    return Photos(found.images, labels)
+    return LabelledPhotos(found.images, labels)
 
 
 def stolen(key, points, transform='SignedChannelPermutation', seed=2, steps=30, photos=4):
     """A locked TinyNet in a thief's hands: its referee, and the judge of the thief's own task."""
     own = dataclasses.replace(make_plan(points, transform), key_id=key.id)
-    maps = {entry.point: derive_map(key, own.salt, entry) for entry in own.entries}
+    maps = {entry.point: derive_map(key, own.salt, entry) for entry in own.maps}
     file = Case(own, lock(trained(), maps), build, 5, seed=seed, budget=Budget(steps, 60.0))
-    referee = Referee(key, own, file, pictures(4, 5))
+    referee = MapReferee(key, own, file, pictures(4, 5))
     fresh = build_other().state_dict()
     weights = {name: fresh[name] if name in HEAD else value for name, value in file.weights.items()}
-    changes = {'labelled': other_pictures(photos, 50 + seed), 'classifier': HEAD}
-    case = dataclasses.replace(file, weights=weights, build=build_other, num_classes=3, **changes)
-    return referee, Elsewhere(referee, case, other_pictures(16, 900 + seed))
+    case = dataclasses.replace(file, weights=weights, build=build_other, num_classes=3)
+    case = case.granting(other_pictures(photos, 50 + seed), OtherClasses(HEAD))
+    return referee, TransferReferee(referee, case, other_pictures(16, 900 + seed))
 
 
-def situation_of(case, name='transfer-0.1'):
-    return Situation(name, 'transfer', case, frozenset({'labelled', 'classifier'}), 0.1)
+def scenario_of(case, name='transfer-0.1'):
+    return Scenario(name, 'transfer', case, frozenset({LabelledPhotos, OtherClasses}), share=0.1, photos=4)
+
+
+def part_of(outcomes, floor=4.25, passed=True):
+    """What a report has of a transfer."""
+    facts = dict(config='<other>.py', num_classes=3, held_out=9, train_photos=30, photo_size=(32, 64), classifier=HEAD)
+    return TransferReport(**facts, floor=floor, check=TransferCheck(4, 0.0, passed), outcomes=tuple(outcomes))
 
 
 def tried(there, folder):
     """All that makes sense there, summed up."""
-    runner, case = Runner(there, folder, [], bars=False), there.case
-    here = situation_of(case)
-    runs = [(cls, here, 'control') for cls in CONTROLS.values() if here.wants(cls)]
+    runner, case = ModelRunner(there, folder, [], bars=False), there.case
+    here = scenario_of(case)
+    runs = [Run(cls, here, 'control') for cls in CONTROLS.values() if here.wants(cls)]
     again = dataclasses.replace(case, build=functools.partial(build_other, 2), seed=case.seed + 1)
-    runs += [
-        (cls, situation_of(again, 'again'), 'control') for cls in CONTROLS.values() if issubclass(cls, FromScratch)
-    ]
-    runs += [(cls, here, 'attack') for cls in ATTACKS.values() if here.wants(cls)]
-    runs.append((ATTACKS['transfer-fast'], here, KEY_HOLDER))
-    results = [runner.run(*run) for run in runs]
-    assert not [r['error'] for r in results if r['error']]
+    scratch = [cls for cls in CONTROLS.values() if issubclass(cls, FromScratch)]
+    runs += [Run(cls, scenario_of(again, 'again'), 'control') for cls in scratch]
+    runs += [Run(cls, here) for cls in ATTACKS.values() if here.wants(cls)]
+    runs.append(Run(ATTACKS['transfer-fast'], here, 'key-holder'))
+    results = [runner.run(run) for run in runs]
     floor = constant_prediction_floor([there.held_out.labels.numpy()], 3)
-    checks = {'positive': there.positive_control()}
-    part = {'config': 'other.py', 'results': results, 'floor': floor, 'checks': checks}
-    return transferred({'transfer': part}), results
+    return transferred(part_of(results, floor, there.positive_control().passed)), {
+        (result.about.kind, result.about.name) for result in results if result.score
+    }
 
 
 # --- what it is worth
 
 
 def test_features_left_plain_help_a_thief_and_scrambled_ones_do_not(key, tmp_path):
-    weak, results = tried(stolen(key, ['in:head'])[1], tmp_path / 'weak')
-    assert weak['level'] == 'helps' and weak['headline']['advantage'] > 4
-    assert 'worth something to a thief' in weak['says'] and 'points=linear' in weak['says']
-    names = {(r['kind'], r['name']) for r in results}
+    weak, names = tried(stolen(key, ['in:head'])[1], tmp_path / 'weak')
+    assert weak.level == 'helps' and weak.headline.advantage > 4
+    assert 'worth something to a thief' in weak.says and 'points=linear' in weak.says
     attacks = {
         'finetune-all',
         'finetune-head',
@@ -118,16 +121,17 @@ def test_features_left_plain_help_a_thief_and_scrambled_ones_do_not(key, tmp_pat
     assert {name for kind, name in names if kind == 'attack'} == attacks
     assert {name for kind, name in names if kind == 'control'} == {'from-scratch', 'from-scratch-slow'}
     strong, _ = tried(stolen(key, EVERYWHERE, 'ChannelRotation')[1], tmp_path / 'strong')
-    assert strong['level'] == 'no-help'  # and to the key's holder it is worth something
-    assert strong['headline']['advantage'] <= strong['headline']['noise'] < strong['headline']['to_gain']
+    assert strong.level == 'no-help'  # and to the key's holder it is worth something
+    assert strong.headline.advantage <= strong.headline.noise < strong.headline.to_gain
 
 
 def test_the_key_holder_is_the_upper_line(key, tmp_path):
     _, there = stolen(key, EVERYWHERE, seed=1, steps=60, photos=8)
-    runner, case = Runner(there, tmp_path, [], bars=False), situation_of(there.case)
-    thief, holder = (runner.run(ATTACKS['finetune-head'], case, kind) for kind in ('attack', KEY_HOLDER))
-    assert holder['miou'] > thief['miou'] + 30  # a head on features that make sense, and one on rubbish
-    assert holder['kind'] == KEY_HOLDER and holder['agreement'] is holder['kappa'] is holder['recovery'] is None
+    runner, where = ModelRunner(there, tmp_path, [], bars=False), scenario_of(there.case)
+    thief, holder = (runner.run(Run(ATTACKS['finetune-head'], where, kind)) for kind in ('attack', 'key-holder'))
+    assert holder.score.miou > thief.score.miou + 30  # a head on features that make sense, and one on rubbish
+    assert holder.about.kind == 'key-holder'
+    assert holder.score.agreement is holder.score.kappa is holder.score.recovery is None
     assert len(list(tmp_path.glob('*.json'))) == 2
     assert not find_leaks(tmp_path, key, [there.case.plan])
 
@@ -139,7 +143,7 @@ def test_substitute_layers_learn_the_maps_and_a_head_and_nothing_else(key):
     state = attempt.model.state_dict()
     moved = {name for name, value in there.case.weights.items() if not torch.equal(value, state[name])}
     assert {n for n in moved if not n.endswith(('running_mean', 'running_var', 'tracked'))} == set(HEAD)
-    assert set(attempt.guesses) == {'in:b', 'in:c'} and verdict.recovery is not None
+    assert set(attempt.guesses) == {'in:b', 'in:c'} and verdict.score.recovery is not None
     alone = Attempt(model=there.case.model())
     assert verdict.score.miou > there.judge(alone, there.case).score.miou + 20
 
@@ -147,8 +151,8 @@ def test_substitute_layers_learn_the_maps_and_a_head_and_nothing_else(key):
 @pytest.mark.parametrize('name', ['finetune-norm', 'finetune-head'])
 def test_the_classifier_always_learns_where_it_is_new(key, name):
     _, there = stolen(key, ['in:c'], steps=3)
-    for classifier, learnt in ((HEAD, True), (None, name == 'finetune-head')):
-        case = dataclasses.replace(there.case, classifier=classifier)
+    own = dataclasses.replace(there.case, grants=(there.case[LabelledPhotos],))
+    for case, learnt in ((there.case, True), (own, name == 'finetune-head')):
         state = ATTACKS[name]().run(case, lambda *_: None).model.state_dict()
         assert torch.equal(state['head.weight'], case.weights['head.weight']) != learnt
 
@@ -158,14 +162,14 @@ def test_the_classifier_always_learns_where_it_is_new(key, name):
 
 def test_it_finds_out_maps_that_do_not_work_there(key, other_key):
     _, there = stolen(key, EVERYWHERE)
-    assert there.positive_control() == {'points': 4, 'error': pytest.approx(0.0, abs=1e-6), 'passed': True}
-    entry = there.case.plan.entries[1]
+    assert there.positive_control() == TransferCheck(4, pytest.approx(0.0, abs=1e-6), True)
+    entry = there.case.plan.maps[1]
     there._maps[entry.point] = derive_map(other_key, there.case.plan.salt, entry)
-    assert there.positive_control()['passed']  # both sides run with it: this is about the model, not about the key
+    assert there.positive_control().passed  # both sides run with it: this is about the model, not about the key
     _, there = stolen(key, EVERYWHERE)
     broken = {**there.case.weights, 'b.weight': there.case.weights['b.weight'].flip(0)}
     there.case = dataclasses.replace(there.case, weights=broken)
-    assert not there.positive_control()['passed']
+    assert not there.positive_control().passed
 
 
 def test_points_behind_the_classifier_are_left_out_of_the_check(key):
@@ -186,11 +190,11 @@ def test_points_behind_the_classifier_are_left_out_of_the_check(key):
     models = {classes: Late(classes).eval() for classes in (5, 3)}
     weights = dict(models[5].state_dict())
     file = Case(own, weights, lambda: Late(), 5)
-    referee = Referee(key, own, file, pictures(2, 5))
+    referee = MapReferee(key, own, file, pictures(2, 5))
     mine = {name: models[3].state_dict()[name] if name in HEAD else value for name, value in weights.items()}
-    case = dataclasses.replace(file, weights=mine, build=lambda: Late(3), num_classes=3, classifier=HEAD)
-    found = Elsewhere(referee, case, other_pictures(2, 6)).positive_control()
-    assert found['passed'] and found['points'] == 1
+    case = dataclasses.replace(file, weights=mine, build=lambda: Late(3), num_classes=3, grants=(OtherClasses(HEAD),))
+    found = TransferReferee(referee, case, other_pictures(2, 6)).positive_control()
+    assert found.passed and found.points == 1
 
 
 # --- the other model
@@ -268,7 +272,7 @@ def audit(files, key_file, monkeypatch):  # noqa: F811
     """`keyseg audit`, cut short."""
     picked = ('random-keys', 'finetune-head', 'transfer-substitute')
     monkeypatch.setattr(suite, 'ATTACKS', {name: ATTACKS[name] for name in picked})
-    monkeypatch.setattr(suite, 'SUITES', {'quick': Level(3, 20.0, None, (0.5,), (0.5,), 2, 4, 64)})
+    monkeypatch.setattr(suite, 'SUITES', {'quick': ModelSuite(3, 20.0, 2, 4, 64, (0.5,), (0.5,))})
     fixed = [
         'audit',
         str(files / 'plain.py'),
@@ -285,10 +289,10 @@ def test_the_command_transfers_resumes_and_leaks_nothing(ade, audit, files, key,
     public = ('--public', files / 'public.pth')
     audit(*public)
     alone = json.loads((files / 'out' / 'report.json').read_text())
-    assert alone['summary']['transfer'] is None and 'transfer' not in alone
+    assert alone['summary']['transfer'] is None and alone['transfer'] is None
     assert 'Transfer to' not in (files / 'out' / 'report.html').read_text()
-    done, attempt = [], Runner._attempt
-    monkeypatch.setattr(Runner, '_attempt', lambda self, *args: done.append(args[1].name) or attempt(self, *args))
+    done, attempt = [], ModelRunner.attempt
+    monkeypatch.setattr(ModelRunner, 'attempt', lambda self, run: done.append(run.scenario.name) or attempt(self, run))
     capsys.readouterr()
     status = audit(*public, '--transfer', files / 'ade.py')
     assert done and all(name.startswith('transfer') for name in done)  # what was run without it is taken over
@@ -297,14 +301,15 @@ def test_the_command_transfers_resumes_and_leaks_nothing(ade, audit, files, key,
     printed = capsys.readouterr().out
     report = json.loads((files / 'out' / 'report.json').read_text())
     part, said = report['transfer'], report['summary']['transfer']
-    assert not [r['error'] for r in part['results'] if r['error']] and part['checks']['positive']['passed']
-    kinds = {(r['kind'], r['name']) for r in part['results']}
+    assert not errors_in(part['outcomes']) and part['check']['passed']
+    runs = [one['about'] for one in part['outcomes']]
+    kinds = {(run['kind'], run['name']) for run in runs}
     assert ('key-holder', 'finetune-head') in kinds and ('attack', 'transfer-substitute') in kinds
     assert ('attack', 'random-keys') not in kinds and ('control', 'from-public') in kinds
-    assert {r['situation'] for r in part['results']} == {'transfer-0.5', 'transfer-0.5-again'}
-    assert all(r['agreement'] is None for r in part['results'])
+    assert {run['scenario'] for run in runs} == {'transfer-0.5', 'transfer-0.5-again'}
+    assert all(one['score']['agreement'] is None for one in part['outcomes'])
     assert part['classifier'] == ['decode_head.conv_seg.weight', 'decode_head.conv_seg.bias']
-    assert not [r for r in report['results'] if r['situation'].startswith('transfer')]
+    assert not [one for one in report['outcomes'] if one['about']['scenario'].startswith('transfer')]
     assert [row['photos'] for row in said['rows']] == [2]
     assert report['summary']['headline'] == alone['summary']['headline']  # that is about the model's own task
     page = (files / 'out' / 'report.html').read_text()
@@ -314,7 +319,7 @@ def test_the_command_transfers_resumes_and_leaks_nothing(ade, audit, files, key,
 
 
 def test_what_does_not_belong_there_is_refused_before_anything_long(ade, audit, files, monkeypatch, capsys):  # noqa: F811
-    monkeypatch.setattr(Runner, '_attempt', lambda *_: pytest.fail('something was run'))
+    monkeypatch.setattr(ModelRunner, 'attempt', lambda *_: pytest.fail('something was run'))
     refused = {
         files / 'nowhere.py': 'no such file',
         ade('wide.py', channels=24): 'another architecture',
@@ -336,64 +341,53 @@ def test_results_of_another_model_config_are_not_taken_over(files, key):  # noqa
     cfg.model.decode_head.loss_decode.loss_weight = 2.0
     makes.append(architecture(cfg, torch.device('cpu'), 0))
     referee, _ = stolen(key, ['in:c'])
-    runner = Runner(referee, files / 'results', [], bars=False)
+    runner = ModelRunner(referee, files / 'results', [], bars=False)
     cases = [dataclasses.replace(referee.case, build=make) for make in makes]
-    digests = [runner.digest(ATTACKS['random-keys'], situation_of(case)) for case in cases]
+    digests = [runner.digest(Run(ATTACKS['random-keys'], scenario_of(case))) for case in cases]
     assert digests[0] == digests[1] != digests[2]
-    shutil.rmtree(files / 'results')
 
 
 # --- words and pages
 
 
-def _result(kind, value, name=None, error=None, recovery=None, share=0.1):
-    about = {'kind': kind, 'name': name or f'{kind}{value}', 'title': f'{kind} {value}', 'needs': [], 'cost': 'c'}
-    about.update(family='retrain', source='somebody', situation='transfer-0.1', share=share, key_share=None, photos=7)
-    about.update(situation_title='transfer to other.py', beyond_files=False, seconds=1.0, error=error)
-    if error is None:
-        about.update(miou=value, agreement=None, kappa=None, recovery=recovery, notes='', exhausted=False)
-    return about
-
-
-def _with_transfer(*results, passed=True):
-    facts = {'config': '<other>.py', 'num_classes': 3, 'held_out': 9, 'train_photos': 30, 'photo_size': [32, 64]}
-    return {**facts, 'floor': 4.25, 'checks': {'positive': {'passed': passed}}, 'results': list(results)}
+def _made(kind, value, name=None, **more):
+    return made_run(kind, name or f'{kind} {value}', value, 'transfer-0.1', 0.1, **{'recovery': None, **more})
 
 
 @pytest.mark.parametrize(
     ('attack', 'holder', 'level'), [(30.0, 60.0, 'helps'), (22.0, 60.0, 'no-help'), (22.0, 22.5, 'idle')]
 )
 def test_levels_of_a_transfer(attack, holder, level):
-    controls = [_result('control', 20.0, 'scratch'), _result('control', 17.0, 'scratch')]
-    runs = [*controls, _result('attack', attack), _result(KEY_HOLDER, holder)]
-    found = transferred({'transfer': _with_transfer(*runs)})
-    assert found['level'] == level and found['headline']['noise'] == pytest.approx(3.0)
-    assert found['headline']['advantage'] == pytest.approx(attack - 20.0) and f'{holder:.1f}' in found['says']
-    unchecked = transferred({'transfer': _with_transfer(*runs, passed=False)})
-    assert unchecked['level'] == 'void' and 'void' in unchecked['says']
-    failed = [_result('attack', 0.0, error='x')] * 3
-    assert transferred({'transfer': _with_transfer(*runs, *failed)})['level'] == 'void'
-    assert transferred({'transfer': _with_transfer(*failed)})['headline'] is None
-    assert transferred({}) is None
+    controls = [_made('control', 20.0, 'scratch'), _made('control', 17.0, 'scratch')]
+    runs = [*controls, _made('attack', attack), _made('key-holder', holder)]
+    found = transferred(part_of(runs))
+    assert found.level == level and found.headline.noise == pytest.approx(3.0)
+    assert found.headline.advantage == pytest.approx(attack - 20.0) and f'{holder:.1f}' in found.says
+    unchecked = transferred(part_of(runs, passed=False))
+    assert unchecked.level == 'void' and 'void' in unchecked.says
+    failed = [_made('attack', 0.0, error='x')] * 3
+    assert transferred(part_of([*runs, *failed])).level == 'void'
+    assert transferred(part_of(failed)).headline is None
+    assert transferred(None) is None
 
 
 def test_a_key_that_other_photos_gave_away_is_told_of():
-    runs = [_result('control', 20.0), _result('attack', 30.0, recovery=0.97), _result(KEY_HOLDER, 60.0)]
-    assert '97 % of the key itself' in transferred({'transfer': _with_transfer(*runs)})['says']
+    runs = [_made('control', 20.0), _made('attack', 30.0, recovery=0.97), _made('key-holder', 60.0)]
+    assert '97 % of the key itself' in transferred(part_of(runs)).says
 
 
 def test_the_report_has_a_section_and_the_headline_stays():
     before = summarise(make_report())
-    failed = _result('attack', 0.0, error='ValueError: no')
-    runs = [_result('control', 20.1), _result('attack', 31.4), _result(KEY_HOLDER, 62.7), _result('control', 3.0)]
-    report = make_report(transfer=_with_transfer(*runs, failed))
-    summary = report['summary']
+    failed = _made('attack', 0.0, error='ValueError: no')
+    runs = [_made('control', 20.1), _made('attack', 31.4), _made('key-holder', 62.7), _made('control', 3.0), failed]
+    report = make_report(transfer=part_of(runs))
+    summary = summarise(report)
     for name in ('headline', 'level', 'verdict', 'advantages', 'change'):
-        assert summary[name] == before[name]
-    assert summary['means'] == [*before['means'], summary['transfer']['says']]
-    assert any('transfer to other.py' in text for text in summary['warnings'])
+        assert getattr(summary, name) == getattr(before, name)
+    assert summary.means == (*before.means, summary.transfer.says)
+    assert any('the scenario transfer-0.1' in text for text in summary.warnings)
     parsed = Page()
-    page = render(report)
+    page = render(report, summary)
     parsed.feed(page)
     text = ' '.join(' '.join(parsed.texts).split())
     assert not parsed.open and '&lt;other&gt;.py' in page
@@ -401,5 +395,5 @@ def test_the_report_has_a_section_and_the_headline_stays():
     for words in ('31.4', '20.1', '62.7', '4.2', '+11.3', 'key holder', 'passed', 'Attack 31.4'):
         assert words in section, words
     assert 'with the key' in text and '– %' not in text
-    modest = make_report(transfer=_with_transfer(_result('control', 20.1), _result('attack', 20.4)))
-    assert modest['summary']['means'] == before['means'] and modest['summary']['transfer']['level'] == 'no-help'
+    modest = summarise(make_report(transfer=part_of([_made('control', 20.1), _made('attack', 20.4)])))
+    assert modest.means == before.means and modest.transfer.level == 'no-help'

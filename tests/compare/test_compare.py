@@ -20,7 +20,7 @@ import torch
 from mmengine.config import Config
 
 from keyseg_mm import KeysegError
-from keyseg_mm.audit.engine.suites import SUITES, Level
+from keyseg_mm.audit.engine.suites import SUITES, ModelSuite
 from keyseg_mm.audit.report.pictures import unpng
 from keyseg_mm.cli import main as commands_main
 from keyseg_mm.compare import configs, measure, photos, steps
@@ -40,7 +40,7 @@ from tests.support.pages import PHONE, SCREEN, Page, look
 
 COMMANDS = 'keyseg_mm.cli'
 RUN_COMMAND = steps.run_command
-TINY = Level(1, 1.0, None, (0.5,), (), 2, 2, 64)
+TINY = ModelSuite(1, 1.0, 2, 2, 64, (0.5,), ())
 FIRST = ['image-np-4', 'lock-signed', 'weights-selective', 'patches']
 
 

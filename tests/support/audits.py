@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 import numpy as np
 import torch
 from torch import nn
 
-from keyseg_mm.audit.model.case import Photos
-from keyseg_mm.audit.model.summary import summarise
+from keyseg_mm.audit.engine.budget import Budget
+from keyseg_mm.audit.engine.results import About, Failure, Result
+from keyseg_mm.audit.engine.suites import SUITES
+from keyseg_mm.audit.model.attack import LabelledPhotos, Target
+from keyseg_mm.audit.model.report import ModelReport, Pictures, Place
+from keyseg_mm.audit.model.scoring import Check, Score
 from keyseg_mm.audit.report.pictures import colour_png, png
 from keyseg_mm.bind import derive_map
 from tests.support.configs import tiny_model_cfg
@@ -26,14 +31,14 @@ def small_model_cfg():
     return cfg
 
 
-def scenes(count: int, seed: int = 0) -> Photos:
+def scenes(count: int, seed: int = 0) -> LabelledPhotos:
     """Blocks of five classes, each of its own colour: learnt in no time."""
     draw = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, CLASSES, (count, 4, 4), generator=draw)
     labels = labels.repeat_interleave(16, 1).repeat_interleave(16, 2)
     colours = torch.tensor([[2.0, 0, 0], [0, 2, 0], [0, 0, 2], [-2, -2, 0], [0, -2, -2]])
     images = colours[labels].permute(0, 3, 1, 2) + 0.3 * torch.randn(count, 3, 64, 64, generator=draw)
-    return Photos(images.contiguous(), labels)
+    return LabelledPhotos(images.contiguous(), labels)
 
 
 def build() -> nn.Module:
@@ -61,53 +66,54 @@ def _labels(seed):
     return png(blocks.repeat_interleave(8, 0).repeat_interleave(8, 1))
 
 
-def made_run(kind, name, value, situation, share=None, key_share=None, beyond=False, error=None):
-    result = {
-        'kind': kind, 'name': name, 'title': f'{name} by a rather long-winded method', 'needs': ['labelled'],
-        'source': 'Somebody & Else <2024>, arXiv 2109.00224', 'cost': 'little', 'family': 'recover', 'error': error,
-        'situation': situation, 'situation_title': f'the situation {situation}', 'share': share, 'photos': 7,
-        'key_share': key_share, 'beyond_files': beyond, 'seconds': 12.3,
-    }  # fmt: skip
-    if error is None:
-        figures = {'miou': value, 'agreement': 71.0, 'kappa': 0.51, 'recovery': 0.25, 'exhausted': name == 'hill'}
-        result.update(figures, notes='a note', labels_png=[_labels(2), _labels(3)], trail=[], images_used=3)
-    return result
+def made_run(kind, name, value, scenario, share=None, key_share=None, beyond=False, error=None, recovery=0.25):
+    """A run as a report has it."""
+    about = About(
+        kind=kind, name=name, title=f'{name} by a rather long-winded method', needs=('labelled',), cost='little',
+        source='Somebody & Else <2024>, arXiv 2109.00224', family='recover', scenario=scenario, share=share, photos=7,
+        scenario_title=f'the scenario {scenario}', key_share=key_share, beyond_files=beyond,
+    )  # fmt: skip
+    if error is not None:
+        return Failure(about, '', 12.3, error)
+    score = Score(value, 71.0, 0.51, recovery, images_used=3)
+    return Result(about, score, '', 12.3, name == 'hill', 'a note', [], (_labels(2), _labels(3)))
 
 
 def make_report(**changes):
-    score = {'miou': 58.8, 'agreement': 100.0, 'kappa': 1.0}
+    """A report as an audit makes it."""
+    score = Score(58.8, 100.0, 1.0)
     photo = colour_png(np.random.default_rng(0).integers(0, 255, (32, 64, 3), dtype=np.uint8))
-    point = {
-        'point': 'in:backbone.layer1.0.conv1',
-        'channels': 64,
-        'transform': {'type': 'ChannelRotation', 'block': 8},
-    }
-    report = {
-        'format': 'keyseg_mm audit', 'version': 1, 'made_by': '0.1.0', 'when': '2026-01-01 12:00', 'seed': 0,
-        'config': 'a_rather_long_config_name_8xb2-160k_ade20k-512x512.py',
-        'checkpoint': '<b>best</b>_mIoU_iter_500.pth',
-        'public': 'public.pth', 'second': None, 'key_id': 'ks1wxf3zvg5exqn3cuv', 'points': [point], 'suite': 'quick',
-        'budget': {'steps': 60, 'seconds': 11.1}, 'device': 'cpu', 'held_out': 16, 'train_photos': 160,
-        'photo_size': [32, 64], 'floor': 2.2, 'authorised': score, 'no_key': {**score, 'miou': 0.7},
-        'close': {point['point']: 0.01}, 'seconds': 70.0,
-        'checks': {
-            'positive': {**score, 'recovery': 1.0, 'passed': True},
-            'negative': {**score, 'miou': 0.9, 'recovery': 0.02, 'chance': 0.01, 'passed': True},
-        },
-        'pictures': {
-            'photos': [photo, photo], 'truth': [_labels(0)] * 2, 'authorised': [_labels(0)] * 2,
-            'no_key': [_labels(1)] * 2, 'classes': ['a', 'b', 'c', 'd'],
-            'palette': [[128, 64, 128], [244, 35, 232], [70, 70, 70], [102, 102, 156]],
-        },
-        'results': [
+    place = Place('in:backbone.layer1.0.conv1', {'type': 'ChannelRotation', 'block': 8}, 64, distance=0.01)
+    palette = ((128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156))
+    report = ModelReport(
+        format=ModelReport.FORMAT, version=1, made_by='0.1.0', when='2026-01-01 12:00', suite='quick', seed=0,
+        seconds=70.0, config='a_rather_long_config_name_8xb2-160k_ade20k-512x512.py', num_classes=4, held_out=16,
+        train_photos=160, photo_size=(32, 64), floor=2.2, checkpoint='<b>best</b>_mIoU_iter_500.pth',
+        public='public.pth', second=None, key_id='ks1wxf3zvg5exqn3cuv', target=Target.MAPS, places=(place,),
+        limits=SUITES['quick'], budget=Budget(60, 11.1), device='cpu', authorised=score,
+        no_key=dataclasses.replace(score, miou=0.7),
+        positive=Check(dataclasses.replace(score, recovery=1.0), True),
+        negative=Check(dataclasses.replace(score, miou=0.9, recovery=0.02), True, 0.01),
+        pictures=Pictures(
+            (photo, photo), (_labels(0),) * 2, (_labels(0),) * 2, (_labels(1),) * 2, ('a', 'b', 'c', 'd'), palette
+        ),
+        outcomes=(
             made_run('control', 'scratch', 14.6, 'photos-0.1', 0.1),
             made_run('attack', 'hill', 54.4, 'photos-0.1', 0.1),
             made_run('attack', 'broken', 0.0, 'photos-0.1', 0.1, error='ValueError: <script>alert(1)</script>'),
             made_run('attack', 'random', 0.5, 'file'), made_run('control', 'scratch', 6.0, 'photos-0.01', 0.01),
             made_run('attack', 'hill', 20.0, 'photos-0.01', 0.01), made_run('attack', 'file', 1.0, 'file'),
             made_run('attack', 'partial', 40.0, 'leak-0.5', 0.1, 0.5, True),
-        ],
-    }  # fmt: skip
-    report.update(changes)
-    report['summary'] = summarise(report)
-    return report
+        ),
+    )  # fmt: skip
+    return dataclasses.replace(report, **changes)
+
+
+def errors_in(outcomes):
+    """What ended runs, in a report's JSON."""
+    return [one['error'] for one in outcomes if 'error' in one]
+
+
+def names_in(outcomes, kind=None):
+    """Names of the runs, in a report's JSON."""
+    return {one['about']['name'] for one in outcomes if kind in (None, one['about']['kind'])}

@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from keyseg_mm.audit.engine.attack import ATTACKS, Attempt
+from keyseg_mm.audit.engine.budget import Budget
+from keyseg_mm.audit.model.attack import ATTACKS, Attempt, Case, LabelledPhotos
 from keyseg_mm.audit.model.attacks.points import AttackedPoint, array_of
-from keyseg_mm.audit.model.case import Budget, Case, Photos, logits
+from keyseg_mm.audit.model.forward import logits
 from keyseg_mm.maps import normal_form
 from keyseg_mm.stamp import MapEntry, Stamp
+from tests.support.grants import grants
 
 CLASSES, SIDE = 5, 32
 # no symmetry among red, green and blue, or no statistics could tell them apart
@@ -48,7 +50,7 @@ def pictures(count, seed):
     grain = torch.randn(count, 1, SIDE, SIDE, generator=draw) * (labels % 2)[:, None]
     labels = labels.clone()
     labels[:, 0] = 255
-    return Photos(images + 0.6 * grain, labels)
+    return LabelledPhotos(images + 0.6 * grain, labels)
 
 
 @functools.cache
@@ -86,7 +88,7 @@ def make_plan(points, transform='ChannelPermutation', salt=bytes(16)):
 def random_maps(plan, seed=7):
     """A secret for every point of a plan."""
     rng = np.random.default_rng(seed)
-    return {e.point: AttackedPoint(e).random(rng) for e in plan.entries}
+    return {e.point: AttackedPoint(e).random(rng) for e in plan.maps}
 
 
 def lock(weights, maps):
@@ -99,12 +101,12 @@ def lock(weights, maps):
     return locked
 
 
-def case_of(points, maps=None, transform='ChannelPermutation', weights=None, steps=200, seconds=60.0, **material):
-    """A case of TinyNet, locked with maps (random ones by default), and the true maps."""
+def case_of(points, maps=None, transform='ChannelPermutation', weights=None, steps=200, seconds=60.0, **granted):
+    """A case of TinyNet, locked with maps (random ones by default), with grants by name, and the true maps."""
     plan = make_plan(points, transform)
     maps = random_maps(plan) if maps is None else maps
     weights = lock(trained() if weights is None else weights, maps)
-    return Case(plan, weights, build, CLASSES, budget=Budget(steps, seconds), **material), maps
+    return Case(plan, weights, build, CLASSES, grants=grants(**granted), budget=Budget(steps, seconds)), maps
 
 
 def right(guess, truth):

@@ -1,72 +1,94 @@
-"""What an attack on encrypted images is: a registered class with its needs, source and cost, and what it hands back."""
+"""What an attacker of encrypted images holds, and what an attack on them is."""
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from keyseg_mm.audit.engine.attack import Progress
-from keyseg_mm.audit.images.case import ImageCase
-from keyseg_mm.audit.images.scheme import BlockMap, Images, Scheme
+import numpy as np
+
+from keyseg_mm.audit.engine.attack import BaseAttack, BaseAttempt, BaseCase, Grant, Registry
+from keyseg_mm.audit.images.scheme import Images, Scheme
 from keyseg_mm.errors import KeysegError
+from keyseg_mm.maps.pixels import COLOURS, BlockCipher
 
-RESTORINGS: dict[str, type[Restoring]] = {}
-_R = TypeVar('_R', bound='type[Restoring]')
-_FIELDS = {f.name for f in dataclasses.fields(ImageCase)}
+
+@dataclass(frozen=True)
+class OwnPhotos(Grant):
+    """Plain photos of the attacker's, or anybody's, of the size of those under attack; none of them is under attack."""
+
+    name: ClassVar[str] = 'public'
+    images: Images
+
+
+@dataclass(frozen=True)
+class KnownPairs(Grant):
+    """Plain photos and what the true key makes of them; none of them is under attack."""
+
+    name: ClassVar[str] = 'pairs'
+    plain: Images
+    encrypted: Images
+
+
+@dataclass(frozen=True, eq=False)
+class ImageCase(BaseCase):
+    """Everything that an attacker of encrypted images holds.
+
+    Attributes:
+        scheme: method, block and key id: public.
+        encrypted: the images under attack, uint8 (N, H, W, 3), red first, all under one key.
+
+    Raises:
+        SecretExposedError: a field or grant holds a key or a cipher.
+        KeysegError: images are not as they should be.
+    """
+
+    scheme: Scheme
+    encrypted: Images
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check('encrypted', self.encrypted)
+        if OwnPhotos in self:
+            self._check('public', self[OwnPhotos].images)
+        if KnownPairs in self:
+            self._check('pairs, plain', self[KnownPairs].plain)
+            self._check('pairs, encrypted', self[KnownPairs].encrypted)
+
+    def _check(self, name: str, images: Any) -> None:
+        shape: Any = getattr(images, 'shape', ())
+        block = self.scheme.block
+        good = isinstance(images, np.ndarray) and images.dtype == np.uint8 and len(shape) == 4 and shape[0]
+        if not good or shape[3] != COLOURS or shape[1] % block or shape[2] % block:
+            raise KeysegError(
+                f'{name}: images under attack are uint8 (N, H, W, 3) of whole blocks of {block} x {block}, not {shape}'
+            )
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """A fresh generator of the case's seed."""
+        return np.random.default_rng(self.seed)
 
 
 @dataclass
-class Restored:
+class Restored(BaseAttempt):
     """What an attack came up with.
 
     Attributes:
         images: one for each encrypted image, uint8 (N, H, W, 3).
         guess: its estimate of the cipher, if it makes one.
-        exhausted: the budget ended it before it was done by its own measure.
-        notes: what a reader should know of this attempt, in a sentence or two.
-        trail: figures for curves.
     """
 
     images: Images
-    guess: BlockMap | None = None
-    exhausted: bool = False
-    notes: str = ''
-    trail: list[dict[str, Any]] = field(default_factory=list)
+    guess: BlockCipher | None = None
 
 
-class Restoring:
-    """Base of all attacks on encrypted images. A subclass's docstring says how it works.
-
-    Attributes:
-        name: for file names.
-        title: for people.
-        needs: names of the fields of :class:`ImageCase` that must not be None.
-        helped_by: names of those that it makes use of if they are there.
-        source: where it comes from.
-        cost: what it costs, in words.
-    """
-
-    name: ClassVar[str] = ''
-    title: ClassVar[str] = ''
-    needs: ClassVar[frozenset[str]] = frozenset()
-    helped_by: ClassVar[frozenset[str]] = frozenset()
-    source: ClassVar[str] = ''
-    cost: ClassVar[str] = ''
-
-    def run(self, case: ImageCase, progress: Progress) -> Restored:
-        """Attack.
-
-        Args:
-            case: all that the attacker holds.
-            progress: to be called now and then.
-        """
-        raise NotImplementedError
+class ImageAttack(BaseAttack[ImageCase, Restored]):
+    """Base of all attacks on encrypted images. A subclass's docstring says how it works."""
 
     @classmethod
     def possible(cls, case: ImageCase) -> bool:
-        """Whether it makes sense against the case's encryption, and the case grants what it needs."""
-        return cls.fits(case.scheme) and all(getattr(case, name) is not None for name in cls.needs)
+        return cls.fits(case.scheme) and super().possible(case)
 
     @classmethod
     def fits(cls, scheme: Scheme) -> bool:
@@ -74,18 +96,6 @@ class Restoring:
         return True
 
 
-def register(cls: _R) -> _R:
-    """Class decorator: enter an attack into :data:`RESTORINGS`.
-
-    Raises:
-        KeysegError: its name is taken, or it lacks something that the report shows.
-    """
-    unknown = {*cls.needs, *cls.helped_by} - _FIELDS
-    if unknown:
-        raise KeysegError(f'{cls.__name__}: a case of images has no {", ".join(sorted(unknown))}')
-    if not all((cls.name, cls.title, cls.source, cls.cost)):
-        raise KeysegError(f'{cls.__name__}: an attack has a name, title, source and cost')
-    if RESTORINGS.get(cls.name, cls).__qualname__ != cls.__qualname__:
-        raise KeysegError(f'{cls.name}: two attacks of this name: {RESTORINGS[cls.name].__name__} and {cls.__name__}')
-    RESTORINGS[cls.name] = cls
-    return cls
+ATTACKS: Registry[ImageAttack] = Registry()
+CONTROLS: Registry[ImageAttack] = Registry()
+register = ATTACKS.register

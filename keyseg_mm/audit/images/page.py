@@ -1,83 +1,64 @@
-"""From ``report.json`` of an audit of images to ``report.html``, in the look of the audit of models."""
+"""The page of an audit of images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Callable
 
-from keyseg_mm.audit.images.audit import FORMAT
-from keyseg_mm.audit.images.summary import GROUPS, rank
-from keyseg_mm.audit.report.page import page, read_report, write_page
+from keyseg_mm.audit.engine.results import Result, finished
+from keyseg_mm.audit.images.report import ImageReport
+from keyseg_mm.audit.images.scoring import ImageScore
+from keyseg_mm.audit.images.summary import GROUPS, Gain, rank
+from keyseg_mm.audit.report.page import Panel, figure, page, percent
+from keyseg_mm.audit.report.summary import Summary, groups
 
-_WORDS = {'holds': 'Holds', 'leaks': 'Leaks', 'falls': 'Falls', 'void': 'Void'}
 _PICTURED = 8  # attacks whose pictures are shown, the best ones
 
 
-def write_report(folder: Path) -> Path:
-    """Make ``report.html`` beside ``report.json``; returns its path.
-
-    Args:
-        folder: of an audit of images.
-
-    Raises:
-        KeysegError: no report there, or one that this release does not read.
-    """
-    return write_page(folder, render(read_report(folder, FORMAT)))
+def decibels(value: float) -> str:
+    """A PSNR for a table."""
+    return figure(value) if math.isfinite(value) else '∞'
 
 
-def render(report: Mapping[str, Any]) -> str:
+#: Columns of the table of all runs.
+_COLUMNS: dict[str, Callable[[ImageScore], str]] = {
+    'SSIM': lambda score: figure(score.ssim, 3),
+    'PSNR': lambda score: decibels(score.psnr),
+    'edges': lambda score: figure(score.edges, 2),
+    'bit for bit': lambda score: percent(score.exact),
+    'cipher': lambda score: percent(score.found),
+}
+
+
+def render(report: ImageReport, summary: Summary[Gain]) -> str:
     """The page as text."""
-    panels = _panels(report)
     return page(
         'images.html.j2',
         report=report,
-        summary=report['summary'],
-        word=_WORDS[report['summary']['level']],
-        groups=_groups(report),
-        panels=panels,
-        across=len(panels),  # of pictures, on paper
+        summary=summary,
+        groups=groups(report.outcomes, rank),
+        panels=_panels(report),
+        columns=_COLUMNS,
+        dB=decibels,
     )
 
 
-def _groups(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The results by what the attacker has; in each controls first, then attacks, the best ones on top."""
-    groups = []
-    for stand in report['stands']:
-        rows = [r for r in report['results'] if r['situation'] == stand['name']]
-        controls = [r for r in rows if r['kind'] == 'control']
-        attacks = [r for r in rows if r['kind'] == 'attack']
-        for found in (controls, attacks):
-            found.sort(key=_order)
-        if rows:
-            best = attacks[0] if attacks and not attacks[0]['error'] else None
-            groups.append({'title': stand['title'], 'rows': [*controls, *attacks], 'best': best})
-    return groups
-
-
-def _order(result: Mapping[str, Any]) -> tuple[bool, tuple[float, ...]]:
-    return bool(result['error']), () if result['error'] else tuple(-float(x) for x in rank(result))
-
-
-def _panels(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _panels(report: ImageReport) -> list[Panel]:
     """Plain and encrypted images, the best control, and what each attack made of them, at its best."""
-    pictures = report['pictures']
-    panels = [_panel('plain', None, '', pictures['plain']), _panel('encrypted', None, '', pictures['encrypted'])]
-    good = [r for r in report['results'] if not r['error']]
-    controls = [r for r in good if r['kind'] == 'control' and r['name'] != 'as-is']
-    for result in sorted(controls, key=_order)[:1]:
-        panels.append(_panel(f'best control: {result["title"]}', result['ssim'], '', result['pictures']))
-    for result in _best_of_each([r for r in good if r['kind'] == 'attack'])[:_PICTURED]:
-        panels.append(_panel(result['title'], result['ssim'], GROUPS[result['group']], result['pictures']))
-    return panels
+    found = [Panel('plain', report.plain), Panel('encrypted', report.encrypted)]
+    controls = [r for r in finished(report.outcomes, 'control') if r.about.name != 'as-is']
+    for best in sorted(controls, key=_rank, reverse=True)[:1]:
+        found.append(_panel(best, f'best control: {best.about.title}', ''))
+    attacks: dict[str, Result[ImageScore]] = {}
+    for result in sorted(finished(report.outcomes, 'attack'), key=_rank, reverse=True):
+        attacks.setdefault(result.about.name, result)
+    shown = list(attacks.values())[:_PICTURED]
+    return [*found, *(_panel(result, result.about.title, GROUPS[result.about.group]) for result in shown)]
 
 
-def _panel(title: str, ssim: float | None, note: str, images: Sequence[str]) -> dict[str, Any]:
-    return {'title': title, 'ssim': ssim, 'note': note, 'images': images}
+def _rank(result: Result[ImageScore]) -> tuple[float, ...]:
+    return rank(result.score)
 
 
-def _best_of_each(attacks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    best: dict[str, Mapping[str, Any]] = {}
-    for result in sorted(attacks, key=_order):
-        best.setdefault(result['name'], result)
-    return list(best.values())
+def _panel(result: Result[ImageScore], title: str, note: str) -> Panel:
+    return Panel(title, result.pictures, f'SSIM {figure(result.score.ssim, 2)}', note)

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from keyseg_mm.audit.images.photos import encryption_step
+from keyseg_mm.audit.engine.datasets import ENCRYPTING, pipeline_of, type_of
 from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.entries import EmbeddingEntry, ImageEntry
 from keyseg_mm.errors import KeysegError, PlanMismatchError
@@ -43,6 +43,21 @@ def plan_of(cfg: Config, checkpoint: Path | None, key_id: str, trust: Trust) -> 
             'them: leave the checkpoint out, or give the config that goes with it'
         )
     return stamped
+
+
+def encryption_step(cfg: Config) -> dict[str, Any] | None:
+    """The one ``EncryptImage`` of the config's test pipeline; None where there is none.
+
+    Raises:
+        KeysegError: there is no test pipeline, or it encrypts more than once.
+    """
+    steps = [dict(step) for step in pipeline_of(cfg) if type_of(step) in ENCRYPTING]
+    if len(steps) > 1:
+        raise KeysegError(
+            'the test pipeline of this config encrypts its images more than once; this audit is for one encryption: '
+            'audit a config that has the outer one only'
+        )
+    return steps[0] if steps else None
 
 
 def _of_config(cfg: Config, key_id: str) -> Stamp | None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from keyseg_mm.audit.images.attack import Restored
-from keyseg_mm.audit.images.scheme import BlockMap, Images, Scheme, cut
-from keyseg_mm.audit.images.scoring import Likeness, likeness
+from keyseg_mm.audit.images.attack import KnownPairs, Restored
+from keyseg_mm.audit.images.report import ImageCheck
+from keyseg_mm.audit.images.scheme import Images, Scheme, cut
+from keyseg_mm.audit.images.scoring import ImageScore, similarity
 from keyseg_mm.bind import check_key, derive_cipher, verify
 from keyseg_mm.errors import KeyMismatchError
 from keyseg_mm.keys.key import SecretKey, wrong_key
 from keyseg_mm.keys.secret import Secret
+from keyseg_mm.maps.pixels import BlockCipher
 from keyseg_mm.stamp import Stamp, stamps_of
 
 _PROBES = 24  # random blocks by which a guess is compared with the cipher
@@ -47,31 +50,31 @@ class ImageReferee(Secret):
     def public_id(self) -> str:
         return str(self.scheme)
 
-    def pairs(self, plain: Images) -> tuple[Images, Images]:
-        """Plain images and what the key makes of them: granted to an attacker, or found out by him."""
-        return plain, self._encrypt(plain)
+    def pairs(self, plain: Images) -> KnownPairs:
+        """Plain images and what the key makes of them: granted to attackers, or found out by them."""
+        return KnownPairs(plain, self._encrypt(plain))
 
-    def judge(self, restored: Restored) -> tuple[Likeness, float | None]:
-        """How near the restored images are, and which share of random values a guess decrypts, None without one."""
-        return likeness(restored.images, self._plain), self._found(restored.guess)
+    def judge(self, restored: Restored) -> ImageScore:
+        """How near the restored images are, and which share of random values a guess decrypts."""
+        return ImageScore(**asdict(similarity(restored.images, self._plain)), found=self._found(restored.guess))
 
-    def positive_control(self) -> dict[str, Any]:
+    def positive_control(self) -> ImageCheck:
         """The true cipher's own decryption must score full marks in the way that attacks are scored."""
-        score = likeness(self._decrypt(self.encrypted), self._plain)
-        return {**score.as_dict(), 'passed': score.exact == 1.0 and score.ssim > 1 - 1e-9}
+        score = similarity(self._decrypt(self.encrypted), self._plain)
+        return ImageCheck(score, score.exact == 1.0 and score.ssim > 1 - 1e-9)
 
-    def negative_control(self, seed: int) -> dict[str, Any]:
+    def negative_control(self, seed: int) -> ImageCheck:
         """Random keys' decryptions must not: the middle one's score, and whether the worst one fails as it should.
 
         The worst, because a block of one pixel has so few ciphers that a random key may well be right.
         """
         keys = [wrong_key(f'{seed}-{i}') for i in range(_STRANGERS)]
-        scores = [likeness(_cipher(key, self._plan)[1](self.encrypted), self._plain) for key in keys]
+        scores = [similarity(_cipher(key, self._plan)[1](self.encrypted), self._plain) for key in keys]
         scores.sort(key=lambda score: score.psnr)
         worst, middle = scores[0], scores[_STRANGERS // 2]
-        return {**middle.as_dict(), 'passed': worst.psnr < _DECRYPTED and worst.exact == 0.0}
+        return ImageCheck(middle, worst.psnr < _DECRYPTED and worst.exact == 0.0)
 
-    def _found(self, guess: BlockMap | None) -> float | None:
+    def _found(self, guess: BlockCipher | None) -> float | None:
         """Share of the values of random blocks that a guess decrypts right."""
         if guess is None:
             return None
@@ -103,5 +106,4 @@ def _cipher(key: SecretKey, plan: Stamp) -> tuple[Convert, Convert]:
         return patches.encrypt, patches.decrypt
     cipher = derive_cipher(key, plan.salt, plan.images[0])
     # the host loads blue first, and so EncryptImage numbers the values of a block
-
     return lambda x: cipher.encrypt(x[..., ::-1])[..., ::-1], lambda x: cipher.decrypt(x[..., ::-1])[..., ::-1]

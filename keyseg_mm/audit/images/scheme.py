@@ -1,4 +1,4 @@
-"""What is public of an image encryption, and what an attacker makes of it: a guess at the map of a block's values.
+"""What is public of an image encryption, how many ciphers there are, and guesses at the map of a block's values.
 
 A block of M by M pixels has ``3 M M`` values, numbered ``(row * M + column) * 3 + colour``, red first. All block-wise
 encryptions of this package do to every block of every image: ``e[k] = f(v[order[k]])``, where f is one secret function
@@ -7,6 +7,7 @@ of bytes at some secret places k and nothing at the others. What is known of the
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,18 +15,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keyseg_mm.errors import KeysegError, StampError
-from keyseg_mm.maps.keyspace import bits_of_images, bits_of_patches
+from keyseg_mm.maps.keyspace import KEY_BITS, bits_of_images, bits_of_patches
+from keyseg_mm.maps.pixels import COLOURS, BlockCipher, BlockTables
 from keyseg_mm.stamp import Stamp
 
 Images = NDArray[np.uint8]  # (N, H, W, 3), red first
 Blocks = NDArray[np.uint8]  # (N, down, across, 3 M M)
 
-COLOURS = 3
 BYTES = 256
 #: Which places a permutation moves values between, and what is done to values, by what places.
 MOVES = ('none', 'channel', 'all')
 CHANGES = ('none', 'half negated', 'negated', 'half mapped')
 _OF_METHOD = {'SHF': ('all', 'none'), 'NP': ('none', 'half negated'), 'FFX': ('none', 'half mapped')}
+
+
+_MOVES = {'all': 'values change places, across colours too', 'channel': 'values change places within their colour'}
+_CHANGES = {
+    'half negated': 'half of the places hold 255 - p',
+    'negated': 'secret places hold 255 - p',
+    'half mapped': 'half of the places hold a secret byte for p',
+}
 
 
 @dataclass(frozen=True)
@@ -102,8 +111,38 @@ class Scheme:
         return ', and '.join(parts)
 
 
-class BlockMap:
-    """A map of blocks that an attacker made up: a guess at the cipher, or one of his own to learn from.
+@dataclass(frozen=True)
+class KeySpace:
+    """How many ciphers of a scheme there are, beside what an attack really has to find."""
+
+    method: str
+    steps: str  # what it does to a block
+    ciphers: float  # log2 of how many there are
+    guess: float  # log2 of what guessing takes: no more than the key's own 256 bits
+    unknowns: str  # what statistics and pairs have to find
+    own: bool  # it is the one under attack
+
+
+def key_spaces(scheme: Scheme) -> tuple[KeySpace, ...]:
+    """That of the encryption under attack first, then those of the others with the same block."""
+    others = [Scheme.of_method(method, scheme.block) for method in _OF_METHOD]
+    others.append(Scheme('patches', scheme.block, 'all', 'negated'))
+    bare = dataclasses.replace(scheme, key_id='', salt='')
+    return tuple(
+        KeySpace(
+            found.method,
+            ', '.join(filter(None, (_MOVES.get(found.moves), _CHANGES.get(found.changes)))),
+            found.ciphers,
+            min(found.ciphers, float(KEY_BITS)),
+            found.unknowns,
+            own=found is bare,
+        )
+        for found in (bare, *(other for other in others if other != bare))
+    )
+
+
+def block_map(block: int, order: Any = None, changed: Any = None, table: Any = None) -> BlockCipher:
+    """A map of blocks that an attacker made up: a guess at the cipher, or their own to learn from.
 
     Args:
         block: side of a block, in pixels.
@@ -111,44 +150,26 @@ class BlockMap:
         changed: at which k the function of bytes is applied, boolean (3 M M,); None for none.
         table: that function, a permutation of 0 to 255, shape (256,); None for 255 - p.
     """
+    tables, n = BlockTables(order, changed, table), COLOURS * block**2
+    odd = [part for part in (tables.order, tables.changed) if part is not None and part.shape != (n,)]
+    if odd or tables.values.shape != (BYTES,):
+        raise KeysegError(f'a map of blocks of {block} has {n} places and a table of {BYTES} bytes')
+    return BlockCipher(block, lambda _: tables, whole=True)
 
-    def __init__(self, block: int, order: Any = None, changed: Any = None, table: Any = None) -> None:
-        n = COLOURS * block**2
-        self.block = block
-        self.order = np.arange(n) if order is None else np.asarray(order, dtype=np.int64)
-        self.changed = np.zeros(n, dtype=bool) if changed is None else np.asarray(changed, dtype=bool)
-        self.table = (255 - np.arange(BYTES) if table is None else np.asarray(table)).astype(np.uint8)
-        if self.order.shape != (n,) or self.changed.shape != (n,) or self.table.shape != (BYTES,):
-            raise KeysegError(f'a map of blocks of {block} has {n} places and a table of {BYTES} bytes')
 
-    @classmethod
-    def drawn(cls, scheme: Scheme, rng: np.random.Generator) -> BlockMap:
-        """One of the scheme's family, drawn as a stranger's key would: for attackers who learn from their own."""
-        n, pixels = scheme.values, scheme.block**2
-        order = None
-        if scheme.moves == 'all':
-            order = rng.permutation(n)
-        elif scheme.moves == 'channel':
-            colours = [rng.permutation(pixels) * COLOURS + c for c in range(COLOURS)]
-            order = np.stack(colours, axis=1).ravel()
-        changed = None
-        if scheme.changes == 'negated':
-            changed = rng.random(n) < 0.5
-        elif scheme.changes.startswith('half'):
-            changed = rng.permutation(n) < n // 2
-        table = rng.permutation(BYTES) if scheme.changes == 'half mapped' else None
-        return cls(scheme.block, order, changed, table)
-
-    def encrypt(self, images: Images) -> Images:
-        """Apply it to images (N, H, W, 3) whose sides are multiples of the block."""
-        moved = cut(images, self.block)[..., self.order]
-        return join(np.where(self.changed, self.table[moved], moved), self.block)
-
-    def decrypt(self, images: Images) -> Images:
-        """Undo :meth:`encrypt`."""
-        back = np.argsort(self.table).astype(np.uint8)
-        blocks = cut(images, self.block)
-        return join(np.where(self.changed, back[blocks], blocks)[..., np.argsort(self.order)], self.block)
+def drawn_map(scheme: Scheme, rng: np.random.Generator) -> BlockCipher:
+    """One of the scheme's family, drawn as a stranger's key would: for attackers who learn from their own."""
+    n, pixels = scheme.values, scheme.block**2
+    order, changed = None, None
+    if scheme.moves == 'all':
+        order = rng.permutation(n)
+    elif scheme.moves == 'channel':
+        order = np.stack([rng.permutation(pixels) * COLOURS + c for c in range(COLOURS)], axis=1).ravel()
+    if scheme.changes == 'negated':
+        changed = rng.random(n) < 0.5
+    elif scheme.changes.startswith('half'):
+        changed = rng.permutation(n) < n // 2
+    return block_map(scheme.block, order, changed, rng.permutation(BYTES) if scheme.changes == 'half mapped' else None)
 
 
 def cut(images: Images, block: int) -> Blocks:

@@ -7,8 +7,7 @@ compare with figures of scikit-image 0.26.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,7 @@ _GREY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 
 @dataclass(frozen=True)
-class Likeness:
+class Similarity:
     """How near restored images are to the plain ones.
 
     Attributes:
@@ -40,12 +39,15 @@ class Likeness:
     edges: float
     exact: float
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON, which has no infinity: ``psnr`` is None where all images agree bit for bit."""
-        return {**asdict(self), 'psnr': self.psnr if math.isfinite(self.psnr) else None}
+
+@dataclass(frozen=True)
+class ImageScore(Similarity):
+    """What a run came to."""
+
+    found: float | None = None  # share of random values that its guess at the cipher decrypts; None without a guess
 
 
-def likeness(restored: Images, plain: Images) -> Likeness:
+def similarity(restored: Images, plain: Images) -> Similarity:
     """Score images (N, H, W, 3) of bytes.
 
     Raises:
@@ -57,7 +59,7 @@ def likeness(restored: Images, plain: Images) -> Likeness:
             f'{plain.shape}'
         )
     pairs = list(zip(restored, plain))
-    return Likeness(
+    return Similarity(
         _decibels(float(np.mean([_squared_error(a, b) for a, b in pairs]))),
         float(np.mean([ssim(a, b) for a, b in pairs])),
         float(np.mean([edge_agreement(a, b) for a, b in pairs])),

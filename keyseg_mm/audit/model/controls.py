@@ -8,50 +8,22 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from keyseg_mm.audit.engine.attack import Attack, Attempt, Progress
-from keyseg_mm.audit.engine.grants import granted
-from keyseg_mm.audit.engine.targets import ALL
-from keyseg_mm.audit.model.case import Case, logits
+from keyseg_mm.audit.engine.budget import Progress
+from keyseg_mm.audit.model.attack import ALL, CONTROLS, Attack, Attempt, Case, LabelledPhotos, PublicWeights
+from keyseg_mm.audit.model.forward import logits
 from keyseg_mm.audit.model.training import Recipe, train
 from keyseg_mm.errors import KeysegError
 
-CONTROLS: dict[str, type[Attack]] = {}
 
-
-def control(cls: type[Attack]) -> type[Attack]:
-    """Class decorator: enter a control into :data:`CONTROLS`."""
-    CONTROLS[cls.name] = cls
-    return cls
-
-
-class ConstantModel(nn.Module):
-    """Says one class everywhere.
-
-    Args:
-        label: the class.
-        num_classes: number of classes.
-    """
-
-    def __init__(self, label: int, num_classes: int) -> None:
-        super().__init__()
-        self.label, self.num_classes = label, num_classes
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Scores (B, classes, H, W) of images (B, 3, H, W)."""
-        scores = images.new_zeros(len(images), self.num_classes, *images.shape[2:])
-        scores[:, self.label] = 1.0
-        return scores
-
-
-@control
+@CONTROLS.register
 class PublicAsIs(Attack):
     """The public weights as they are, without any training; layers that they lack keep their initial weights."""
 
     name = 'public-as-is'
     title = 'public weights as they are'
-    needs = frozenset({'public'})
+    needs = frozenset({PublicWeights})
     against = ALL
     source = 'the public model'
     cost = 'nothing'
@@ -63,13 +35,13 @@ class PublicAsIs(Attack):
         return Attempt(model=model, notes=f'{lacking} tensors are not in the public file' if lacking else '')
 
 
-@control
+@CONTROLS.register
 class FromScratch(Attack):
     """Train the plain architecture from its initial weights; the config is public, so anybody can."""
 
     name = 'from-scratch'
     title = 'training from scratch'
-    needs = frozenset({'labelled'})
+    needs = frozenset({LabelledPhotos})
     against = ALL
     source = 'every paper'
     cost = 'one training within the budget'
@@ -82,7 +54,7 @@ class FromScratch(Attack):
         return _trained(case.build(), case, self.lr, progress)
 
 
-@control
+@CONTROLS.register
 class FromScratchSlow(FromScratch):
     """The same at a third of the learning rate, for architectures that the higher one is too much for."""
 
@@ -91,13 +63,13 @@ class FromScratchSlow(FromScratch):
     lr = 1e-3
 
 
-@control
+@CONTROLS.register
 class FromPublic(Attack):
     """Fine-tune the public weights: what a competitor would do who has no use for the protected file."""
 
     name = 'from-public'
     title = 'training from public weights'
-    needs = frozenset({'labelled', 'public'})
+    needs = frozenset({LabelledPhotos, PublicWeights})
     against = ALL
     source = 'every paper'
     cost = 'one training within the budget'
@@ -112,7 +84,7 @@ class FromPublic(Attack):
         return attempt
 
 
-@control
+@CONTROLS.register
 class FromPublicSlow(FromPublic):
     """The same at a third of the learning rate, which keeps more of what the public weights know."""
 
@@ -127,9 +99,9 @@ def public_model(case: Case) -> tuple[nn.Module, int]:
     Raises:
         KeysegError: the public weights share no tensor with the architecture.
     """
-    public = granted(case.public)
     model = case.build()
     own = model.state_dict()
+    public = case[PublicWeights].weights
     known = {name: value for name, value in public.items() if name in own and own[name].shape == value.shape}
     if not known:
         raise KeysegError('the public weights have no tensor in common with this architecture; give others')
@@ -138,10 +110,9 @@ def public_model(case: Case) -> tuple[nn.Module, int]:
 
 
 def _trained(model: nn.Module, case: Case, lr: float, progress: Progress) -> Attempt:
-    labelled = granted(case.labelled)
-    recipe = Recipe(case.budget.steps, lr)
-    course = train(model, labelled, recipe, case.budget.clock(), progress, case.seed)
+    photos = case[LabelledPhotos]
+    course = train(model, photos, Recipe(case.budget.steps, lr), case.budget.clock(), progress, case.seed)
     with torch.no_grad():
-        broken = not torch.isfinite(logits(model, labelled.images[:1])).all()
+        broken = not torch.isfinite(logits(model, photos.images[:1])).all()
     words = 'the training diverged' if broken else ''
-    return Attempt({}, model, len(labelled), course.exhausted, words, course.trail)
+    return Attempt({}, model, len(photos), exhausted=course.exhausted, notes=words, trail=course.trail)

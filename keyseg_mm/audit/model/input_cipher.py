@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from keyseg_mm.audit.engine.attack import Grant
+from keyseg_mm.audit.model.forward import logits
+from keyseg_mm.entries import EmbeddingEntry, ImageEntry
 from keyseg_mm.mm.embeddings import normalisation
-from keyseg_mm.stamp import Stamp
 
 
 @dataclass(frozen=True)
@@ -51,30 +54,31 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class Code:
+class ImageEncryption(Grant):
     """What is public of the encrypted images that a model takes.
 
     Attributes:
-        stamp: tells of the encryption.
+        entry: of the stamp.
         pixels: how the model normalises.
     """
 
-    stamp: Stamp
+    name: ClassVar[str] = 'images'
+    entry: EmbeddingEntry | ImageEntry
     pixels: Pixels
 
     @property
     def block(self) -> int:
         """Side of a block, in pixels."""
-        return self.stamp.embeddings[0].patch if self.stamp.embeddings else self.stamp.images[0].block
+        return self.entry.block if isinstance(self.entry, ImageEntry) else self.entry.patch
 
     @property
     def method(self) -> str:
         """Name of the encryption."""
-        return 'patches' if self.stamp.embeddings else self.stamp.images[0].method
+        return self.entry.method if isinstance(self.entry, ImageEntry) else 'patches'
 
 
-class Fronted(nn.Module):
-    """A segmentor behind a change of its images: ``scores(change(images))``.
+class WithInput(nn.Module):
+    """A segmentor with a change of its images in front: ``scores(change(images))``.
 
     Args:
         model: the segmentor.
@@ -87,8 +91,6 @@ class Fronted(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores (N, classes, H, W)."""
-        from keyseg_mm.audit.model.case import logits  # which knows this module's Code
-
         return logits(self.model, self.change(images))
 
 

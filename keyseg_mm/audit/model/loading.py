@@ -17,10 +17,10 @@ from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
-from keyseg_mm.audit.engine.keeping import seed_everything
-from keyseg_mm.audit.model.case import load_weights
-from keyseg_mm.audit.model.referee import whole_model_plan
+from keyseg_mm.audit.engine.budget import seed_everything
+from keyseg_mm.audit.model.forward import load_weights
 from keyseg_mm.checkpoint.files import read_checkpoint
+from keyseg_mm.entries import Entry, MapEntry, TensorEntry
 from keyseg_mm.errors import KeysegError, PlainCheckpointError, StampError
 from keyseg_mm.mm.config import build_plain_model
 from keyseg_mm.mm.dryrun import trace_module
@@ -37,18 +37,16 @@ class Protected:
     """A protected checkpoint, taken apart.
 
     Attributes:
-        stamp: the plan as the stamp has it.
+        stamp: as it is in the file.
         prefix: of the module that the stamp belongs to.
         plan: the same with the names of the whole model.
         weights: the state_dict without the stamp.
-        images: how the images are encrypted that the model takes; None where they are plain.
     """
 
     stamp: Stamp
     prefix: str
     plan: Stamp
     weights: dict[str, Tensor]
-    images: Stamp | None = None
 
 
 def read_protected(path: Path, device: torch.device) -> Protected:
@@ -67,10 +65,25 @@ def read_protected(path: Path, device: torch.device) -> Protected:
     if len(stamps) > 1:
         raise StampError(f'{path} carries {len(stamps)} stamps; an audit takes models with one protection')
     prefix, stamp = next(iter(stamps.items()))
-    if stamp.embeddings or len(stamp.images) == len(stamp.entries):
-        unpointed = Stamp(stamp.key_id, stamp.salt, ())
-        return Protected(unpointed, '', unpointed, _tensors(state, device), stamp)
     return Protected(stamp, prefix, whole_model_plan(stamp, prefix), _tensors(state, device))
+
+
+def whole_model_plan(stamp: Stamp, prefix: str) -> Stamp:
+    """A stamp with its points, and what else names modules, renamed from a module's view to the whole model's."""
+    if not prefix:
+        return stamp
+    return dataclasses.replace(stamp, entries=tuple(_renamed(entry, prefix) for entry in stamp.entries))
+
+
+def _renamed(entry: Entry, prefix: str) -> Entry:
+    if isinstance(entry, TensorEntry):
+        return dataclasses.replace(entry, names=tuple(f'{prefix}.{name}' for name in entry.names))
+    if not isinstance(entry, MapEntry):
+        return entry
+    point = Point.parse(entry.point)
+    name = prefix if point.name == '.' else f'{prefix}.{point.name}'
+    weights = tuple(f'{prefix}.{weight}' for weight in entry.weights)
+    return dataclasses.replace(entry, point=str(dataclasses.replace(point, name=name)), weights=weights)
 
 
 def read_public(path: Path, device: torch.device) -> dict[str, Tensor]:
@@ -86,8 +99,8 @@ def read_public(path: Path, device: torch.device) -> dict[str, Tensor]:
 
 
 def _tensors(state: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
-    kept = {n: v for n, v in state.items() if not is_stamp(n)}
-    return {name: value.to(device) for name, value in kept.items() if isinstance(value, Tensor)}
+    kept = {name: value for name, value in state.items() if isinstance(value, Tensor) and not is_stamp(name)}
+    return {name: value.to(device) for name, value in kept.items()}
 
 
 def architecture(cfg: Config, device: torch.device, seed: int) -> Callable[[], nn.Module]:

@@ -1,133 +1,107 @@
-"""Running attacks and controls one by one: budgeted, seeded, resumable, and none of them can end the suite.
-
-Each finished run is a JSON file of its own. It is taken over as it is in a later run if nothing that it depends on has
-changed: the case, the held-out photos, and the source of the attack.
-"""
+"""The runs of an audit of a model: in which scenarios, and against which referee."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import inspect
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from keyseg_mm.atomic import write_json
-from keyseg_mm.audit.engine import attack as attack_module
-from keyseg_mm.audit.engine.attack import KEY_HOLDER, Attack, Attempt, Progress
-from keyseg_mm.audit.engine.keeping import attempted, feed, finished
-from keyseg_mm.audit.engine.scenario import Situation
-from keyseg_mm.audit.model import case as case_module
-from keyseg_mm.audit.model import scoring, training
-from keyseg_mm.audit.model.attacks.finetuning import FineTuning
-from keyseg_mm.audit.model.case import Case
-from keyseg_mm.audit.model.referee import Judge
+from keyseg_mm.audit.engine.attack import Grant, Run, Scenario
+from keyseg_mm.audit.engine.budget import Budget, Progress
+from keyseg_mm.audit.engine.runner import Runner
+from keyseg_mm.audit.engine.suites import ModelSuite
+from keyseg_mm.audit.model.attack import (
+    CONTROLS,
+    Attack,
+    Attempt,
+    Case,
+    LabelledPhotos,
+    PublicWeights,
+    SecondFile,
+    Tuning,
+)
+from keyseg_mm.audit.model.referee import Judge, Referee
+from keyseg_mm.audit.model.referees import MapReferee
+from keyseg_mm.audit.model.scoring import Score
 from keyseg_mm.audit.report.pictures import png
 
+_LEAST_SECONDS = 3.0  # of a run: below that nothing is tried in earnest
 
-class Runner:
-    """Runs attacks against one referee.
+
+class ModelRunner(Runner[Case, Attempt, Score]):
+    """Runs attacks on a model.
 
     Args:
-        referee: holds the key and scores: the referee itself, or what it is elsewhere.
-        folder: for the results; made if it is missing.
+        judge: holds the key and scores.
+        folder: for the results.
         shown: numbers of held-out photos whose label maps are kept with each result.
         bars: show a progress bar for each run.
     """
 
-    def __init__(self, referee: Judge, folder: Path, shown: list[int], bars: bool = True) -> None:
-        self.referee, self.folder, self.shown, self.bars = referee, folder, shown, bars
-        folder.mkdir(parents=True, exist_ok=True)
-        self._known: dict[int, tuple[Any, str]] = {}  # digests of large things; the things are kept, so ids stay theirs
+    score: ClassVar[type[Score]] = Score
 
-    def run(self, attack: type[Attack], situation: Situation, kind: str = 'attack') -> dict[str, Any]:
-        """Run one attack or control, or take over its finished result.
+    def __init__(self, judge: Judge, folder: Path, shown: Sequence[int], bars: bool = True) -> None:
+        super().__init__(folder, (judge.held_out, *shown), bars)
+        self._judge, self._shown = judge, shown
 
-        Args:
-            attack: the class.
-            situation: where.
-            kind: ``'attack'``, ``'control'``, or ``'key-holder'``: a fine-tuning with the true key's maps on.
+    def attack(self, run: Run[Case, Attempt], progress: Progress) -> Attempt:
+        if run.kind == 'key-holder' and issubclass(run.attack, Tuning):
+            return self._judge.with_key(run.attack, run.scenario.case, progress)
+        return super().attack(run, progress)
 
-        Returns:
-            The result, as it stands in its JSON file.
-        """
-        path = self.folder / f'{kind}-{attack.name}-{situation.name}.json'
-        digest = self.digest(attack, situation)
-        result = finished(path, digest)
-        if result is None:
-            result = {**_about(attack, situation, kind), 'digest': digest, **self._attempt(attack, situation, kind)}
-            write_json(path, result)
-        return result
-
-    def digest(self, attack: type[Attack], situation: Situation) -> str:
-        """SHA-256 of all that a result depends on."""
-        case = situation.case
-        parts: list[Any] = [attack.name, _source_of(attack), self.shown]
-        for item in dataclasses.fields(case):
-            # build and oracle are functions: the model's config and the weights, digested too, say what they are
-            if item.name not in ('build', 'oracle', 'sites'):
-                parts.append([item.name, self._digest_of(getattr(case, item.name))])
-        parts.append(self._digest_of(self.referee.held_out))
-        parts.append(case.oracle is not None)
-        parts.append(repr(getattr(case.build, 'args', ())[:1]))  # of what the audit builds: the config of the model
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-    def _digest_of(self, value: Any) -> str:
-        if id(value) not in self._known:
-            state = hashlib.sha256()
-            feed(state, value)
-            self._known[id(value)] = (value, state.hexdigest())
-        return self._known[id(value)][1]
-
-    def _attempt(self, attack: type[Attack], situation: Situation, kind: str) -> dict[str, Any]:
-        """Run and score; an error becomes part of the result."""
-        case, title = situation.case, f'{attack.title}, {situation.title}'
-        return attempted(
-            title,
-            case.seed,
-            case.budget,
-            self.bars,
-            lambda progress: self._tried(attack, case, progress, kind),
-            lambda attempt: self._judge(attempt, situation),
-        )
-
-    def _tried(self, attack: type[Attack], case: Case, progress: Progress, kind: str) -> Attempt:
-        if kind == KEY_HOLDER and issubclass(attack, FineTuning):
-            return self.referee.with_key(attack, case, progress)
-        return attack().run(case, progress)
-
-    def _judge(self, attempt: Attempt, situation: Situation) -> dict[str, Any]:
-        verdict = self.referee.judge(attempt, situation.case)
-        found = verdict.recovery
-        return {
-            **verdict.score.as_dict(),
-            'recovery': None if found is None else found.mean,
-            'recovery_by_point': {} if found is None else found.points,
-            'images_used': int(attempt.images_used),
-            'labels_png': [png(verdict.labels[i]) for i in self.shown],
-        }
+    def judge(self, attempt: Attempt, run: Run[Case, Attempt]) -> tuple[Score, tuple[str, ...]]:
+        verdict = self._judge.judge(attempt, run.scenario.case)
+        return verdict.score, tuple(png(verdict.labels[i]) for i in self._shown)
 
 
-def _about(attack: type[Attack], situation: Situation, kind: str) -> dict[str, Any]:
-    return {
-        'kind': kind,
-        'name': attack.name,
-        'title': attack.title,
-        'needs': sorted(attack.needs),
-        'source': attack.source,
-        'cost': attack.cost,
-        'family': attack.kind,
-        **situation.as_dict(),
-    }
+def scenarios(
+    referee: Referee, shares: Mapping[float, LabelledPhotos], second: SecondFile | None, suite: ModelSuite
+) -> list[Scenario[Case]]:
+    """All scenarios, the poorest first.
+
+    Args:
+        referee: of the file; it hands out what is granted beyond files.
+        shares: photos by the attacker's share of the training set.
+        second: another protected file, if there is one.
+        suite: how much of the key leaks.
+    """
+    file = referee.case
+    public = ' and public weights' if PublicWeights in file else ''
+    found = [Scenario('file', f'the file alone{public}', file)]
+    for share, photos in shares.items():
+        title = f'{len(photos)} photos ({100 * share:g} %){public}'
+        new = frozenset({LabelledPhotos})
+        found.append(Scenario(f'photos-{share:g}', title, file.granting(photos), new, share=share, photos=len(photos)))
+    best = found[-1]
+    if second is not None:
+        found.append(_more(best, 'second', 'a second checkpoint', second))
+    if isinstance(referee, MapReferee) and referee.counts_rows:  # tables of other kinds no attack completes
+        for part in suite.key_shares:
+            leaked = _more(best, f'leak-{part:g}', f'{100 * part:g} % of the key leaked', referee.leak(part, file.seed))
+            found.append(dataclasses.replace(leaked, key_share=part))
+        recording = referee.record(best.case[LabelledPhotos].images[:2])
+        found.append(_more(best, 'recorded', 'one recorded authorised run', recording))
+    return [*found, _more(best, 'oracle', 'an authorised oracle', referee.oracle())]
 
 
-def _source_of(attack: type[Attack]) -> str:
-    """Digest of the code that an attack's result depends on: its own file, its helpers and the audit's common parts."""
-    own = Path(inspect.getfile(attack))
-    helpers = sorted(own.parent.glob('_*.py')) if own.parent.name == 'attacks' else []
-    common = [Path(str(m.__file__)) for m in (attack_module, case_module, scoring, training)]
-    state = hashlib.sha256()
-    for path in [own, *helpers, *common]:
-        state.update(path.read_bytes() if path.is_file() else b'')
-    return state.hexdigest()
+def _more(base: Scenario[Case], name: str, title: str, grant: Grant) -> Scenario[Case]:
+    """A scenario with one more grant, and nothing else new."""
+    new = frozenset({type(grant)})
+    return dataclasses.replace(base, name=name, title=title, case=base.case.granting(grant), new=new)
+
+
+def runs(found: Sequence[Scenario[Case]], attacks: Mapping[str, type[Attack]]) -> list[Run[Case, Attempt]]:
+    """All runs, controls first: an interrupted audit then has something to compare with."""
+    bare = [where for where in found if not where.beyond_files and SecondFile not in where.new]
+    controls = [Run(cls, where, 'control') for where in bare for cls in CONTROLS.values() if where.wants(cls)]
+    return [*controls, *(Run(cls, where) for where in found for cls in attacks.values() if where.wants(cls))]
+
+
+def budgeted(found: Sequence[Scenario[Case]], suite: ModelSuite, number: int) -> list[Scenario[Case]]:
+    """The same scenarios with what each of a number of runs may spend."""
+    seconds = suite.seconds
+    if suite.total:
+        seconds = min(seconds, max(_LEAST_SECONDS, suite.total / max(1, number)))
+    budget = Budget(suite.steps, round(seconds, 1))
+    return [dataclasses.replace(s, case=dataclasses.replace(s.case, budget=budget)) for s in found]

@@ -6,23 +6,21 @@ authorised output and as Cohen's kappa (Cohen 1960), which takes the agreement o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from keyseg_mm.audit.engine.grants import granted
-from keyseg_mm.audit.model.case import Photos, logits
+from keyseg_mm.audit.model.attack import LabelledPhotos
 from keyseg_mm.entries import MapEntry
 from keyseg_mm.maps import ChannelMap, ChannelPermutation, ChannelRotation
 
 #: A row of a guessed rotation counts as right from this cosine on.
 RIGHT_COSINE = 0.9
-_BATCH = 4  # photos through a model at once
 
 
 @dataclass(frozen=True)
@@ -34,42 +32,26 @@ class Score:
         agreement: share of pixels on which it says what the authorised model says, percent; None where that one speaks
             of other classes.
         kappa: Cohen's kappa between the two, -1 to 1; 0 is what chance gives. None as for the agreement.
+        recovery: share of the key that guesses hold; None where there are none, or no rows of a key can be counted.
+        by_point: the same, by point.
+        images_used: photos that an attack looked at, labelled or not.
     """
 
     miou: float
     agreement: float | None = None
     kappa: float | None = None
-
-    def as_dict(self) -> dict[str, float | None]:
-        """For JSON."""
-        return asdict(self)
+    recovery: float | None = None
+    by_point: dict[str, float] = field(default_factory=dict)
+    images_used: int = 0
 
 
 @dataclass(frozen=True)
-class Recovery:
-    """How much of the key a set of guesses holds.
+class Check:
+    """A check that the referee made of itself: what it scored, and whether that is as it must be."""
 
-    Attributes:
-        mean: share of right entries over all points of the plan, points without a guess counting as wrong.
-        points: by point.
-    """
-
-    mean: float
-    points: dict[str, float] = field(default_factory=dict)
-
-
-def predict(model: nn.Module, images: Tensor) -> Tensor:
-    """Label maps (N, H, W) that a model gives images (N, 3, H, W)."""
-    return torch.cat(list(_predictions(model, images)))
-
-
-def _predictions(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
-    model.eval()
-    with torch.no_grad():
-        for start in range(0, len(images), _BATCH):
-            scores = logits(model, images[start : start + _BATCH])
-            # a model with a single channel of scores is binary, and says yes above one half
-            yield scores.argmax(1) if scores.shape[1] > 1 else (scores[:, 0].sigmoid() > 0.5).long()
+    score: Score
+    passed: bool
+    chance: float | None = None  # what a random guess recovers of the key
 
 
 def confusion(truth: Tensor, said: Tensor, num_classes: int, ignore_index: int = 255) -> NDArray[np.int64]:
@@ -105,7 +87,7 @@ def kappa(counts: NDArray[np.int64]) -> float:
     return 1.0 if chance >= 1.0 else (agree - chance) / (1.0 - chance)
 
 
-def score(said: Tensor, photos: Photos, authorised: Tensor | None, num_classes: int) -> Score:
+def score(said: Tensor, photos: LabelledPhotos, authorised: Tensor | None, num_classes: int) -> Score:
     """Score label maps.
 
     Args:
@@ -114,7 +96,7 @@ def score(said: Tensor, photos: Photos, authorised: Tensor | None, num_classes: 
         authorised: label maps of the authorised model; None where it speaks of other classes.
         num_classes: number of classes.
     """
-    against_truth = confusion(granted(photos.labels), said, num_classes, photos.ignore_index)
+    against_truth = confusion(photos.labels, said, num_classes, photos.ignore_index)
     if authorised is None:
         return Score(miou(against_truth))
     against_right = confusion(authorised, said, num_classes, ignore_index=-1)
@@ -122,18 +104,20 @@ def score(said: Tensor, photos: Photos, authorised: Tensor | None, num_classes: 
     return Score(miou(against_truth), agreement, kappa(against_right))
 
 
-def recovery(guesses: Mapping[str, Any], truth: Mapping[str, Any], entries: tuple[MapEntry, ...]) -> Recovery:
-    """Share of right entries of the key, by point and over all of them.
+def recovery(
+    guesses: Mapping[str, Any], truth: Mapping[str, Any], entries: Sequence[MapEntry]
+) -> tuple[float, dict[str, float]]:
+    """Share of right entries of the key, over all points and by point; points without a guess count as wrong.
 
     Args:
         guesses: channel maps by point; may lack some.
         truth: by point, all of them.
-        entries: of the plan.
+        entries: of the stamp.
     """
     points = {e.point: right_share(guesses[e.point], truth[e.point]) for e in entries if e.point in guesses}
     rows = sum(e.channels for e in entries)
     right = sum(points.get(e.point, 0.0) * e.channels for e in entries)
-    return Recovery(right / rows if rows else 0.0, points)
+    return right / rows if rows else 0.0, points
 
 
 def right_share(guess: ChannelMap, truth: ChannelMap) -> float:

@@ -75,11 +75,6 @@ def _carriers(entry: MapEntry) -> tuple[str, ...]:
     return entry.weights or ((own,) if point.side == 'in' else ())
 
 
-def close_points(plan: Stamp, weights: Mapping[str, Tensor], public: Mapping[str, Tensor]) -> list[str]:
-    """Points whose layers are close to public weights: a lock there falls to whoever has those."""
-    return [point for point, distance in distances(plan, weights, public).items() if distance < CLOSE]
-
-
 def _spectrum(weight: Tensor) -> Tensor:
     """Singular values of a weight as a map of its input channels, by the Gram matrix of these."""
     columns = weight.detach().double().movedim(1, 0).flatten(1)  # (in, out * window)

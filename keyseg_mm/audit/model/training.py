@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from keyseg_mm.audit.engine.attack import Progress
-from keyseg_mm.audit.engine.grants import granted
-from keyseg_mm.audit.model.case import Budget, Clock, Photos, logits
+from keyseg_mm.audit.engine.budget import Budget, Clock, Progress
+from keyseg_mm.audit.model.attack import LabelledPhotos
+from keyseg_mm.audit.model.forward import logits, metainfo
 from keyseg_mm.errors import KeysegError
 
 #: (model, images (B, 3, h, w), labels (B, h, w)) to a scalar
@@ -107,7 +107,7 @@ class Course:
 
 def train(
     model: nn.Module,
-    photos: Photos,
+    photos: LabelledPhotos,
     recipe: Recipe,
     clock: Clock | None = None,
     progress: Progress = lambda share, words: None,
@@ -128,7 +128,7 @@ def train(
     Raises:
         KeysegError: no labels, or nothing to train.
     """
-    if photos.labels is None or not len(photos):
+    if not isinstance(photos, LabelledPhotos) or not len(photos):
         raise KeysegError('training needs labelled photos; this case has none')
     frozen = _freeze(model, recipe.learns)
     device = photos.images.device
@@ -173,11 +173,10 @@ def _samples(model: nn.Module, images: Tensor, labels: Tensor) -> list[Any] | No
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
-    size = tuple(images.shape[2:])
-    meta = {'ori_shape': size, 'img_shape': size, 'pad_shape': size, 'padding_size': [0, 0, 0, 0], 'flip': False}
+    meta = {**metainfo(tuple(images.shape[2:])), 'scale_factor': (1.0, 1.0)}
     samples = []
     for label in labels:
-        sample = SegDataSample(metainfo={**meta, 'scale_factor': (1.0, 1.0)})
+        sample = SegDataSample(metainfo=meta)
         sample.gt_sem_seg = PixelData(data=label[None])
         sample.gt_edge_map = PixelData(data=edges(label)[None])
         samples.append(sample)
@@ -192,9 +191,8 @@ def edges(label: Tensor) -> Tensor:
     return edge
 
 
-def _batches(photos: Photos, recipe: Recipe, draw: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(photos: LabelledPhotos, recipe: Recipe, draw: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches without end, with one random crop window and a flip for each photo."""
-    truth = granted(photos.labels)
     height, width = photos.images.shape[2:]
     tall, wide = (_side(side, recipe.crop) for side in (height, width))
     count = min(recipe.batch, max(2, len(photos)))  # batch norms refuse a single value for each channel
@@ -205,7 +203,7 @@ def _batches(photos: Photos, recipe: Recipe, draw: torch.Generator) -> Iterator[
             top = int(torch.randint(height - tall + 1, (), generator=draw))
             left = int(torch.randint(width - wide + 1, (), generator=draw))
             image = photos.images[index, :, top : top + tall, left : left + wide]
-            label = truth[index, top : top + tall, left : left + wide]
+            label = photos.labels[index, top : top + tall, left : left + wide]
             if torch.rand((), generator=draw) < 0.5:
                 image, label = image.flip(-1), label.flip(-1)
             images.append(image)

@@ -1,52 +1,63 @@
-"""What the audits' pages have in common: reading ``report.json``, rendering a template, writing ``report.html``.
+"""What all audits' reports have in common: ``report.json``, and ``report.html`` beside it.
 
-A page is a Jinja2 template, which every torch brings along: it escapes whatever comes from files and attacks.
+A page is a Jinja2 template, which every torch brings along: it escapes whatever comes from files and attacks. It is one
+file, without network, for screens, phones, paper and the dark.
 """
 
 from __future__ import annotations
 
-import json
+import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from keyseg_mm.atomic import write_new
-from keyseg_mm.audit.model.summary import capitalise
-from keyseg_mm.errors import KeysegError
+from keyseg_mm import __version__
+from keyseg_mm.atomic import write_json, write_new
+from keyseg_mm.audit.engine.results import to_json
+from keyseg_mm.audit.report.summary import Summary, capitalise
 
 
-def read_report(folder: Path, form: str) -> dict[str, Any]:
-    """``report.json`` of a folder.
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Base of reports; one that is read again is known by its ``format`` and ``version``."""
 
-    Args:
-        folder: of an audit.
-        form: its format, for example ``'keyseg_mm audit'``.
+    FORMAT: ClassVar[str]
+    format: str
+    version: int
+    made_by: str  # release of this package
+    when: str
+    suite: str
+    seed: int
+    seconds: float = 0.0  # that the audit took
 
-    Raises:
-        KeysegError: no report there, or one that this release does not read.
-    """
-    source = folder / 'report.json'
-    try:
-        report = json.loads(source.read_text(encoding='utf-8'))
-    except OSError:
-        raise KeysegError(f'{source}: no such file; run the audit first') from None
-    except ValueError:
-        raise KeysegError(f'{source} is damaged; run the audit again, which takes over its finished results') from None
-    if not isinstance(report, dict) or report.get('format') != form or report.get('version') != 1:
-        raise KeysegError(f'{source} is no audit report that this release reads')
-    return report
+    @classmethod
+    def header(cls, suite: str, seed: int) -> dict[str, Any]:
+        """The fields that all reports have, as they are now."""
+        made = {'format': cls.FORMAT, 'version': 1, 'made_by': __version__, 'when': time.strftime('%Y-%m-%d %H:%M')}
+        return {**made, 'suite': suite, 'seed': seed}
 
 
-def write_page(folder: Path, text: str) -> Path:
-    """Write ``report.html`` beside ``report.json``; returns its path."""
-    target = folder / 'report.html'
-    write_new(target, lambda file: file.write(text.encode('utf-8')), overwrite=True)
-    return target
+def write_report(folder: Path, report: Report, summary: Summary[Any], text: str) -> None:
+    """Write ``report.json``, with what its figures come to, and the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / 'report.json', {**to_json(report), 'summary': to_json(summary)}, allow_nan=False)
+    write_new(folder / 'report.html', lambda file: file.write(text.encode('utf-8')), overwrite=True)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Pictures of a page, one below the other, as base64 PNGs: what somebody sees, and how that is scored."""
+
+    title: str
+    images: tuple[str, ...]
+    figure: str = ''
+    note: str = ''
 
 
 def page(template: str, folder: Path | None = None, **values: Any) -> str:
-    """A page as text: one file, without network, for screens, phones, paper and the dark.
+    """A page as text.
 
     Args:
         template: its name.
@@ -61,12 +72,15 @@ def page(template: str, folder: Path | None = None, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters['figure'] = figure
-    environment.filters['percent'] = lambda value: '–' if value is None else f'{100 * value:.0f} %'
-    environment.filters['capitalise'] = capitalise
+    environment.filters.update(figure=figure, percent=percent, capitalise=capitalise)
     return environment.get_template(template).render(**values)
 
 
 def figure(value: float | None, digits: int = 1) -> str:
     """A figure with so many digits behind the point."""
     return '–' if value is None else f'{round(value, digits) + 0.0:.{digits}f}'  # + 0.0: no negative zero
+
+
+def percent(share: float | None) -> str:
+    """A share in percent."""
+    return '–' if share is None else f'{100 * share:.0f} %'

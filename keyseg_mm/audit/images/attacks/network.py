@@ -7,12 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from keyseg_mm.audit.engine.attack import Progress
-from keyseg_mm.audit.engine.grants import granted
-from keyseg_mm.audit.images.attack import Restored, Restoring, register
+from keyseg_mm.audit.engine.budget import Progress
+from keyseg_mm.audit.images.attack import ImageAttack, ImageCase, OwnPhotos, Restored, register
 from keyseg_mm.audit.images.attacks.statistics import as_bytes
-from keyseg_mm.audit.images.case import ImageCase
-from keyseg_mm.audit.images.scheme import COLOURS, BlockMap, Images
+from keyseg_mm.audit.images.scheme import Images, drawn_map
+from keyseg_mm.maps.pixels import COLOURS
 
 _WIDTHS = (24, 48, 64, 64)  # channels at half the size, a quarter, and so on
 _QUANTILES = 9  # of a block's values, its least and largest included
@@ -23,20 +22,20 @@ _SSIM = 0.3  # weight of what is not SSIM in the loss, beside the mean absolute 
 
 
 @register
-class InverseNetwork(Restoring):
+class InverseNetwork(ImageAttack):
     """Attackers encrypt their own photos, with another cipher of their own in each step, and train a network on them.
 
     It learns what all keys have in common: what the statistics of a block and of those around say of the plain image.
     """
 
     name, title = 'inverse-network', 'an inverse network, trained under other keys'
-    needs = frozenset({'public'})
+    needs = frozenset({OwnPhotos})
     source = 'inverse transformation network attack, as in Sirichotedumrong and Kiya, arXiv 2010.06198'
     cost = 'a training of a small U-Net'
 
     def run(self, case: ImageCase, progress: Progress) -> Restored:
         """Train until the budget ends, the rate falling to zero by then, and restore."""
-        public = granted(case.public)
+        public = case[OwnPhotos].images
         torch.manual_seed(case.seed)
         clock, net, rng = case.budget.clock(), _Net(case.scheme.block), np.random.default_rng(case.seed)
         optimizer = torch.optim.Adam(net.parameters(), lr=_RATE)
@@ -44,7 +43,7 @@ class InverseNetwork(Restoring):
             for group in optimizer.param_groups:
                 group['lr'] = _RATE * (1 - 0.99 * clock.share)
             plain = _cropped(public, case.scheme.block, rng)
-            encrypted = BlockMap.drawn(case.scheme, rng).encrypt(plain)
+            encrypted = drawn_map(case.scheme, rng).encrypt(plain)
             loss = _unlikeness(net(_as_tensor(encrypted)), _as_tensor(plain))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

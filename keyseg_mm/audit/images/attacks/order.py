@@ -19,13 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
-from keyseg_mm.audit.engine.attack import Progress
-from keyseg_mm.audit.engine.grants import granted
-from keyseg_mm.audit.images.attack import Restored, Restoring, register
+from keyseg_mm.audit.engine.budget import Clock, Progress
+from keyseg_mm.audit.images.attack import ImageAttack, ImageCase, OwnPhotos, Restored, register
 from keyseg_mm.audit.images.attacks.statistics import MOST_VALUES, Floats, as_bytes, enough, negated_places
-from keyseg_mm.audit.images.case import ImageCase
-from keyseg_mm.audit.images.scheme import COLOURS, BlockMap, Blocks, Images, Scheme, cut
-from keyseg_mm.audit.model.case import Clock
+from keyseg_mm.audit.images.scheme import Blocks, Images, Scheme, block_map, cut
+from keyseg_mm.maps.pixels import COLOURS
 
 Order = NDArray[np.int64]
 
@@ -40,7 +38,7 @@ _LEVEL, _CONTRAST = 110, 55
 
 
 @register
-class NeighbourOrder(Restoring):
+class NeighbourOrder(ImageAttack):
     """Values of photos vary together in a known way, the nearer the more, and all blocks are permuted alike.
 
     So the permutation can be read off the encrypted images, see :mod:`keyseg_mm.audit.images.attacks.order`. Where
@@ -48,7 +46,7 @@ class NeighbourOrder(Restoring):
     """
 
     name, title = 'neighbour-order', 'values ordered by neighbourhood, after photos'
-    needs = frozenset({'public'})
+    needs = frozenset({OwnPhotos})
     source = 'worked out for this audit: a jigsaw of correlations, solved by FAQ (Vogelstein et al. 2015)'
     cost = 'some twenty assignments of 3 M M values: seconds at M = 16, minutes at M = 32, the largest'
 
@@ -59,7 +57,7 @@ class NeighbourOrder(Restoring):
 
     def run(self, case: ImageCase, progress: Progress) -> Restored:
         """Compare with the attacker's photos."""
-        return restored(case, granted(case.public), progress)
+        return restored(case, case[OwnPhotos].images, progress)
 
 
 @register
@@ -103,12 +101,12 @@ def restored(case: ImageCase, photos: Images, progress: Progress, notes: str = '
     block, changed, images = case.scheme.block, None, case.encrypted
     if case.scheme.changes != 'none':
         # a permutation within blocks leaves photos as unlike their negatives as they were
-        changed = negated_places(images, block, case.public)
-        images = BlockMap(block, changed=changed).decrypt(images)
+        changed = negated_places(images, block, case[OwnPhotos].images if OwnPhotos in case else None)
+        images = block_map(block, changed=changed).decrypt(images)
     clock = case.budget.clock()
     order, late = find_order(cut(images, block), cut(photos, block), case.scheme.moves, clock, progress)
-    guess = BlockMap(block, order, changed)
-    return Restored(guess.decrypt(case.encrypted), guess, late, notes)
+    guess = block_map(block, order, changed)
+    return Restored(guess.decrypt(case.encrypted), guess, exhausted=late, notes=notes)
 
 
 class Statistics:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from keyseg_mm.audit.engine.attack import Progress
-from keyseg_mm.audit.engine.grants import granted
-from keyseg_mm.audit.images.attack import Restored, Restoring, register
-from keyseg_mm.audit.images.case import ImageCase
-from keyseg_mm.audit.images.scheme import BYTES, BlockMap, Scheme, cut
+from keyseg_mm.audit.engine.budget import Progress
+from keyseg_mm.audit.images.attack import ImageAttack, ImageCase, KnownPairs, Restored, register
+from keyseg_mm.audit.images.scheme import BYTES, Scheme, block_map, cut
+from keyseg_mm.maps.pixels import BlockCipher
 
 Columns = NDArray[np.uint8]  # (3 M M, number of blocks): all values that one place of a block ever had
 
 
 @register
-class KnownPairs(Restoring):
+class PairSolving(ImageAttack):
     """Every block is encrypted alike, so a place of the encrypted blocks shows all values of one place of the plain.
 
     Permutations: the place whose values, over all blocks of the pairs, are exactly the same (or all negated). Byte
@@ -24,24 +23,25 @@ class KnownPairs(Restoring):
     """
 
     name, title = 'known-pairs', 'the cipher solved from known pairs'
-    needs = frozenset({'pairs'})
+    needs = frozenset({KnownPairs})
     source = 'known-plaintext attack, as in any textbook on ciphers'
     cost = 'a comparison of columns'
 
     def run(self, case: ImageCase, progress: Progress) -> Restored:
         """Solve, and decrypt."""
-        guess = solve(case.scheme, *(_columns(images, case.scheme.block) for images in granted(case.pairs)))
+        known = case[KnownPairs]
+        guess = solve(case.scheme, *(_columns(images, case.scheme.block) for images in (known.plain, known.encrypted)))
         return Restored(guess.decrypt(case.encrypted), guess)
 
 
-def solve(scheme: Scheme, plain: Columns, encrypted: Columns) -> BlockMap:
+def solve(scheme: Scheme, plain: Columns, encrypted: Columns) -> BlockCipher:
     """The map of blocks that turns plain columns into encrypted ones."""
     if scheme.moves == 'none':
         changed = (plain != encrypted).any(1)
         table = _table(plain[changed], encrypted[changed]) if scheme.changes == 'half mapped' else None
-        return BlockMap(scheme.block, changed=changed, table=table)
+        return block_map(scheme.block, changed=changed, table=table)
     order, changed = _matched(plain, encrypted, 'negated' in scheme.changes)
-    return BlockMap(scheme.block, order, changed)
+    return block_map(scheme.block, order, changed)
 
 
 def _columns(images: NDArray[np.uint8], block: int) -> Columns:

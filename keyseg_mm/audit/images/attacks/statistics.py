@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from keyseg_mm.audit.images.scheme import BlockMap, Blocks, Images, Scheme, cut
+from keyseg_mm.audit.images.scheme import Blocks, Images, Scheme, block_map, cut
 
 Floats = NDArray[np.float32]
 TOP = 255
@@ -81,7 +81,7 @@ def negated_places(images: Images, block: int, public: Images | None) -> NDArray
     photos differ from negatives.
     """
     group = first_direction(cut(images, block)) < 0
-    plain = BlockMap(block, changed=group).decrypt(images)
+    plain = block_map(block, changed=group).decrypt(images)
     return np.asarray(group if upright(plain, public) else ~group)
 
 

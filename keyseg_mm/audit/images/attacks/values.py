@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped]
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
-from keyseg_mm.audit.engine.attack import Progress
-from keyseg_mm.audit.images.attack import Restored, Restoring, register
+from keyseg_mm.audit.engine.budget import Progress
+from keyseg_mm.audit.images.attack import ImageAttack, ImageCase, OwnPhotos, Restored, register
 from keyseg_mm.audit.images.attacks.statistics import (
     TOP,
     Floats,
@@ -21,8 +21,8 @@ from keyseg_mm.audit.images.attacks.statistics import (
     folded,
     negated_places,
 )
-from keyseg_mm.audit.images.case import ImageCase
-from keyseg_mm.audit.images.scheme import BYTES, COLOURS, BlockMap, Images, Scheme, cut, join
+from keyseg_mm.audit.images.scheme import BYTES, Images, Scheme, block_map, cut, join
+from keyseg_mm.maps.pixels import COLOURS
 
 _ROUNDS = 4
 _ACROSS = 0.05  # weight of another colour's value against one of the same colour
@@ -31,7 +31,7 @@ _RARITY = 0.02  # weight of how often bytes occur, against that
 
 
 @register
-class BlockMeans(Restoring):
+class BlockMeans(ImageAttack):
     """A permutation leaves the mean of a block as it is, so an image shrunk by the block's side shows through.
 
     Enlarged again it is a blurred grey photo; where values stay in their colour, a blurred colour photo. Where values
@@ -60,7 +60,7 @@ class BlockMeans(Restoring):
 
 
 @register
-class FoldedValues(Restoring):
+class FoldedValues(ImageAttack):
     """Every value p becomes min(p, 255 - p): whether it was negated no longer matters.
 
     That is the plain image where it is dark, and its negative where it is bright: all edges are in their places, and
@@ -82,7 +82,7 @@ class FoldedValues(Restoring):
 
 
 @register
-class CorrelationSigns(Restoring):
+class CorrelationSigns(ImageAttack):
     """All blocks are negated at the same places, and neighbouring values of photos rise and fall together.
 
     So two places are negated alike if they correlate, and differently if they anti-correlate. The first eigenvector of
@@ -91,7 +91,7 @@ class CorrelationSigns(Restoring):
     """
 
     name, title = 'correlation-signs', 'negated places from the signs of correlations'
-    helped_by = frozenset({'public'})
+    helped_by = frozenset({OwnPhotos})
     source = 'worked out for this audit'
     cost = 'one eigenvector of 3 M M values'
 
@@ -103,15 +103,15 @@ class CorrelationSigns(Restoring):
     def run(self, case: ImageCase, progress: Progress) -> Restored:
         """Find the places, and undo."""
         scheme, n = case.scheme, case.scheme.values
-        changed = negated_places(case.encrypted, scheme.block, case.public)
+        changed = negated_places(case.encrypted, scheme.block, case[OwnPhotos].images if OwnPhotos in case else None)
         if scheme.changes == 'half negated' and n % 2:
             changed = min(changed, ~changed, key=np.sum)
-        guess = BlockMap(scheme.block, changed=changed)
+        guess = block_map(scheme.block, changed=changed)
         return Restored(guess.decrypt(case.encrypted), guess)
 
 
 @register
-class ByteStatistics(Restoring):
+class ByteStatistics(ImageAttack):
     """Half of the places keep their values; they correlate with each other, and no others do so as strongly.
 
     1. The half of the places with the largest entries in the first eigenvector of the correlations is taken for
@@ -145,7 +145,7 @@ class ByteStatistics(Restoring):
         for number in range(_ROUNDS):
             progress(number / _ROUNDS, f'round {number + 1}')
             table = _table(some[where], between[where], _evenness(between)[where], usual)
-            guess = BlockMap(scheme.block, changed=changed, table=table)
+            guess = block_map(scheme.block, changed=changed, table=table)
             if number < _ROUNDS - 1:
                 between = _around(guess.decrypt(some).astype(np.float32), where)
         return Restored(guess.decrypt(case.encrypted), guess)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from keyseg_mm.audit.engine.attack import Attack, Attempt, Progress, register
-from keyseg_mm.audit.engine.grants import granted
-from keyseg_mm.audit.engine.targets import ALL
-from keyseg_mm.audit.model.case import Case, Clock, logits
+from keyseg_mm.audit.engine.budget import Clock, Progress
+from keyseg_mm.audit.model.attack import (
+    ALL,
+    Attack,
+    Attempt,
+    Case,
+    LabelledPhotos,
+    Oracle,
+    OtherClasses,
+    Photos,
+    Tuning,
+    register,
+)
+from keyseg_mm.audit.model.forward import logits
 from keyseg_mm.audit.model.training import Recipe, train
 
 
@@ -36,10 +45,10 @@ def norm_names(model: nn.Module) -> set[str]:
     return {f'{n}.{p}' for n, m in model.named_modules() if isinstance(m, kinds) for p, _ in m.named_parameters()}
 
 
-class FineTuning(Attack):
+class FineTuning(Tuning):
     """Load the protected weights, leave the encryptors out, and train on the labelled images."""
 
-    needs = frozenset({'labelled'})
+    needs = frozenset({LabelledPhotos})
     against = ALL
     kind = 'retrain'
     transfers = True
@@ -50,17 +59,14 @@ class FineTuning(Attack):
         """Of the parameters that learn."""
         return {name for name, _ in model.named_parameters()}
 
-    def run(self, case: Case, progress: Progress) -> Attempt:
-        return self.tune(case.model(), case, progress)
-
     def tune(self, model: nn.Module, case: Case, progress: Progress, clock: Clock | None = None) -> Attempt:
         """Train a model made from the case's weights: the attacker's, or the key holder's with the encryptors on."""
-        labelled = granted(case.labelled)
-        clock, learn = clock or case.budget.clock(), self.names(model) | set(case.classifier or ())
+        labelled = case[LabelledPhotos]
+        clock, learn = clock or case.budget.clock(), self.names(model) | set(case.classifier)
         recipe = Recipe(case.budget.steps, self.lr, learn.__contains__)
         course = train(model, labelled, recipe, clock, progress, case.seed)
         words = f'{course.steps} steps in {clock.seconds:.0f} s'
-        return Attempt({}, model, len(labelled), course.exhausted, words, course.trail)
+        return Attempt({}, model, len(labelled), exhausted=course.exhausted, notes=words, trail=course.trail)
 
 
 @register
@@ -70,8 +76,6 @@ class FineTuneAll(FineTuning):
     Needs labelled images. What the lock left in place (unlocked layers, norm statistics, the weights' scale) is a
     better start than none; compared with training from scratch at the same budget it tells how much of the model's
     worth still leaks. Any guess at a point could be absorbed into the reader's weights, so no key is looked for.
-
-    Costs a training.
     """
 
     name = 'finetune-all'
@@ -85,13 +89,12 @@ class FineTuneHead(FineTuning):
 
     Needs labelled images. Fits few parameters, so it does well with very few images where the backbone's maps are
     still worth something: where only late points are protected, a permuted map is as good as any to a new head.
-
-    Costs a training, less the backward pass through the backbone.
     """
 
     name = 'finetune-head'
     title = 'fine-tuning, head only'
     source = 'ADALOC, arXiv 2511.18772'
+    cost = 'a training, less the backward pass through the backbone'
     lr = 3e-3
 
     def names(self, model: nn.Module) -> set[str]:
@@ -104,8 +107,6 @@ class FineTuneNorm(FineTuning):
 
     Needs labelled images. A cheap repair: scrambled layers give maps of the wrong mean and scale, which norm layers can
     mend without touching a convolution. In a model without norm layers its head learns instead.
-
-    Costs a training.
     """
 
     name = 'finetune-norm'
@@ -124,13 +125,11 @@ class TransferFast(FineTuneAll):
     Needs labelled images of another data set. The classifier starts from nothing there, and what a lock has scrambled
     is unlearnt before it is of use, so a rate that would ruin a good start does well here; and the controls that train
     from scratch may have it too.
-
-    Costs a training.
     """
 
     name = 'transfer-fast'
     title = 'fine-tuning, all weights, faster'
-    needs = frozenset({'labelled', 'classifier'})
+    needs = frozenset({LabelledPhotos, OtherClasses})
     source = 'transfer learning: Yosinski et al., NeurIPS 2014; Kornblith et al., CVPR 2019'
     lr = 3e-3
 
@@ -141,13 +140,11 @@ class TransferHead(FineTuneHead):
 
     Needs labelled images of another data set. It is what a new head makes of the features as they are; beside the
     substitute layers it tells what the maps add, and to the key's holder, whose maps are right, it gives the same rate.
-
-    Costs a training, less the backward pass through the backbone.
     """
 
     name = 'transfer-head'
     title = 'fine-tuning, head only, faster'
-    needs = frozenset({'labelled', 'classifier'})
+    needs = frozenset({LabelledPhotos, OtherClasses})
     source = 'linear probing in transfer learning: Kornblith et al., CVPR 2019'
     lr = 0.01
 
@@ -160,13 +157,11 @@ class Distillation(Attack):
     protected weights, without the key; the loss is the Kullback-Leibler divergence of the scores at every pixel, at a
     temperature of 2, so that what the oracle thinks of the other classes teaches too. What no lock of the weights can
     prevent: the oracle gives the function away query by query.
-
-    Costs a training and one query for each crop seen.
     """
 
     name = 'distillation'
     title = 'distillation from an authorised oracle'
-    needs = frozenset({'oracle', 'unlabelled'})
+    needs = frozenset({Oracle, Photos})
     against = ALL
     source = 'Hinton et al., arXiv 1503.02531; literature on TEE-shielded partition'
     cost = 'a training, and a query for each crop'
@@ -174,8 +169,7 @@ class Distillation(Attack):
     LR, TEMPERATURE = 1e-3, 2.0
 
     def run(self, case: Case, progress: Progress) -> Attempt:
-        unlabelled, oracle, hot = granted(case.unlabelled), granted(case.oracle), self.TEMPERATURE
-        images = unlabelled.images
+        images, oracle, hot = case[Photos].images, case[Oracle].answer, self.TEMPERATURE
 
         def loss(model: nn.Module, batch: Tensor, labels: Tensor) -> Tensor:
             with torch.no_grad():
@@ -186,7 +180,7 @@ class Distillation(Attack):
         model, clock = case.model(), case.budget.clock()
         # the routine wants labels; this loss does not look at them
         blank = torch.zeros(len(images), *images.shape[2:], dtype=torch.int64, device=images.device)
-        photos = dataclasses.replace(unlabelled, labels=blank)
+        photos = LabelledPhotos(images, blank)
         course = train(model, photos, Recipe(case.budget.steps, self.LR, loss=loss), clock, progress, case.seed)
         words = f'{course.steps} steps in {clock.seconds:.0f} s'
-        return Attempt({}, model, len(images), course.exhausted, words, course.trail)
+        return Attempt({}, model, len(images), exhausted=course.exhausted, notes=words, trail=course.trail)

@@ -8,18 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from keyseg_mm.audit.engine.grants import granted
+from keyseg_mm.audit.model.attack import Case, LabelledPhotos
 from keyseg_mm.audit.model.attacks.points import AttackedPoint, Guesses, Matrix
 from keyseg_mm.audit.model.attacks.probing import place
-from keyseg_mm.audit.model.case import Case, MatrixMap, Photos
-from keyseg_mm.audit.model.scoring import confusion, miou, predict
+from keyseg_mm.audit.model.forward import MatrixMap, predict
+from keyseg_mm.audit.model.scoring import confusion, miou
 from keyseg_mm.audit.model.training import cross_entropy
 from keyseg_mm.maps import ChannelMap
 
 _BATCH = 4
 
 
-def split(photos: Photos, seed: int, share: float = 0.25) -> tuple[Photos, Photos]:
+def split(photos: LabelledPhotos, seed: int, share: float = 0.25) -> tuple[LabelledPhotos, LabelledPhotos]:
     """Photos to learn from and others to choose by; one photo serves for both."""
     order = np.random.default_rng(seed).permutation(len(photos)).tolist()
     held = round(len(order) * share)
@@ -37,7 +37,7 @@ class Fitness:
         points: those that may have guesses.
     """
 
-    def __init__(self, case: Case, photos: Photos, points: list[AttackedPoint]) -> None:
+    def __init__(self, case: Case, photos: LabelledPhotos, points: list[AttackedPoint]) -> None:
         self.case, self.photos, self.model = case, photos, case.model()
         self.guesses: Mapping[str, ChannelMap] = {}
         for point in points:
@@ -67,8 +67,8 @@ class Fitness:
         """mIoU, percent, with these guesses."""
         self.guesses, photos = guesses, self.photos
         said = predict(self.model, photos.images)
-        return miou(confusion(granted(photos.labels), said, self.case.num_classes, photos.ignore_index))
+        return miou(confusion(photos.labels, said, self.case.num_classes, photos.ignore_index))
 
     def _loss(self, at: int) -> Tensor:
         part = self.photos.take(slice(at, at + _BATCH))
-        return cross_entropy(self.model, part.images, granted(part.labels), part.ignore_index)
+        return cross_entropy(self.model, part.images, part.labels, part.ignore_index)

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from keyseg_mm.audit.engine.attack import Attack, Attempt, Progress, register
-from keyseg_mm.audit.engine.grants import granted
+from keyseg_mm.audit.engine.budget import Budget, Progress
+from keyseg_mm.audit.model.attack import Attack, Attempt, Case, LabelledPhotos, Photos, register
 from keyseg_mm.audit.model.attacks.finetuning import FineTuneAll, part_of
 from keyseg_mm.audit.model.attacks.fitness import Fitness
 from keyseg_mm.audit.model.attacks.moments import NormEquations, equations_at, norms_behind
 from keyseg_mm.audit.model.attacks.points import AttackedPoint, Guesses, Matrix, array_of, points_of
 from keyseg_mm.audit.model.attacks.probing import firing_order, readers_of
 from keyseg_mm.audit.model.attacks.standins import SoftMap
-from keyseg_mm.audit.model.case import Budget, Case
 from keyseg_mm.maps import ChannelMap
 
 IMAGES = 8  # labelled ones that judge a doubtful guess
@@ -39,15 +38,14 @@ class NormInversion(Attack):
 
     Where the case grants labelled images too, doubtful guesses that raise their cross entropy are left out again.
 
-    Costs a forward pass over the images and a search of seconds to minutes for each point; the seconds of the budget
-    are shared out evenly.
+    The seconds of the budget are shared out evenly among the points.
     """
 
     name = 'norm-inversion'
     title = 'inversion of norm statistics'
-    needs = frozenset({'unlabelled'})
+    needs = frozenset({Photos})
     source = 'activation matching in Git Re-Basin, arXiv 2209.04836; batch norm statistics in Yin et al., CVPR 2020'
-    cost = 'a forward pass and a search for each point; no labels'
+    cost = 'a forward pass and a search of seconds to minutes for each point; no labels'
 
     def run(self, case: Case, progress: Progress) -> Attempt:
         clock, points, norms = case.budget.clock(), firing_order(case, points_of(case)), norms_behind(case)
@@ -62,11 +60,10 @@ class NormInversion(Attack):
             progress((at + 1) / len(points), point.text)
         agreed = {str(t['point']) for t in trail if t['agreed']}
         words = f'at {len(agreed)} of {len(points)} points two searches from random starts met'
-        if case.labelled is not None:
+        if LabelledPhotos in case:
             guesses = _pruned(case, points, guesses, agreed)
             words += f'; kept {len(guesses)} guesses, by the cross entropy on labelled images'
-        used = len(granted(case.unlabelled)) + min(IMAGES, len(case.labelled or ()))
-        return Attempt(guesses, None, used, clock.out_of_time, words, trail)
+        return Attempt(guesses, None, len(case[Photos]), exhausted=clock.out_of_time, notes=words, trail=trail)
 
 
 @register
@@ -76,24 +73,22 @@ class NormInversionTuned(Attack):
     Needs labelled images; unlabelled ones too if there are any, else the labelled ones serve for both. A partly right
     key is a better start for fine-tuning than none: layers that were recovered work again, and only the others have to
     be learned anew. Half of the seconds go to the inversion.
-
-    Costs what both cost.
     """
 
     name = 'norm-inversion-tuned'
     title = 'inversion of norm statistics, then fine-tuning'
-    needs = frozenset({'labelled'})
+    needs = frozenset({LabelledPhotos})
     source = 'both: activation matching in Git Re-Basin, arXiv 2209.04836, and fine-tuning'
     cost = 'an inversion and a training'
     kind = 'retrain'
 
     def run(self, case: Case, progress: Progress) -> Attempt:
         clock, half = case.budget.clock(), Budget(case.budget.steps, case.budget.seconds / 2)
-        unlabelled = case.unlabelled or granted(case.labelled).unlabelled()
-        inverted = dataclasses.replace(case, unlabelled=unlabelled, budget=half)
+        inverted = dataclasses.replace(case, budget=half)
         found = NormInversion().run(inverted, part_of(progress, 0, 0.5))
         attempt = FineTuneAll().tune(case.model(found.guesses), case, part_of(progress, 0.5, 0.5), clock)
-        attempt.images_used += len(case.unlabelled or ())
+        if case[Photos] is not case[LabelledPhotos]:
+            attempt.images_used += len(case[Photos])
         attempt.notes, attempt.trail = f'{found.notes}; then {attempt.notes}', [*found.trail, *attempt.trail]
         return attempt
 
@@ -164,7 +159,7 @@ def _turned(point: AttackedPoint, equations: list[NormEquations], until: float, 
 
 def _pruned(case: Case, points: list[AttackedPoint], guesses: Guesses, sure: set[str]) -> Guesses:
     """Leave out, one after another, the guesses that are not sure and do more harm than none, by labelled images."""
-    fitness, kept = Fitness(case, granted(case.labelled).take(slice(0, IMAGES)), points), guesses
+    fitness, kept = Fitness(case, case[LabelledPhotos].take(slice(0, IMAGES)), points), guesses
     lowest = fitness(kept)
     for point in reversed(points):
         if point.text in kept and point.text not in sure:

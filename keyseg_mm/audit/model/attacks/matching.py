@@ -15,13 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from keyseg_mm.audit.engine.attack import Attack, Attempt, Progress, register
-from keyseg_mm.audit.engine.grants import granted
-from keyseg_mm.audit.engine.targets import IMAGES, WEIGHTS
+from keyseg_mm.audit.engine.budget import Progress
+from keyseg_mm.audit.model.attack import Attack, Attempt, Case, PublicWeights, Target, register
 from keyseg_mm.audit.model.attacks.points import AttackedPoint, Guesses, array_of, assign, points_of, polar, rotation_of
 from keyseg_mm.audit.model.attacks.probing import Columns, facing_columns
-from keyseg_mm.audit.model.case import Case, load_weights
-from keyseg_mm.audit.model.input_cipher import Fronted, Pixels, from_blocks, in_blocks
+from keyseg_mm.audit.model.forward import load_weights
+from keyseg_mm.audit.model.input_cipher import ImageEncryption, Pixels, WithInput, from_blocks, in_blocks
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.maps import ChannelMap
 from keyseg_mm.maps.order import places, raw
@@ -85,12 +84,11 @@ def agreement(guess: ChannelMap, ours: Columns, theirs: Columns) -> float:
 class Matching(Attack):
     """Go through the points, one after another, with one way of finding a map from two sets of columns."""
 
-    needs = frozenset({'public'})
-    cost = 'seconds; no images'
+    needs = frozenset({PublicWeights})
     find: Callable[[AttackedPoint, Columns, Columns], ChannelMap]
 
     def run(self, case: Case, progress: Progress) -> Attempt:
-        public = granted(case.public)
+        public = case[PublicWeights].weights
         clock, guesses, points = case.budget.clock(), Guesses(), points_of(case)
         notes: list[str] = []
         trail: list[dict[str, Any]] = []
@@ -116,13 +114,12 @@ class GreedyMatching(Matching):
     Needs public weights of the same architecture. The greedy half of the direction attacks: where the protected
     weights have not moved far it finds what the one-to-one assignment finds, and where the two part, the margin is
     thin. A rotation has no pairs; there the pairs only say roughly where its blocks' mass lies.
-
-    Costs a sort of c^2 cosines for each point: seconds for a whole model. No images.
     """
 
     name = 'match-greedy'
     title = 'direction matching, greedy'
     source = 'ArrowMatch, USENIX Security 2025'
+    cost = 'a sort of c^2 cosines for each point: seconds; no images'
     find = staticmethod(by_greed)
 
 
@@ -135,13 +132,12 @@ class HungarianMatching(Matching):
     value where the transform may negate (the sign comes with it). Cosines rather than products, so that a channel that
     was rescaled still matches. The matching is repeated with outlying features damped, since fine-tuning moves some
     rows far. An ``out:`` point's readers are found by probing the model. A rotation is answered by Procrustes.
-
-    Costs one assignment for each point, O(c^3): seconds for a whole model. No images.
     """
 
     name = 'match-hungarian'
     title = 'direction matching, one to one'
     source = 'ArrowMatch, USENIX Security 2025; Git Re-Basin, arXiv 2209.04836; GroupCover, ICML 2024'
+    cost = 'an assignment for each point, O(c^3): seconds; no images'
     find = staticmethod(by_assignment)
 
 
@@ -153,13 +149,12 @@ class Procrustes(Matching):
     gives ``M = U V^T``, the orthogonal matrix nearest in the sense of least squares; for a rotation block by block, as
     the stamp tells the blocks, for other transforms over all channels at once. It is repeated with outlying features
     damped. Of a permutation it finds the same map, less surely than an assignment, where rows outnumber channels.
-
-    Costs one singular value decomposition for each block. No images.
     """
 
     name = 'procrustes'
     title = 'orthogonal Procrustes'
     source = 'Schoenemann, Psychometrika 1966; the breaks of ObfuscaTune, arXiv 2407.02960'
+    cost = 'a singular value decomposition for each block: seconds; no images'
     find = staticmethod(by_procrustes)
 
 
@@ -170,14 +165,12 @@ class RankMatching(Attack):
     Needs public weights. An order hides where a value belongs and not what it is. Of a model that was fine-tuned from
     public weights each value has moved a little only, so ranks are nearly the same; the result has the public order and
     the protected values. Where a few values are moved, their places are known from the stamp and the magnitudes.
-
-    Costs two sorts of all values.
     """
 
     name = 'rank-matching'
     title = 'values in the order of public weights'
-    needs = frozenset({'public'})
-    against = frozenset({WEIGHTS})
+    needs = frozenset({PublicWeights})
+    against = frozenset({Target.WEIGHTS})
     kind = 'retrain'
     source = (
         'one-dimensional optimal transport: sorted values match (Villani, 2003); for locks as ArrowMatch for directions'
@@ -185,7 +178,7 @@ class RankMatching(Attack):
     cost = 'two sorts of all weights'
 
     def run(self, case: Case, progress: Progress) -> Attempt:
-        public = granted(case.public)
+        public = case[PublicWeights].weights
         weights, matched = dict(case.weights), 0
         for at, entry in enumerate(case.plan.tensors):
             known, mine = public.get(entry.names[0]), weights[entry.names[0]]
@@ -215,27 +208,23 @@ class MatchPatches(Attack):
     Needs public weights that the model was fine-tuned from. A lock gives the embedding's columns, one for each value of
     a block, other places and signs; the largest total of absolute cosines tells where each was, and the signs of these
     whether it was negated. That is the cipher of all images, too.
-
-    Costs one assignment of 3 p p columns for patches of p.
     """
 
     name = 'match-patches'
     title = 'patch embedding matched to public weights'
-    needs = frozenset({'public'})
-    against = frozenset({IMAGES})
+    needs = frozenset({PublicWeights})
+    against = frozenset({Target.IMAGES})
     kind = 'retrain'
     source = 'ArrowMatch (USENIX Security 2025), on patch embeddings'
-    cost = 'one assignment'
+    cost = 'one assignment of 3 p p columns for patches of p'
 
     @classmethod
     def possible(cls, case: Case) -> bool:
-        return super().possible(case) and case.images is not None and bool(case.images.stamp.embeddings)
+        return super().possible(case) and bool(case.plan.embeddings)
 
     def run(self, case: Case, progress: Progress) -> Attempt:
-        images, public = granted(case.images), granted(case.public)
-        if not images.stamp.embeddings:
-            raise KeysegError('no patch embedding is locked here')
-        name, pixels = images.stamp.embeddings[0].weight, images.pixels
+        images, public = case[ImageEncryption], case[PublicWeights].weights
+        name, pixels = case.plan.embeddings[0].weight, images.pixels
         mine, theirs = (_embedding(weights, name, pixels) for weights in (case.weights, public))
         if mine.shape != theirs.shape:
             raise KeysegError(f'the public weights have no {name} of this shape')
@@ -245,7 +234,7 @@ class MatchPatches(Attack):
         progress(1.0, f'{len(table)} columns')
         change = _cipher(table, matched < 0, images.block, pixels)
         notes = f'mean cosine of the matched columns {np.abs(matched).mean():.2f}'
-        return Attempt(model=Fronted(case.model(), change).eval(), notes=notes)
+        return Attempt(model=WithInput(case.model(), change).eval(), notes=notes)
 
 
 def _embedding(weights: Mapping[str, Tensor], name: str, pixels: Pixels) -> Columns:

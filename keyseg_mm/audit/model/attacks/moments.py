@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from keyseg_mm.audit.engine.grants import granted
+from keyseg_mm.audit.model.attack import Case, Photos
 from keyseg_mm.audit.model.attacks.points import AttackedPoint, Guesses
 from keyseg_mm.audit.model.attacks.probing import Links, channel_dim, columns_of, hooked, pictures
-from keyseg_mm.audit.model.case import Case
+from keyseg_mm.audit.model.forward import logits
 
 BATCH = 8  # photos at once: batch norms are run on the statistics of the batch
 POSITIONS = 1500  # of a map and photo whose patches are looked at
@@ -97,7 +97,7 @@ def norms_behind(case: Case) -> dict[str, str]:
         elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             handles.append(module.register_forward_pre_hook(entering(name)))
     with hooked(handles), torch.no_grad():
-        case.logits(model, pictures(case))
+        logits(model, pictures(case))
     return found
 
 
@@ -151,7 +151,7 @@ def equations_at(
         norms: from :func:`norms_behind`; a reader without a norm gives no equations.
     """
     own = [name for name, _ in readers if name in norms and case.weights[f'{name}.weight'].shape[1] == point.channels]
-    model, photos = case.model(guesses), granted(case.unlabelled).images
+    model, photos = case.model(guesses), case[Photos].images
     for module in model.modules():
         # a pooled map of one photo has a single value for each channel, and synchronised norms wait for other processes
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
@@ -173,7 +173,7 @@ def equations_at(
         for images in torch.split(photos, BATCH) if own else ():
             waiting |= set(own)
             with contextlib.suppress(_Enough):
-                case.logits(model, images)
+                logits(model, images)
     return [_equations(case, name, norms[name], m) for name, m in moments.items() if m.count]
 
 

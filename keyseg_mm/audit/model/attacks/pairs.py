@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from keyseg_mm.audit.engine.attack import Attack, Attempt, Progress, register
-from keyseg_mm.audit.engine.grants import granted
+from keyseg_mm.audit.engine.budget import Progress
+from keyseg_mm.audit.model.attack import Attack, Attempt, Case, Recording, SecondFile, register
 from keyseg_mm.audit.model.attacks.matching import agreement, by_kind
 from keyseg_mm.audit.model.attacks.points import (
     AttackedPoint,
@@ -22,7 +22,6 @@ from keyseg_mm.audit.model.attacks.points import (
     signed_of,
 )
 from keyseg_mm.audit.model.attacks.probing import Columns, facing_columns, readers_of
-from keyseg_mm.audit.model.case import Case
 from keyseg_mm.maps import ChannelMap
 
 POSITIONS = 8192  # of a map that are compared; more tell no more
@@ -36,18 +35,16 @@ class RecordedPairs(Attack):
     key on their own machine. A permutation is found by comparing every channel that left with every one that entered, a
     signed one likewise up to the sign, a rotation by Procrustes block by block. Exact from one image, but for channels
     that are zero everywhere, which are all alike and do not matter.
-
-    Costs a matrix product for each point.
     """
 
     name = 'recorded-pairs'
     title = 'recorded input and output of the encryptors'
-    needs = frozenset({'recorded'})
+    needs = frozenset({Recording})
     source = 'key extraction from HPNN, DAC 2024'
-    cost = 'seconds'
+    cost = 'a matrix product for each point: seconds'
 
     def run(self, case: Case, progress: Progress) -> Attempt:
-        recorded = granted(case.recorded)
+        recorded = case[Recording].pairs
         guesses, trail, points = Guesses(), [], points_of(case)
         for at, point in enumerate(points):
             if point.text in recorded:
@@ -56,7 +53,7 @@ class RecordedPairs(Attack):
                 apart = np.abs(array_of(guess) @ entered - left).max() / (np.abs(left).max() + 1e-12)
                 trail.append({'point': point.text, 'error': float(apart)})
                 progress((at + 1) / len(points), point.text)
-        return Attempt(guesses, None, 1, False, f'recordings of {len(guesses)} of {len(points)} points', trail)
+        return Attempt(guesses, None, 1, notes=f'recordings of {len(guesses)} of {len(points)} points', trail=trail)
 
 
 def _between(point: AttackedPoint, entered: Columns, left: Columns) -> ChannelMap:
@@ -71,7 +68,7 @@ def _between(point: AttackedPoint, entered: Columns, left: Columns) -> ChannelMa
 
 
 def _channels(case: Case, point: AttackedPoint, x: Tensor) -> Columns:
-    site = (case.sites or {}).get(point.text)
+    site = case.sites.get(point.text)
     dim = site.dim if site else (1 if x.dim() >= 4 and x.shape[1] == point.channels else -1)
     flat = x.detach().cpu().double().movedim(dim, 0).flatten(1)
     if flat.shape[1] > POSITIONS:
@@ -88,23 +85,21 @@ class TwoFiles(Attack):
     and the key falls as it does to direction matching. At a point that both protect, the matching gives the relative
     map ``T1 T2^-1`` and no more, which is no guess at either key: it is reported, not handed in. It is the identity
     where one key met one salt twice, and then whatever breaks one file breaks the other.
-
-    Costs an assignment for each point. No images.
     """
 
     name = 'two-files'
     title = 'two protected files against each other'
-    needs = frozenset({'second'})
+    needs = frozenset({SecondFile})
     source = 'collusion of customers, arXiv 2602.11088'
-    cost = 'seconds; no images'
+    cost = 'an assignment for each point: seconds; no images'
 
     def run(self, case: Case, progress: Progress) -> Attempt:
-        plan, weights = granted(case.second)
-        protected = {entry.point for entry in plan.maps}
+        second = case[SecondFile]
+        protected = {entry.point for entry in second.plan.maps}
         guesses, points = Guesses(), points_of(case)
         trail: list[dict[str, Any]] = []
         for at, point in enumerate(points):
-            pair = facing_columns(case, point, weights)
+            pair = facing_columns(case, point, second.weights)
             progress((at + 1) / len(points), point.text)
             if pair is None:
                 continue
@@ -122,7 +117,7 @@ class TwoFiles(Attack):
         alone = sum(t['alone'] for t in trail)
         mean = np.mean([t['agreement'] for t in trail]) if trail else 0.0
         words = [f'{alone} of {len(trail)} points stand open in the second file; agreement {mean:.3f}']
-        other = granted(case.second)[0]
+        other = case[SecondFile].plan
         if (other.salt, other.key_id) == (case.plan.salt, case.plan.key_id):
             words.append('both files have one key and one salt: their maps are the same')
         elif alone < len(trail):

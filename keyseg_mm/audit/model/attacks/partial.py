@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from keyseg_mm.audit.engine.attack import Attack, Attempt, Progress, register
-from keyseg_mm.audit.engine.grants import granted
+from keyseg_mm.audit.engine.budget import Progress
+from keyseg_mm.audit.model.attack import Attack, Attempt, Case, LabelledPhotos, LeakedRows, register
 from keyseg_mm.audit.model.attacks.fitness import Fitness
 from keyseg_mm.audit.model.attacks.points import AttackedPoint, Guesses, Matrix, points_of, rotation_of
 from keyseg_mm.audit.model.attacks.probing import firing_order
 from keyseg_mm.audit.model.attacks.search import IMAGES, Climb, Mask
-from keyseg_mm.audit.model.case import Case
 from keyseg_mm.maps import ChannelMap
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)  # of what leaked
@@ -23,21 +22,19 @@ class PartialKey(Attack):
     Needs part of the key. Shows how mIoU grows with the share of the key that is right: a good lock gives nothing for
     half a key. The curve takes ever more of what leaked (0 to 1 of it) and scores it on the labelled images, if the
     case grants any; the guesses are those with all of what leaked.
-
-    Costs a forward pass over the labelled images (8 at most) for each point of the curve.
     """
 
     name = 'partial-key'
     title = 'partial key, the rest at random'
-    needs = frozenset({'known', 'known_tables'})
+    needs = frozenset({LeakedRows})
     source = 'Tiered language models, arXiv 2606.21638'
-    cost = 'a few forward passes'
+    cost = 'a forward pass over at most 8 images for each point of the curve'
 
     def run(self, case: Case, progress: Progress) -> Attempt:
         clock, points, trail = case.budget.clock(), points_of(case), []
         facts = {p.text: _leaked(case, p) for p in points}
         orders = {p.text: np.random.default_rng([case.seed, 1]).permutation(p.channels) for p in points}
-        photos = case.labelled and case.labelled.take(slice(0, IMAGES))
+        photos = case[LabelledPhotos].take(slice(0, IMAGES)) if LabelledPhotos in case else None
         fitness = photos and Fitness(case, photos, points)
         guesses, total = Guesses(), sum(p.channels for p in points)
         for at, share in enumerate(SHARES):
@@ -53,7 +50,7 @@ class PartialKey(Attack):
                 trail.append({'share': right / total, 'miou': fitness.miou(guesses)})
             progress((at + 1) / len(SHARES), f'{100 * right / total:.0f} % of the key')
         words = f'{100 * right / total:.0f} % of the entries leaked'
-        return Attempt(guesses, None, len(photos or ()), clock.out_of_time, words, trail)
+        return Attempt(guesses, None, len(photos or ()), exhausted=clock.out_of_time, notes=words, trail=trail)
 
 
 @register
@@ -63,33 +60,31 @@ class PartialKeyCompleted(Attack):
     Needs part of the key and labelled images. With most of the key right the model nearly works, the gradient points
     at the swaps that are missing, and climbing finishes the job; the share from which it does is what a partial leak
     really costs.
-
-    Costs a forward pass over at most 8 images for each try.
     """
 
     name = 'partial-key-completed'
     title = 'partial key, completed by hill climbing'
-    needs = frozenset({'known', 'known_tables', 'labelled'})
+    needs = frozenset({LeakedRows, LabelledPhotos})
     source = 'Tiered language models, arXiv 2606.21638; MaungMaung and Kiya, arXiv 2109.00224'
-    cost = 'a forward pass over a few images for each try'
+    cost = 'a forward pass over at most 8 images for each try'
 
     def run(self, case: Case, progress: Progress) -> Attempt:
         clock, points, rng = case.budget.clock(), points_of(case), np.random.default_rng(case.seed)
-        photos = granted(case.labelled).take(slice(0, IMAGES))
+        photos = case[LabelledPhotos].take(slice(0, IMAGES))
         facts = {p.text: _leaked(case, p) for p in points}
         start = {p.text: completed(p, *facts[p.text], rng) for p in points}
         free = {text: ~known for text, (known, _) in facts.items()}
         climb = Climb(Fitness(case, photos, points), firing_order(case, points), clock, rng, free)
         _, found = climb.run(start, progress)
-        return Attempt(found, None, len(photos), climb.ended, f'{clock.steps} tries', climb.trail)
+        return Attempt(found, None, len(photos), exhausted=climb.ended, notes=f'{clock.steps} tries', trail=climb.trail)
 
 
 def _leaked(case: Case, point: AttackedPoint) -> tuple[Mask, Matrix]:
     """What is known at a point: mask of rows, and the table; nothing where the case has no entry."""
-    known, tables, c = case.known or {}, case.known_tables or {}, point.channels
-    if point.text not in known or point.text not in tables:
+    leak, c = case[LeakedRows], point.channels
+    if point.text not in leak.known:
         return np.zeros(c, dtype=bool), np.zeros((c, c))
-    return np.asarray(known[point.text], dtype=bool), np.asarray(tables[point.text], dtype=np.float64)
+    return np.asarray(leak.known[point.text], dtype=bool), np.asarray(leak.tables[point.text], dtype=np.float64)
 
 
 def completed(point: AttackedPoint, known: Mask, table: Matrix, rng: np.random.Generator) -> ChannelMap:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
-from keyseg_mm.audit.model.case import Case
+from keyseg_mm.audit.model.attack import Case
 from keyseg_mm.entries import MapEntry
 from keyseg_mm.maps import ChannelMap, ChannelPermutation, ChannelRotation, SignedChannelPermutation
 from keyseg_mm.maps.channels import DEFAULT_BLOCK

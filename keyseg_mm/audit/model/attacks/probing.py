@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from keyseg_mm.audit.model.attack import Case, Photos
 from keyseg_mm.audit.model.attacks.points import AttackedPoint
-from keyseg_mm.audit.model.case import Case, GuessHook
+from keyseg_mm.audit.model.forward import GuessHook, logits
 
 Columns = NDArray[np.float64]  # (channels, everything else) of weights, by input channel
 Links = list[tuple[str, int]]  # names of layers, with the offset of the map's channels in what they read or write
@@ -25,9 +26,8 @@ Links = list[tuple[str, int]]  # names of layers, with the offset of the map's c
 
 def pictures(case: Case, count: int = 1, side: int = 64) -> Tensor:
     """A few images to run a model on: the case's own where it grants any, else noise."""
-    for photos in (case.unlabelled, case.labelled):
-        if photos is not None:
-            return photos.images[:count]
+    if Photos in case:
+        return case[Photos].images[:count]
     noise = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(case.seed))
     return noise.to(next(iter(case.weights.values())).device)
 
@@ -44,7 +44,7 @@ def hooked(handles: list[Any]) -> Iterator[None]:
 
 def place(case: Case, model: nn.Module, point: AttackedPoint, guess: Callable[[Tensor, int], Tensor]) -> Any:
     """Apply a guess, or anything else from (map, channel dimension) to a map, at a point; returns its hook's handle."""
-    return GuessHook(point.where, guess, (case.sites or {}).get(point.text)).attach(model)
+    return GuessHook(point.where, guess, case.sites.get(point.text)).attach(model)
 
 
 def mixing_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -158,7 +158,7 @@ def _maps(case: Case, model: nn.Module, points: list[AttackedPoint]) -> dict[str
         return watch
 
     with hooked([place(case, model, point, note(point.text)) for point in points]):
-        case.logits(model, pictures(case))
+        logits(model, pictures(case))
     return seen
 
 
@@ -174,5 +174,5 @@ def _inputs(case: Case, model: nn.Module) -> dict[str, Tensor]:
         return watch
 
     with hooked([layer.register_forward_pre_hook(note(n)) for n, layer in mixing_layers(model).items()]):
-        case.logits(model, pictures(case))
+        logits(model, pictures(case))
     return seen

@@ -11,12 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from keyseg_mm.audit.engine.attack import Attack, Attempt, Progress, register
-from keyseg_mm.audit.engine.grants import granted
+from keyseg_mm.audit.engine.budget import Progress
+from keyseg_mm.audit.model.attack import Attack, Attempt, Case, PublicWeights, register
 from keyseg_mm.audit.model.attacks.matching import by_kind, unit
 from keyseg_mm.audit.model.attacks.points import AttackedPoint, Guesses, Matrix, assign, points_of
 from keyseg_mm.audit.model.attacks.probing import Columns, Links, facing_columns, mixing_layers, readers_of, writers_of
-from keyseg_mm.audit.model.case import Case
 
 ROUNDS = 20
 KEEP_ORDER = 0.02  # how much better another order of the rows must match before it is believed
@@ -31,15 +30,13 @@ class PropagatedMatching(Attack):
     depend on order. Where several layers write to one map (residuals), their evidence is added. At a point, what the
     reader's columns say less what the writers' rows say is the key: ``t = b^-1 c``. Which layers write and read a map
     is found by probing the model with noise. Where rows stand as in public this is the plain one-to-one matching.
-
-    Costs some assignments for each layer and one run of the model for each, seconds to a minute. No images.
     """
 
     name = 'match-propagated'
     title = 'direction matching from both sides'
-    needs = frozenset({'public'})
+    needs = frozenset({PublicWeights})
     source = 'Git Re-Basin, arXiv 2209.04836'
-    cost = 'a minute; no images'
+    cost = 'some assignments and a run of the model for each layer, seconds to a minute; no images'
 
     def run(self, case: Case, progress: Progress) -> Attempt:
         clock, points, guesses = case.budget.clock(), points_of(case), Guesses()
@@ -62,7 +59,7 @@ class PropagatedMatching(Attack):
 
 def _rows(case: Case, points: list[AttackedPoint], progress: Progress) -> dict[str, Matrix]:
     """Likeness of the rows, protected by public, of every layer that public weights have in the same shape."""
-    public = granted(case.public)
+    public = case[PublicWeights].weights
     signed = {name for point in points if point.signed for name, _ in readers_of(case, point)}
     found: dict[str, Matrix] = {}
     names = list(mixing_layers(case.build()))
@@ -77,7 +74,7 @@ def _rows(case: Case, points: list[AttackedPoint], progress: Progress) -> dict[s
 
 def _reordered(case: Case, rows: dict[str, Matrix]) -> dict[str, Tensor]:
     """The public weights of the layers whose rows are known, in the order of the protected rows."""
-    public = granted(case.public)
+    public = case[PublicWeights].weights
     return {f'{n}.weight': public[f'{n}.weight'][torch.from_numpy(assign(rows[n]))] for n in rows}
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from keyseg_mm.audit.engine.attack import Attack, Attempt, Progress, register
-from keyseg_mm.audit.engine.grants import granted
+from keyseg_mm.audit.engine.budget import Clock, Progress
+from keyseg_mm.audit.model.attack import Attack, Attempt, Case, LabelledPhotos, register
 from keyseg_mm.audit.model.attacks.fitness import Fitness
 from keyseg_mm.audit.model.attacks.points import (
     AttackedPoint,
@@ -20,7 +20,6 @@ from keyseg_mm.audit.model.attacks.points import (
     polar,
 )
 from keyseg_mm.audit.model.attacks.probing import firing_order
-from keyseg_mm.audit.model.case import Case, Clock
 
 IMAGES = 8  # that a guess is tried on, at most
 RANKED, DRAWN = 12, 6  # moves tried at a point by the gradient's word, and at random, before the next point's turn
@@ -33,22 +32,20 @@ class RandomKeys(Attack):
 
     Needs nothing. What a random key gives is the floor of every recovery; the best of many shows that trying keys is
     no way, or that the fitness hardly depends on the key.
-
-    Costs one run over at most 8 images per key.
     """
 
     name = 'random-keys'
     title = 'random keys'
     source = 'every paper on access control; Ito et al., arXiv 2206.05422'
-    cost = 'a forward pass for each key tried'
+    cost = 'a forward pass over at most 8 images for each key tried'
     KEYS = 100
 
     def run(self, case: Case, progress: Progress) -> Attempt:
         clock, points, rng = case.budget.clock(), points_of(case), np.random.default_rng(case.seed)
         best: Guesses = {p.text: p.random(rng) for p in points}
-        if case.labelled is None:
+        if LabelledPhotos not in case:
             return Attempt(best, notes='one random key: nothing to choose by')
-        photos = case.labelled.take(slice(0, IMAGES))
+        photos = case[LabelledPhotos].take(slice(0, IMAGES))
         fitness = Fitness(case, photos, points)
         lowest, trail = fitness(best), []
         keys = min(self.KEYS, case.budget.steps)
@@ -61,7 +58,9 @@ class RandomKeys(Attack):
                 best, lowest = guesses, value
             trail.append({'tries': at, 'cross_entropy': lowest})
             progress(at / keys, f'{at} keys: {lowest:.2f}')
-        return Attempt(best, None, len(photos), clock.out_of_time, f'best of {len(trail) + 1} keys', trail)
+        return Attempt(
+            best, None, len(photos), exhausted=clock.out_of_time, notes=f'best of {len(trail) + 1} keys', trail=trail
+        )
 
 
 class Climb:
@@ -175,20 +174,18 @@ class HillClimbing(Attack):
     The gradient by the guess's matrix ranks all swaps and flips of a point at once, to first order, so that the few
     worth a forward pass are tried first. If it comes to rest it begins anew from another random key, and keeps the
     best. The fitness is the cross entropy, which moves where mIoU stands still.
-
-    Costs a forward pass over at most 8 images for each try.
     """
 
     name = 'hill-climbing'
     title = 'hill climbing on the key'
-    needs = frozenset({'labelled'})
+    needs = frozenset({LabelledPhotos})
     source = 'MaungMaung and Kiya, arXiv 2109.00224; the breaks of HPNN'
-    cost = 'a forward pass over a few images for each try'
+    cost = 'a forward pass over at most 8 images for each try'
     STARTS = 4
 
     def run(self, case: Case, progress: Progress) -> Attempt:
         clock, points, rng = case.budget.clock(), firing_order(case, points_of(case)), np.random.default_rng(case.seed)
-        photos = granted(case.labelled).take(slice(0, IMAGES))
+        photos = case[LabelledPhotos].take(slice(0, IMAGES))
         climb, ends, curve = Climb(Fitness(case, photos, points), points, clock, rng), [], []
         identity: Guesses = {p.text: p.identity() for p in points}
         for at in range(self.STARTS):
@@ -201,4 +198,4 @@ class HillClimbing(Attack):
                 break
         lowest, guesses = min(ends, key=lambda end: end[0])
         words = f'{clock.steps} tries from {len(ends)} starts, cross entropy {lowest:.3f}'
-        return Attempt(guesses, None, len(photos), climb.ended, words, curve)
+        return Attempt(guesses, None, len(photos), exhausted=climb.ended, notes=words, trail=curve)

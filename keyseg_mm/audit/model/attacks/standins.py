@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from keyseg_mm.audit.model.attack import Case
 from keyseg_mm.audit.model.attacks.points import AttackedPoint
 from keyseg_mm.audit.model.attacks.probing import place
-from keyseg_mm.audit.model.case import Case
-from keyseg_mm.audit.model.input_cipher import Code, Pixels, from_blocks, in_blocks
+from keyseg_mm.audit.model.input_cipher import ImageEncryption, Pixels, from_blocks, in_blocks
 from keyseg_mm.baselines.blockwise import DEFAULT_BLOCK, NegativePositive
 from keyseg_mm.maps import ChannelMap
 
@@ -177,12 +177,12 @@ def block_stand_in(point: AttackedPoint, start: str) -> nn.Module:
     return (BlockScales if scaled else BlockMatrix)(count, block, start)
 
 
-def image_stand_in(code: Code, start: str) -> nn.Module:
+def image_stand_in(images: ImageEncryption, start: str) -> nn.Module:
     """A stand-in for an encryption of images, by what is public of it."""
-    count = 3 * code.block**2
-    if code.method == 'FFX':
-        return ByteTable(count, code.block, start, code.pixels)
-    return (BlockScales if code.method == 'NP' else BlockMatrix)(count, code.block, start)
+    count = 3 * images.block**2
+    if images.method == 'FFX':
+        return ByteTable(count, images.block, start, images.pixels)
+    return (BlockScales if images.method == 'NP' else BlockMatrix)(count, images.block, start)
 
 
 def with_stand_ins(

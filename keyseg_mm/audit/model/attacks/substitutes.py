@@ -14,12 +14,11 @@ from typing import ClassVar
 import numpy as np
 from torch import nn
 
-from keyseg_mm.audit.engine.attack import Attack, Attempt, Progress, register
-from keyseg_mm.audit.engine.grants import granted
-from keyseg_mm.audit.engine.targets import BLOCKS, IMAGES
+from keyseg_mm.audit.engine.budget import Progress
+from keyseg_mm.audit.model.attack import Attack, Attempt, Case, LabelledPhotos, OtherClasses, Target, register
 from keyseg_mm.audit.model.attacks.finetuning import head_names, part_of
 from keyseg_mm.audit.model.attacks.fitness import Fitness, split
-from keyseg_mm.audit.model.attacks.points import Guesses, array_of, points_of
+from keyseg_mm.audit.model.attacks.points import Guesses, points_of
 from keyseg_mm.audit.model.attacks.probing import firing_order
 from keyseg_mm.audit.model.attacks.standins import (
     PARTS,
@@ -32,8 +31,8 @@ from keyseg_mm.audit.model.attacks.standins import (
     stand_ins_of,
     with_stand_ins,
 )
-from keyseg_mm.audit.model.case import Case, MatrixMap, Photos
-from keyseg_mm.audit.model.input_cipher import Fronted
+from keyseg_mm.audit.model.forward import MatrixMap
+from keyseg_mm.audit.model.input_cipher import ImageEncryption, WithInput
 from keyseg_mm.audit.model.training import Recipe, cross_entropy, segmentation_loss, train
 
 _PASSPORTS = 'Chen et al., CVPR 2023 (ambiguity attack on passports)'
@@ -50,7 +49,7 @@ class Substitute(Attack):
     A fifth of the steps tries both, nothing encrypted and every encryption as likely; the better goes on.
     """
 
-    needs = frozenset({'labelled'})
+    needs = frozenset({LabelledPhotos})
     cost = 'as long as training for the same steps'
     lr: ClassVar[float] = 0.02
     learnt: ClassVar[str] = PARTS  # prefix of the parameters that learn
@@ -59,13 +58,13 @@ class Substitute(Attack):
         """The case's model with what is to be learnt in its place."""
         raise NotImplementedError
 
-    def finish(self, case: Case, model: nn.Module, held: Photos) -> Attempt:
+    def finish(self, case: Case, model: nn.Module, held: LabelledPhotos) -> Attempt:
         """What to hand in of a trained model; photos that it has not seen may decide."""
         return Attempt(model=model)
 
-    def photos(self, case: Case) -> tuple[Photos, Photos]:
+    def photos(self, case: Case) -> tuple[LabelledPhotos, LabelledPhotos]:
         """Photos to learn from, and others for :meth:`finish`."""
-        return granted(case.labelled), granted(case.labelled)
+        return case[LabelledPhotos], case[LabelledPhotos]
 
     def recipe(self, case: Case, steps: int) -> Recipe:
         """How to train for some steps."""
@@ -88,7 +87,7 @@ class Substitute(Attack):
         attempt = self.finish(case, model, held)
         words = f'started from {start}, loss {first:.2f} after a tenth of the steps, {course.last:.2f} at last'
         attempt.notes = '; '.join(filter(None, (words, attempt.notes)))
-        attempt.images_used, attempt.exhausted = len(case.labelled or ()), clock.out_of_time
+        attempt.images_used, attempt.exhausted = len(case[LabelledPhotos]), clock.out_of_time
         attempt.trail = course.trail
         return attempt
 
@@ -100,8 +99,6 @@ class SubstituteLayer(Substitute):
     Needs labelled images. The matrices start from the identity or from the uniform matrix, and learn by Adam on the
     cross entropy. In the end each is rounded to the nearest map of the stamp's kind, and the rounded or the free maps
     are kept, as photos kept back decide.
-
-    Costs one forward and backward pass per step, like training.
     """
 
     name = 'substitute-layer'
@@ -111,10 +108,10 @@ class SubstituteLayer(Substitute):
     def prepare(self, case: Case, start: str) -> nn.Module:
         return with_stand_ins(case, firing_order(case, points_of(case)), partial(FreeMatrix, start=start))
 
-    def photos(self, case: Case) -> tuple[Photos, Photos]:
+    def photos(self, case: Case) -> tuple[LabelledPhotos, LabelledPhotos]:
         return _halves(case)
 
-    def finish(self, case: Case, model: nn.Module, held: Photos) -> Attempt:
+    def finish(self, case: Case, model: nn.Module, held: LabelledPhotos) -> Attempt:
         guesses, words = choose(case, stand_ins_of(model), held)
         return Attempt(guesses, notes=words)
 
@@ -125,13 +122,12 @@ class SubstituteBlocks(Substitute):
 
     Needs labelled images. A shuffle of a block of b by b positions and c channels is a matrix of c b b values to a
     side, a negative/positive transform a scale for each of them; the weights stay as they are.
-
-    Costs one forward and backward pass per step, like training. Blocks of more than 4096 values get scales only.
+    Blocks of more than 4096 values get scales only.
     """
 
     name = 'substitute-blocks'
     title = 'substitute block layers, jointly'
-    against = frozenset({BLOCKS})
+    against = frozenset({Target.BLOCKS})
     kind = 'retrain'
     source = f'{_PASSPORTS}, on blocks'
     lr = 0.01
@@ -147,19 +143,17 @@ class SubstituteCipher(Substitute):
     Needs labelled plain images. The weights stay as they are: only what they expect of a block is learnt, an affine map
     of a block's values for SHF and for patch embeddings, scales and offsets for NP, and a table of bytes with a choice
     of places for FFX.
-
-    Costs a training.
     """
 
     name = 'substitute-cipher'
     title = 'a learnt substitute for the encryption of images'
-    against = frozenset({IMAGES})
+    against = frozenset({Target.IMAGES})
     kind = 'retrain'
     source = f'{_PASSPORTS}, on images'
     learnt = 'change.'
 
     def prepare(self, case: Case, start: str) -> nn.Module:
-        return Fronted(case.model(), image_stand_in(granted(case.images), start))
+        return WithInput(case.model(), image_stand_in(case[ImageEncryption], start))
 
 
 @register
@@ -169,13 +163,11 @@ class TransferSubstitute(Substitute):
     Needs labelled images of another data set. The backbone stays as it is, maps and head learn: where the maps come
     near the key, the thief has the backbone's features as the key's holder has them. The maps stay free; rounded ones
     are handed in only to tell how much of the key they hold.
-
-    Costs a training.
     """
 
     name = 'transfer-substitute'
     title = 'substitute key layers and a new head'
-    needs = frozenset({'labelled', 'classifier'})
+    needs = frozenset({LabelledPhotos, OtherClasses})
     source = f'{_PASSPORTS}, with a head of its own'
     kind = 'retrain'
     transfers = True
@@ -185,12 +177,12 @@ class TransferSubstitute(Substitute):
         return with_stand_ins(case, firing_order(case, points_of(case)), partial(FreeMatrix, start=start))
 
     def recipe(self, case: Case, steps: int) -> Recipe:
-        head, recipe = head_names(case.build()) | set(case.classifier or ()), super().recipe(case, steps)
+        head, recipe = head_names(case.build()) | set(case.classifier), super().recipe(case, steps)
         return dataclasses.replace(
             recipe, learns=lambda name: name in head or recipe.learns(name), loss=segmentation_loss
         )
 
-    def finish(self, case: Case, model: nn.Module, held: Photos) -> Attempt:
+    def finish(self, case: Case, model: nn.Module, held: LabelledPhotos) -> Attempt:
         guesses = {part.point.text: part.rounded() for part in stand_ins_of(model)}
         return Attempt(guesses, model, notes='the maps are scored as learnt, and rounded to compare them with the key')
 
@@ -202,15 +194,13 @@ class SubstituteSinkhorn(Attack):
     Needs labelled images. Scores of c x c become doubly stochastic by Sinkhorn's iterations, softly at first and nearly
     hard in the end, so that the search stays in the hull of the key's own kind and the final rounding loses little.
     Signs are soft signs; a rotation is learned as a matrix exponential within its blocks. All points learn together.
-
-    Costs one forward and backward pass per step, and 20 normalisations of each c x c table.
     """
 
     name = 'substitute-sinkhorn'
     title = 'soft permutations by Sinkhorn'
-    needs = frozenset({'labelled'})
+    needs = frozenset({LabelledPhotos})
     source = 'Pena et al., Sinkhorn Re-Basin, CVPR 2023'
-    cost = 'as long as training for the same steps'
+    cost = 'as long as training for the same steps, and in each 20 normalisations of every c x c table'
     LR = 0.03
 
     def run(self, case: Case, progress: Progress) -> Attempt:
@@ -226,54 +216,12 @@ class SubstituteSinkhorn(Attack):
         recipe = recipe_of(case.budget.steps, self.LR)
         course = train(model, photos, recipe, case.budget.clock(), cool, case.seed)
         guesses, words = choose(case, parts, held)
-        return Attempt(guesses, None, len(case.labelled or ()), course.exhausted, words, course.trail)
+        return Attempt(
+            guesses, None, len(case[LabelledPhotos]), exhausted=course.exhausted, notes=words, trail=course.trail
+        )
 
 
-@register
-class SubstituteStages(Attack):
-    """Learn the substitute matrix of one point after another, in the order of the forward pass, then all together.
-
-    Needs labelled images. With many points the joint problem has many poor solutions. Here one matrix learns at a time,
-    the later ones standing at the identity until it is their turn; a finished one is rounded to the stamp's kind if
-    that does not cost much cross entropy. A third of the steps is left for all together at the end.
-
-    Costs one forward and backward pass per step, like training.
-    """
-
-    name = 'substitute-stages'
-    title = 'substitute key layers, stage by stage'
-    needs = frozenset({'labelled'})
-    source = _PASSPORTS
-    cost = 'as long as training for the same steps'
-    LR = 0.02
-    TOLERANCE = 1.05  # a rounding may cost this factor of cross entropy
-
-    def run(self, case: Case, progress: Progress) -> Attempt:
-        clock, (photos, held), points = case.budget.clock(), _halves(case), firing_order(case, points_of(case))
-        model, trail = with_stand_ins(case, points, partial(FreeMatrix, start='identity')), []
-        fitness, parts = Fitness(case, photos, points), stand_ins_of(model)
-        each = max(1, case.budget.steps * 2 // 3 // max(1, len(points)))
-        for at, point in enumerate(points):
-            train(model, photos, recipe_of(each, self.LR, f'{PARTS}.{at}.'), clock, seed=case.seed)
-            kept = self._round(fitness, parts[: at + 1])
-            trail.append({'point': point.text, 'cross_entropy': kept})
-            progress(2 / 3 * (at + 1) / len(points), f'{point.text}: {kept:.2f}')
-        rest = recipe_of(case.budget.steps - clock.steps, self.LR / 2)
-        train(model, photos, rest, clock, part_of(progress, 2 / 3, 1 / 3), case.seed + 1)
-        guesses, words = choose(case, parts, held)
-        return Attempt(guesses, None, len(case.labelled or ()), clock.out_of_time, words, trail)
-
-    def _round(self, fitness: Fitness, done: Sequence[FreeMatrix]) -> float:
-        """Round the last of those done if that costs little; the cross entropy afterwards."""
-        free, last = _free(done), done[-1]
-        before, after = fitness(free), fitness({**free, last.point.text: last.rounded()})
-        if after > before * self.TOLERANCE:
-            return before
-        last.value.data.copy_(last.value.new_tensor(array_of(last.rounded())))
-        return after
-
-
-def choose(case: Case, parts: Sequence[MatrixStandIn], held: Photos) -> tuple[Guesses, str]:
+def choose(case: Case, parts: Sequence[MatrixStandIn], held: LabelledPhotos) -> tuple[Guesses, str]:
     """The learnt maps as they are or rounded to the stamp's kind, whichever does better on photos kept back.
 
     A rounded map is what the key is known to be; a free one may make up for what could not be found.
@@ -290,6 +238,6 @@ def _free(parts: Sequence[MatrixStandIn]) -> Guesses:
     return {part.point.text: MatrixMap(part.matrix().detach()) for part in parts}
 
 
-def _halves(case: Case) -> tuple[Photos, Photos]:
+def _halves(case: Case) -> tuple[LabelledPhotos, LabelledPhotos]:
     """The case's labelled photos, to learn from and to choose by."""
-    return split(granted(case.labelled), case.seed)
+    return split(case[LabelledPhotos], case.seed)

@@ -1,0 +1,133 @@
+"""A whole audit: what is asked for, what is set up from it, and all its runs, one after another or side by side."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from keyseg_mm.audit.engine.attack import Run
+from keyseg_mm.audit.engine.executor import Executor, Failed
+from keyseg_mm.audit.engine.results import Failure, Result
+from keyseg_mm.audit.engine.runner import Runner
+from keyseg_mm.audit.engine.suites import Say
+from keyseg_mm.errors import KeyFileError
+from keyseg_mm.keys.key import SecretKey
+from keyseg_mm.keys.keyfile import PASSPHRASE_VARIABLE
+from keyseg_mm.keys.locator import locate_real
+
+Outcome = Result[Any] | Failure
+#: Runs, each with what runs it.
+Planned = Sequence[tuple[Runner[Any, Any, Any], Run[Any, Any]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order(abc.ABC):
+    """What is to be audited, and how. It holds no key, so it can go to another process.
+
+    Attributes:
+        config: config file.
+        key: locator of the key, which only the referee gets.
+        out: folder for results and report.
+        checkpoint: the protected checkpoint, if there is one.
+        suite: name of a suite.
+        seed: of everything drawn.
+        bars: show progress bars.
+    """
+
+    config: Path
+    key: str
+    out: Path
+    checkpoint: Path | None = None
+    suite: str = 'standard'
+    seed: int = 0
+    bars: bool = True
+
+    @abc.abstractmethod
+    def planned(self, key: SecretKey, say: Say) -> Planned:
+        """Read, check and set up all that the order asks for; its runs, controls first."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, for whoever is to do it."""
+
+    order: Order
+    run: str
+
+
+def perform(job: Job) -> Outcome:
+    """Do a job, in whatever process this is; what its order asks for is set up there once."""
+    runner, run = _set_up(job.order)[job.run]
+    return runner.attempt(run)
+
+
+@functools.lru_cache(maxsize=1)
+def _set_up(order: Order) -> Mapping[str, tuple[Runner[Any, Any, Any], Run[Any, Any]]]:
+    planned = order.planned(_key_of(order), lambda text: None)
+    return {run.name: (runner, run) for runner, run in planned}
+
+
+def run_all(order: Order, planned: Planned, executor: Executor | None, say: Say) -> list[Outcome]:
+    """All runs of an audit, taking over what is finished.
+
+    Args:
+        order: what was asked for.
+        planned: what was set up from it.
+        executor: what runs jobs side by side; None: one after another, in this process.
+        say: told what is going on, a line at a time.
+
+    Returns:
+        What came of each, in the order of ``planned``.
+    """
+
+    def tell(number: int) -> None:
+        run = planned[number][1]
+        say(f'{number + 1}/{len(planned)}  {run.kind}: {run.title}')
+
+    if executor is None:
+        outcomes = []
+        for number, (runner, run) in enumerate(planned):
+            tell(number)
+            outcomes.append(runner.run(run))
+        return outcomes
+    found: dict[int, Outcome] = {i: kept for i, (runner, run) in enumerate(planned) if (kept := runner.kept(run))}
+    left = [number for number in range(len(planned)) if number not in found]
+
+    def store(index: int, outcome: Outcome | Failed) -> None:
+        runner, run = planned[left[index]]
+        if isinstance(outcome, Failed):
+            outcome = Failure(run.about(), runner.digest(run), 0.0, outcome.why)
+        found[left[index]] = runner.keep(run, outcome)
+        tell(left[index])
+
+    if left:
+        _key_of(order)  # an error now, and not in every process
+        there = _portable(order)
+        executor.run(perform, [Job(there, planned[number][1].name) for number in left], store)
+    return [found[number] for number in range(len(planned))]
+
+
+def _key_of(order: Order) -> SecretKey:
+    return locate_real(order.key, '--key', _passphrase)
+
+
+def _passphrase(path: str) -> str:
+    """What opens a sealed key file where nobody can be asked."""
+    if PASSPHRASE_VARIABLE not in os.environ:
+        raise KeyFileError(f'{path} is sealed; for runs in other processes set {PASSPHRASE_VARIABLE} to its passphrase')
+    return os.environ[PASSPHRASE_VARIABLE]
+
+
+def _portable(order: Order) -> Order:
+    """The same order where other folders are current, and other processes show bars."""
+    values = {item.name: getattr(order, item.name) for item in dataclasses.fields(order)}
+    paths: Any = {name: value.resolve() for name, value in values.items() if isinstance(value, Path)}
+    scheme, _, rest = order.key.partition(':')
+    key = f'file:{Path(rest).expanduser().resolve()}' if scheme == 'file' else order.key
+    return dataclasses.replace(order, bars=False, key=key, **paths)

@@ -1,0 +1,135 @@
+"""Running attacks and controls one by one: budgeted, seeded, resumable, and none of them can end the suite.
+
+Each finished run is a JSON file of its own. A later audit takes it over as it is if nothing that it depends on has
+changed: the case, what it is scored on, and the code.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import hashlib
+import json
+import math
+import time
+import traceback
+from pathlib import Path
+from typing import Any, ClassVar, Generic
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from keyseg_mm.atomic import write_json
+from keyseg_mm.audit.engine.attack import A, C, Run
+from keyseg_mm.audit.engine.budget import Progress, seed_everything
+from keyseg_mm.audit.engine.digests import code_of, feed
+from keyseg_mm.audit.engine.results import Failure, Result, S, from_json, to_json
+
+_BAR = '  {desc:<44.44} {percentage:3.0f}% |{bar:20}| {postfix}'
+#: A run may exceed its seconds by this much, for what cannot be cut short, before it is flagged.
+_GRACE = 1.25
+_REDRAW = 0.2  # seconds between two redraws of a bar
+
+
+class Runner(abc.ABC, Generic[C, A, S]):
+    """Runs attacks against one referee.
+
+    Args:
+        folder: for the results; made if it is missing.
+        scored_on: what scores depend on besides the case.
+        bars: show a progress bar for each run.
+    """
+
+    score: ClassVar[Any]  # the class of scores; its module makes them
+
+    def __init__(self, folder: Path, scored_on: tuple[Any, ...], bars: bool = True) -> None:
+        self.folder, self.bars, self._scored_on = folder, bars, scored_on
+        self._known: dict[int, tuple[Any, str]] = {}  # digests of inputs by id; the inputs are kept, so ids stay theirs
+
+    @abc.abstractmethod
+    def judge(self, attempt: A, run: Run[C, A]) -> tuple[S, tuple[str, ...]]:
+        """Score what an attack came up with, and picture it for a report."""
+
+    def attack(self, run: Run[C, A], progress: Progress) -> A:
+        """Let the attack do its work."""
+        return run.attack().run(run.scenario.case, progress)
+
+    def run(self, run: Run[C, A]) -> Result[S] | Failure:
+        """Run one attack or control, or take over its finished result."""
+        return self.kept(run) or self.keep(run, self.attempt(run))
+
+    def kept(self, run: Run[C, A]) -> Result[S] | None:
+        """The result of an earlier run of the same inputs; damaged files and failures are run again."""
+        try:
+            read = json.loads(self._path(run).read_text(encoding='utf-8'))
+            result: Result[S] = from_json(Result[self.score], read)  # type: ignore[name-defined]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return result if result.digest == self.digest(run) else None
+
+    def keep(self, run: Run[C, A], outcome: Result[S] | Failure) -> Result[S] | Failure:
+        """Store what came of a run; returns it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self._path(run), to_json(outcome))
+        return outcome
+
+    def digest(self, run: Run[C, A]) -> str:
+        """SHA-256 of all that a result depends on."""
+        case = run.scenario.case
+        parts = [run.name, code_of(run.attack.__module__), code_of(self.score.__module__)]
+        parts += [f'{item.name}={self._digest_of(getattr(case, item.name))}' for item in dataclasses.fields(case)]
+        return hashlib.sha256(json.dumps([*parts, self._digest_of(self._scored_on)]).encode()).hexdigest()
+
+    def attempt(self, run: Run[C, A]) -> Result[S] | Failure:
+        """Run and score; whatever an attack raises becomes a failure, as the others are still worth running."""
+        case, start = run.scenario.case, time.monotonic()
+        about, digest = run.about(), self.digest(run)
+        seed_everything(case.seed)
+        with tqdm(desc=run.title, total=1.0, disable=not self.bars, leave=False, bar_format=_BAR) as bar:
+            try:
+                found = self.attack(run, _progress_on(bar))
+                seconds = round(time.monotonic() - start, 2)
+                score, pictures = self.judge(found, run)
+            except Exception as error:
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                words = f'{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})'
+                return Failure(about, digest, round(time.monotonic() - start, 2), words)
+        exhausted = bool(found.exhausted or seconds > _GRACE * case.budget.seconds)
+        trail = [{name: _plain(value) for name, value in row.items()} for row in found.trail]
+        return Result(about, score, digest, seconds, exhausted, str(found.notes), trail, pictures)
+
+    def _path(self, run: Run[C, A]) -> Path:
+        return self.folder / f'{run.name}.json'
+
+    def _digest_of(self, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [self._digest_of(item) for item in value]
+        if id(value) not in self._known:
+            state = hashlib.sha256()
+            feed(state, value)
+            self._known[id(value)] = (value, state.hexdigest())
+        return self._known[id(value)][1]
+
+
+def _progress_on(bar: Any) -> Progress:
+    """What an attack calls, shown on a tqdm bar of a total of 1, not too often."""
+    shown = [0.0]
+
+    def show(share: float, words: str) -> None:
+        now = time.monotonic()
+        if bar.disable or now - shown[0] < _REDRAW:
+            return
+        shown[0], bar.n = now, min(1.0, max(0.0, float(share)))
+        bar.set_postfix_str(words)
+
+    return show
+
+
+def _plain(value: Any) -> Any:
+    """A figure of a trail as JSON takes it, which has no infinity."""
+    if isinstance(value, (np.generic, Tensor)):
+        value = value.item() if isinstance(value, Tensor) or value.size == 1 else str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
