@@ -18,7 +18,8 @@ from run import LAYOUTS
 
 from keyseg_mm import SecretKey, write_key_file
 from keyseg_mm.audit.images.report import ImageReport
-from keyseg_mm.audit.images.summary import decibels, summarise
+from keyseg_mm.audit.images.summary import summarise
+from keyseg_mm.audit.report.page import decibels
 
 METHODS = ('SHF', 'NP', 'FFX')
 BLOCKS = (4, 16)

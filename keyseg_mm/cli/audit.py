@@ -44,7 +44,7 @@ from keyseg_mm.errors import KeysegError
 
 if TYPE_CHECKING:
     from keyseg_mm.audit.engine.executor import Executor
-    from keyseg_mm.audit.model.transfer_summary import TransferSummary
+    from keyseg_mm.audit.model.summary import TransferSummary
     from keyseg_mm.audit.report.summary import Summary
     from keyseg_mm.keys.key import SecretKey
 
@@ -160,7 +160,8 @@ def _show_transfer(summary: TransferSummary, floor: float) -> None:
 
 def _audit_images(args: argparse.Namespace, key: SecretKey) -> int:
     from keyseg_mm.audit.images.audit import ImageOrder, audit_images
-    from keyseg_mm.audit.images.summary import decibels, summarise
+    from keyseg_mm.audit.images.summary import summarise
+    from keyseg_mm.audit.report.page import decibels
 
     order = ImageOrder(**_common(args), checkpoint=args.checkpoint, photos=args.photos)
     with _executor(args) as executor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from keyseg_mm.audit.model.advantage import LITTLE, NOISE
+from keyseg_mm.audit.model.summary import LITTLE, NOISE
 from keyseg_mm.audit.report.page import figure
 from keyseg_mm.compare.methods import PLAIN
 from keyseg_mm.compare.rows import DONE, FAILED, NOT_APPLICABLE, Audited, Figures, Row

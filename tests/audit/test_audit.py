@@ -19,7 +19,6 @@ from keyseg_mm.audit.engine.datasets import nested_shares
 from keyseg_mm.audit.engine.results import Failure, Result
 from keyseg_mm.audit.engine.suites import ModelSuite
 from keyseg_mm.audit.model import audit as suite
-from keyseg_mm.audit.model.advantage import advantage
 from keyseg_mm.audit.model.attack import (
     ATTACKS,
     CONTROLS,
@@ -38,7 +37,7 @@ from keyseg_mm.audit.model.referees import MapReferee
 from keyseg_mm.audit.model.runner import ModelRunner
 from keyseg_mm.audit.model.scoring import Score, confusion, kappa, miou, right_share, score
 from keyseg_mm.audit.model.spectra import CLOSE, distances
-from keyseg_mm.audit.model.summary import summarise
+from keyseg_mm.audit.model.summary import advantage, summarise
 from keyseg_mm.audit.model.training import Recipe, train
 from keyseg_mm.bind import derive_map, stamp_tensor
 from keyseg_mm.cli import main

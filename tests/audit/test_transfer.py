@@ -25,8 +25,7 @@ from keyseg_mm.audit.model.page import render
 from keyseg_mm.audit.model.referees import MapReferee, TransferCheck, TransferReferee
 from keyseg_mm.audit.model.report import TransferReport
 from keyseg_mm.audit.model.runner import ModelRunner
-from keyseg_mm.audit.model.summary import summarise
-from keyseg_mm.audit.model.transfer_summary import transferred
+from keyseg_mm.audit.model.summary import summarise, transferred
 from keyseg_mm.bind import derive_map
 from keyseg_mm.cli import main
 from keyseg_mm.errors import KeysegError

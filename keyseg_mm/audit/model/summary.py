@@ -1,7 +1,8 @@
 """What the figures of an audit of a model come to: the headline, the verdict, what it means and what to change.
 
-An attack that needs no photos can be used by whoever has some, so it counts at every share. Attacks that were granted
-part of the key or an authorised run are told of, and do not count: against those a lock on a file promises nothing.
+The headline is *attack advantage*, best attack mIoU - best control mIoU at the same data. An attack that needs no
+photos can be used by whoever has some, so it counts at every share. Attacks that were granted part of the key or an
+authorised run are told of, and do not count: against those a lock on a file promises nothing.
 """
 
 from __future__ import annotations
@@ -9,62 +10,67 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from keyseg_mm.audit.engine.results import Scored, finished
-from keyseg_mm.audit.model.advantage import LITTLE, NOISE, Advantage, advantage, counted
-from keyseg_mm.audit.model.attack import Target
-from keyseg_mm.audit.model.report import ModelReport
+from keyseg_mm.audit.engine.results import About, Kind, Result, Scored, finished
+from keyseg_mm.audit.model.report import ModelReport, Task, TransferReport
 from keyseg_mm.audit.model.scoring import Score
 from keyseg_mm.audit.model.spectra import CLOSE
-from keyseg_mm.audit.model.transfer_summary import TransferSummary, transferred
-from keyseg_mm.audit.report.summary import FALLEN, Summary, capitalise, is_void, run_warnings
+from keyseg_mm.audit.report.page import words
+from keyseg_mm.audit.report.summary import FALLEN, Summary, is_void, run_warnings
 
+#: mIoU points below which an advantage is no more than the noise of small trainings and few photos.
+NOISE = 1.0
+#: mIoU points between authorised model and best control below which there is little to steal.
+LITTLE = 3.0
 _RECOVERED = 0.9  # share of the key from which it counts as found
+_GIVEN_AWAY = 0.5  # share of the key from which a transfer is said to have given some of it away
 _BY_CHANCE = 0.1  # share of the key that some come to by chance where maps are small
 _FEW = 30  # photos below which differences of a point or two may be chance
+_WORDS = 'model.words.j2'
 
-#: What may help, by what the attack that did best needed, and whether it trained a model.
-_PUBLIC = (
-    'Do not lock weights that are still close to public ones: train with the key from the start, or train the model '
-    'longer before it is locked, so that there is nothing to line up with.'
-)
-_SECOND = 'Give every customer and every release a key and salt of its own, and retire the ones compared.'
-_UNLABELLED = (
-    'Stored norm statistics tell which channel is which: use points that no batch norm follows, or a rotation, which '
-    'mixes channels.'
-)
-_RETRAINED = (
-    'Fine-tuning repairs what is left plain: protect more of the model (points=linear covers every layer), and prefer '
-    'signs or rotations to plain permutations.'
-)
-_LEARNT = 'A key at few or narrow points can be learnt from photos: protect more points, and wider ones.'
-_WEAK = (
-    'The model works too well without its key: choose earlier points, or more of them (points=linear), or a stronger '
-    'transform.'
-)
-#: What may help where something else than channel maps at points is encrypted.
-_OTHERS = {
-    Target.BLOCKS: 'A few maps behind which all weights are plain are learnt from photos, or trained away: encrypt '
-    'more of the model, by a lock at points=linear with signs, or by --scheme tensors.',
-    Target.WEIGHTS: 'Encrypt more of the weights (a larger --share of --scheme selective, or all by --scheme tensors), '
-    'and not those of a model that is close to public weights: ranks put them in order again.',
-    Target.IMAGES: 'The weights are plain, and plain images may be near enough to encrypted ones to go on from there. '
-    'Encrypt feature maps or weights where the model itself is to be protected; larger blocks leave more to learn.',
-}
+
+@dataclass(frozen=True)
+class Advantage:
+    """Best attack against best control for an attacker with a share of the photos, or with none."""
+
+    share: float | None
+    photos: int
+    attack: Scored[Score]
+    control: Scored[Score]
+    advantage: float  # mIoU points
+    of_the_gap: float | None  # between the control and the right key; None where that is little
+
+
+@dataclass(frozen=True)
+class TransferRow:
+    """The best runs on another data set that came to an end with a share of its photos."""
+
+    share: float
+    photos: int
+    attack: Scored[Score]
+    control: Scored[Score]
+    key_holder: Scored[Score] | None
+    advantage: float  # mIoU points of the attack above the control
+    noise: float  # what of it may be luck
+    to_gain: float | None  # what the key holder has above the control
+
+
+@dataclass(frozen=True)
+class TransferSummary:
+    """How much better a start the protected file is for another data set than none."""
+
+    rows: tuple[TransferRow, ...]
+    headline: TransferRow | None  # of the largest advantage above noise; None where no attack came to an end
+    level: str  # helps, no-help, idle (the key would not help either) or void
+    says: str  # a sentence or two
 
 
 @dataclass(frozen=True)
 class ModelSummary(Summary[Advantage]):
-    """What an audit of a model comes to.
+    """What an audit of a model comes to."""
 
-    Attributes:
-        headline: the largest advantage.
-        beyond: the best attack of each scenario that grants more than files.
-        transfer: what the file is worth on another data set; None where nobody tried.
-    """
-
-    headline: Advantage
-    beyond: tuple[Scored[Score], ...]
-    transfer: TransferSummary | None
+    headline: Advantage  # the largest one
+    beyond: tuple[Scored[Score], ...]  # the best attack of each scenario that grants more than files
+    transfer: TransferSummary | None  # None where nobody tried
 
 
 def summarise(report: ModelReport) -> ModelSummary:
@@ -73,18 +79,54 @@ def summarise(report: ModelReport) -> ModelSummary:
     advantages = tuple(advantage(report, share) for share in (None, *shares))
     headline = max(advantages, key=lambda a: a.advantage)
     level, beyond, transfer = _level(report, headline), _beyond(report), transferred(report.transfer)
-    helps = [transfer.says] if transfer is not None and transfer.level == 'helps' else []
+    close = [place.point for place in report.places if place.distance is not None and place.distance < CLOSE]
+    found = _most_recovered(_counted(report), _BY_CHANCE)
+    warnings = run_warnings([*report.outcomes, *(report.transfer.outcomes if report.transfer else ())])
+    if report.held_out < _FEW:
+        warnings.append(f'Scored on {report.held_out} photos only: differences of a point or two may be chance.')
+    told = {'recovered': found, 'close': close, 'beyond': beyond, 'transfer': transfer}
     return ModelSummary(
         advantages=advantages,
         headline=headline,
         level=level,
-        verdict=_verdict(report, headline, level),
-        means=(*_means(report, level), *_more_than_files(beyond), *helps),
-        change=_change(report, headline, level),
-        warnings=_warnings(report),
+        verdict=' '.join(words(_WORDS, 'verdict', report=report, best=headline, level=level)),
+        means=words(_WORDS, 'means', report=report, level=level, **told),
+        change=words(_WORDS, 'change', report=report, attack=headline.attack, level=level),
+        warnings=tuple(warnings),
         beyond=beyond,
         transfer=transfer,
     )
+
+
+def advantage(report: ModelReport, share: float | None) -> Advantage:
+    """Best attack against best control for an attacker with a share of the photos, or with none."""
+    usable = [r for r in _counted(report) if r.about.share in (None, share)]
+    # running the file as it is counts as an attack like any other
+    bare = About('attack', 'no-key', 'the file as it is, without a key', family='recover', scenario='file')
+    attacks, controls = [Scored(bare, report.no_key)], [_floor_of(report)]
+    for result in usable:
+        (attacks if result.about.kind == 'attack' else controls).append(result.bare())
+    attack, control = (max(found, key=lambda best: best.score.miou) for found in (attacks, controls))
+    photos = max((r.about.photos for r in usable if r.about.share == share), default=0)
+    gain, gap = attack.score.miou - control.score.miou, report.authorised.miou - control.score.miou
+    return Advantage(share, photos, attack, control, gain, gain / gap if gap > LITTLE else None)
+
+
+def _counted(report: ModelReport) -> list[Result[Score]]:
+    """The runs that count: those of attackers who were granted nothing beyond files."""
+    return [result for result in finished(report.outcomes) if not result.about.beyond_files]
+
+
+def _floor_of(task: Task) -> Scored[Score]:
+    """The constant guess as a control like any other."""
+    about = About('control', 'constant', 'one class everywhere', family='retrain', scenario='file')
+    return Scored(about, Score(task.floor, None, 0.0))
+
+
+def _most_recovered(results: Sequence[Result[Score]], least: float) -> Result[Score] | None:
+    """The attack that found most of the key, if that is more than a share."""
+    found = [r for r in finished(results, 'attack') if (r.score.recovery or 0.0) > least]
+    return max(found, key=lambda r: r.score.recovery or 0.0, default=None)
 
 
 def _beyond(report: ModelReport) -> tuple[Scored[Score], ...]:
@@ -105,98 +147,62 @@ def _level(report: ModelReport, headline: Advantage) -> str:
         return 'idle'
     if headline.advantage <= NOISE:
         return 'holds'
-    share = headline.of_the_gap
-    recovered = max((r.score.recovery or 0.0 for r in finished(counted(report), 'attack')), default=0.0)
-    return 'falls' if recovered > _RECOVERED or (share is not None and share >= FALLEN) else 'leaks'
+    fallen = headline.of_the_gap is not None and headline.of_the_gap >= FALLEN
+    return 'falls' if fallen or _most_recovered(_counted(report), _RECOVERED) else 'leaks'
 
 
-def _verdict(report: ModelReport, headline: Advantage, level: str) -> str:
-    full, attack, control = report.authorised.miou, headline.attack, headline.control
-    gain = f'{headline.advantage:+.1f}'
-    photos = f'{headline.photos} photos' if headline.photos else 'no photos'
-    versus = (
-        f'with {photos} and no key, {attack.about.title} reaches {attack.score.miou:.1f} mIoU; without the file, '
-        f'{control.about.title} gives {control.score.miou:.1f}; the right key gives {full:.1f}'
+def transferred(part: TransferReport | None) -> TransferSummary | None:
+    """Figures and words on a transfer; None where none was tried."""
+    if part is None:
+        return None
+    shares = sorted({one.about.share for one in part.outcomes if one.about.share is not None})
+    rows = tuple(row for share in shares if (row := _row(part, share)))
+    best = max(rows, key=lambda row: row.advantage - row.noise, default=None)
+    level = _transfer_level(part, rows, best)
+    given = _most_recovered(finished(part.outcomes), _GIVEN_AWAY)
+    found = given.score.recovery if given else None
+    return TransferSummary(
+        rows, best, level, ' '.join(words(_WORDS, 'transfer', part=part, best=best, level=level, found=found))
     )
-    trusted = report.positive.passed and report.negative.passed
-    return {
-        'void': 'This audit is void, and says neither that the lock holds nor that it falls: '
-        + ('too many of its runs failed.' if trusted else 'the referee failed its own checks.'),
-        'idle': f'There is little to steal: even with the right key the model scores {full:.1f} mIoU, about what a '
-        f'constant guess gets ({report.floor:.1f}), so this audit says nothing about the lock.',
-        'holds': f'No attack of this {report.suite} suite gets more out of the file than its thief could have '
-        f'without it: {versus} (advantage {gain}).',
-        'leaks': f'The file gives a thief a head start of {gain} mIoU: {versus}.',
-        'falls': f'This protection falls, the file is worth {gain} mIoU to a thief: {versus}.',
-    }[level]
 
 
-def _means(report: ModelReport, level: str) -> list[str]:
-    name = {'quick': 'a look', 'standard': 'a test', 'full': 'a long test'}.get(report.suite, 'a test')
-    said = [
-        'Attack advantage is what the protected file adds for somebody without the key, over what the same photos and '
-        'the same computing time give without the file. Zero or below is safe; the gap between the best control and '
-        'the right key is all that there is to lose.',
-        f'This suite is {name}: each attack had {report.budget.steps} steps and {report.budget.seconds:g} seconds. A '
-        'patient attacker has more. What an attack reached is certain; what none reached is only not shown.',
-    ]
-    best = max(finished(counted(report), 'attack'), key=lambda r: r.score.recovery or 0.0, default=None)
-    recovered = best.score.recovery or 0.0 if best else 0.0
-    if best and recovered > _BY_CHANCE:
-        said.append(f'{capitalise(best.about.title)} found {100 * recovered:.0f} % of the key itself.')
-    elif level != 'void':
-        said.append('No attack found more of the key than a tenth, which some come to by chance where maps are small.')
-    near = [place.point for place in report.places if place.distance is not None and place.distance < CLOSE]
-    if near:
-        names = ', '.join(near[:4]) + (f' and {len(near) - 4} more' if len(near) > 4 else '')
-        said.append(
-            f'{len(near)} protected layers are close to the public weights ({names}): what a map hides there, whoever '
-            'has those weights can line up again.'
-        )
-    return said
-
-
-def _more_than_files(beyond: Sequence[Scored[Score]]) -> list[str]:
-    """What those get who were granted more than files; empty where nobody was."""
-    parts = [f'{best.about.scenario_title}: {best.score.miou:.1f} mIoU' for best in beyond]
-    said = (
-        f'Granted more than files, attackers get more, and no lock on a file can prevent it: {"; ".join(parts)}. '
-        'Keep keys, and the memory of machines that run with them, out of reach.'
+def _row(part: TransferReport, share: float) -> TransferRow | None:
+    done = [r for r in finished(part.outcomes) if r.about.share == share]
+    attack, control, holder = _best(done, 'attack'), _best(done, 'control'), _best(done, 'key-holder')
+    if attack is None:
+        return None
+    versus = control if control and control.score.miou >= part.floor else _floor_of(part)
+    return TransferRow(
+        share=share,
+        photos=attack.about.photos,
+        attack=attack,
+        control=versus,
+        key_holder=holder,
+        advantage=attack.score.miou - versus.score.miou,
+        noise=max(NOISE, _spread(done)),
+        to_gain=holder.score.miou - versus.score.miou if holder else None,
     )
-    return [said] if parts else []
 
 
-def _change(report: ModelReport, headline: Advantage, level: str) -> tuple[str, ...]:
-    if level == 'void':
-        return ('Report this as a bug of keyseg_mm, with report.json.',)
-    if level == 'idle':
-        return ('Train the model further, and audit again.',)
-    if level == 'holds':
-        longer = {'quick': 'standard', 'standard': 'full'}.get(report.suite)
-        if longer:
-            return (f'Nothing for now. Before you rely on it, run the audit with --suite {longer}.',)
-        return ('Nothing for now. Audit again when the model, the points or the public weights change.',)
-    advice = [_OTHERS[report.target]] if report.target in _OTHERS else _advice(headline.attack)
-    return (*advice, 'Audit again after every change: the figures, not the advice, decide.')
+def _best(results: Sequence[Result[Score]], kind: Kind) -> Scored[Score] | None:
+    best = max((r for r in results if r.about.kind == kind), key=lambda r: r.score.miou, default=None)
+    return best.bare() if best else None
 
 
-def _advice(attack: Scored[Score]) -> list[str]:
-    """What may help against the attack that did best, by what it needed."""
-    needs, family = set(attack.about.needs), attack.about.family
-    labelled = 'labelled' in needs
-    rules = (
-        ('public' in needs, _PUBLIC),
-        ('second' in needs, _SECOND),
-        ('unlabelled' in needs and not labelled, _UNLABELLED),
-        (labelled and family == 'retrain', _RETRAINED),
-        (labelled and family == 'recover', _LEARNT),
-        (not needs, _WEAK),
-    )
-    return [words for applies, words in rules if applies]
+def _spread(results: Sequence[Result[Score]]) -> float:
+    """What two draws of the better control from scratch differ by: luck, then."""
+    by_name: dict[str, list[float]] = {}
+    for result in finished(results, 'control'):
+        by_name.setdefault(result.about.name, []).append(result.score.miou)
+    twice = [values for values in by_name.values() if len(values) > 1]
+    best = max(twice, key=max, default=[0.0])
+    return max(best) - min(best)
 
 
-def _warnings(report: ModelReport) -> tuple[str, ...]:
-    said = run_warnings([*report.outcomes, *(report.transfer.outcomes if report.transfer else ())])
-    if report.held_out < _FEW:
-        said.append(f'Scored on {report.held_out} photos only: differences of a point or two may be chance.')
-    return tuple(said)
+def _transfer_level(part: TransferReport, rows: Sequence[TransferRow], best: TransferRow | None) -> str:
+    if best is None or is_void([part.check.passed], part.outcomes):
+        return 'void'
+    if best.advantage > best.noise:
+        return 'helps'
+    gains = [row.to_gain - row.noise for row in rows if row.to_gain is not None]
+    return 'idle' if gains and max(gains) <= 0.0 else 'no-help'

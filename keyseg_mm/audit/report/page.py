@@ -6,17 +6,21 @@ file, without network, for screens, phones, paper and the dark.
 
 from __future__ import annotations
 
+import functools
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from keyseg_mm import __version__
 from keyseg_mm.atomic import write_json, write_new
 from keyseg_mm.audit.engine.results import to_json
 from keyseg_mm.audit.report.summary import Summary, capitalise
+
+_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +68,32 @@ def page(template: str, folder: Path | None = None, **values: Any) -> str:
         folder: where it lies, if not here.
         values: what it speaks of.
     """
-    here = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader([here, *([folder] if folder else [])]),
-        autoescape=select_autoescape(['j2', 'html']),
+    return _templates((_HERE, *([folder] if folder else [])), escape=True).get_template(template).render(**values)
+
+
+def words(template: str, part: str, /, **values: Any) -> tuple[str, ...]:
+    """The paragraphs that a macro of a template of words gives, as plain text."""
+    macro = getattr(_templates((_HERE,), escape=False).get_template(template).module, part)
+    paragraphs = (' '.join(text.split()) for text in str(macro(**values)).split('\n\n'))
+    return tuple(text for text in paragraphs if text)
+
+
+@functools.cache
+def _templates(folders: tuple[Path, ...], escape: bool) -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(folders),
+        autoescape=escape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(figure=figure, percent=percent, capitalise=capitalise)
-    return environment.get_template(template).render(**values)
+    made.filters.update(figure=figure, percent=percent, capitalise=capitalise, decibels=decibels)
+    return made
+
+
+def decibels(value: float) -> str:
+    """A PSNR in words."""
+    return f'{value:.1f} dB' if math.isfinite(value) else 'infinite'
 
 
 def figure(value: float | None, digits: int = 1) -> str:
