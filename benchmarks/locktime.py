@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 from common import build_stock, quiet
-from keyseg_mm.weightplan import plan_weights
 
-from keyseg_mm import SecretKey, plan_lock
-from keyseg_mm.locking import fresh_salt, lock_in_place, rekey, unlock
+import keyseg_mm.baselines  # noqa: F401 - their schemes
+from keyseg_mm import SecretKey
+from keyseg_mm.locking import SCHEMES, lock_in_place, rekey, unlock
 
-WAYS: dict[str, Callable[[Any, Any], Any]] = {
-    'SignedChannelPermutation, linear': lambda model, state: plan_lock(model),
-    'TensorPermutation': plan_weights,
-    'SelectiveEncryption, 1 %': lambda model, state: plan_weights(model, state, 'SelectiveEncryption'),
+WAYS = {
+    'SignedChannelPermutation, linear': 'features',
+    'TensorPermutation': 'tensors',
+    'SelectiveEncryption, 1 %': 'selective',
 }
 
 
@@ -47,10 +47,10 @@ def main() -> None:
     values = sum(t.numel() for t in state.values())
     print(f'{args.config}: {values / 1e6:.1f} million values, {torch.get_num_threads()} threads')
     old, new = SecretKey.generate(), SecretKey.generate()
-    for way, make in WAYS.items():
-        plan, planned = timed(lambda make=make: make(model, state))  # type: ignore[misc]
+    for way, scheme in WAYS.items():
+        plan, planned = timed(lambda scheme=scheme: SCHEMES[scheme].plan(model, state))  # type: ignore[misc]
         locked = dict(state)
-        _, locked_in = timed(lambda: lock_in_place(locked, plan.to_plan(old.id, fresh_salt()), old))  # noqa: B023
+        _, locked_in = timed(lambda: lock_in_place(locked, plan, old))  # noqa: B023
         rekeyed, rekeyed_in = timed(lambda: rekey(locked, old, new))  # noqa: B023
         back, unlocked_in = timed(lambda: unlock(rekeyed, new))  # noqa: B023
         if not all(torch.equal(back[name], value) for name, value in state.items()):

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from keyseg_mm.mm.sensitivity import sensitivity
-from keyseg_mm.weightplan import plan_weights
 from run import test
 from torch import Tensor, nn
 
 from keyseg_mm import SecretKey
+from keyseg_mm.baselines.sensitivity import sensitivity
 from keyseg_mm.checkpoint.files import read_checkpoint, write_checkpoint
-from keyseg_mm.locking import fresh_salt, lock_in_place
+from keyseg_mm.locking import SCHEMES, lock_in_place
 from keyseg_mm.mm.config import build_plain_model, read_config
 from keyseg_mm.stamp import is_stamp
 
@@ -79,8 +78,7 @@ def main() -> None:
             out.mkdir(parents=True, exist_ok=True)
             if not (out / 'moved.pth').exists():
                 key, moved = SecretKey.generate(), dict(state)
-                plan = plan_weights(model, state, {'type': 'SelectiveEncryption', 'share': share}, scores)
-                lock_in_place(moved, plan.to_plan(key.id, fresh_salt()), key)
+                lock_in_place(moved, SCHEMES['selective'].plan(model, state, share=share, scores=scores), key)
                 write_checkpoint(out / 'moved.pth', {n: t for n, t in moved.items() if not is_stamp(n)}, {})
             options = [f'test_dataloader.dataset.data_root={args.data_root}']
             found.append(f'{100 * share:g} % {test(args.config, out / "moved.pth", options, out / "test"):.2f}')
