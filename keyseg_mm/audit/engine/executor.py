@@ -6,8 +6,8 @@ by locator, and whoever runs it follows the locator. On a cluster every worker n
 
 from __future__ import annotations
 
-import abc
 import contextlib
+import multiprocessing
 import os
 import pickle
 import signal
@@ -16,10 +16,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any, TypeVar
@@ -28,8 +28,10 @@ from keyseg_mm.errors import KeysegError
 
 J = TypeVar('J')
 R = TypeVar('R')
+_Function = Callable[[Any], Any]
 _Results = Generator[tuple[int, Any], None, None]
 
+_SPAWN = multiprocessing.get_context('spawn')  # the fork of a process with torch's threads in it may hang
 _TRIES = 2  # of a job whose local process died
 _PATIENCE = 10.0  # seconds that a cluster has to answer, and a process to end what it has started
 _ALONE = threading.Lock()  # jobs seed the generators of their process, so only one at a time may run in it
@@ -43,7 +45,7 @@ class Failed:
 
 
 class Executor(contextlib.AbstractContextManager['Executor']):
-    """Runs independent jobs. Leaving it ends all that it started."""
+    """Runs independent jobs, here one after another. Leaving it ends all that it started."""
 
     def run(self, function: Callable[[J], R], jobs: Sequence[J], done: Callable[[int, R | Failed], object]) -> None:
         """Run a function on each job; returns when all are done.
@@ -65,9 +67,10 @@ class Executor(contextlib.AbstractContextManager['Executor']):
     def __exit__(self, *_: object) -> None:
         return None
 
-    @abc.abstractmethod
-    def _results(self, function: Callable[[Any], Any], jobs: Sequence[Any]) -> _Results:
+    def _results(self, function: _Function, jobs: Sequence[Any]) -> _Results:
         """Number and result of each job, as it finishes."""
+        for index, job in enumerate(jobs):
+            yield index, _attempt(function, job)
 
 
 def make_executor(jobs: int = 1, scheduler: str | None = None) -> Executor:
@@ -81,13 +84,13 @@ def make_executor(jobs: int = 1, scheduler: str | None = None) -> Executor:
         KeysegError: both are given, Dask is not installed, or no scheduler answers.
     """
     if scheduler is None:
-        return _Local(jobs) if jobs > 1 else _Sequential()
+        return _Local(jobs) if jobs > 1 else Executor()
     if jobs > 1:
         raise KeysegError('give --jobs for processes on this machine, or --scheduler for a cluster, not both')
     return _Dask(scheduler)
 
 
-def _attempt(function: Callable[[J], R], job: J) -> R | Failed:
+def _attempt(function: _Function, job: Any) -> Any:
     """The function's result; an error that it raises becomes one."""
     try:
         with _ALONE:
@@ -97,89 +100,80 @@ def _attempt(function: Callable[[J], R], job: J) -> R | Failed:
         return Failed(f'{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})')
 
 
-class _Sequential(Executor):
-    def _results(self, function: Callable[[Any], Any], jobs: Sequence[Any]) -> _Results:
-        for index, job in enumerate(jobs):
-            yield index, _attempt(function, job)
-
-
 class _Local(Executor):
-    """Local processes, each a pool of its own: one that dies breaks no other, and its job is tried once more."""
+    """Local processes, each at the end of a pipe. One that dies breaks no other, and its job is tried once more."""
 
     def __init__(self, jobs: int) -> None:
         self._jobs = jobs
-        self._context = get_context('spawn')  # the fork of a process with torch's threads in it may hang
-        self._their_end, self._lifeline = self._context.Pipe(duplex=False)
-        self._idle: list[ProcessPoolExecutor] = []
-        self._pools: list[ProcessPoolExecutor] = []
+        self._processes: list[SpawnProcess] = []
+        self._idle: list[Connection] = []
 
     def __exit__(self, *_: object) -> None:
-        for pool in self._idle:
-            pool.shutdown()
-        self._lifeline.close()  # the others are at something still
-        for pool in self._pools:
-            pool.shutdown(cancel_futures=True)
-        self._their_end.close()
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.join(_PATIENCE)
+            process.kill()
 
-    def _results(self, function: Callable[[Any], Any], jobs: Sequence[Any]) -> _Results:
+    def _results(self, function: _Function, jobs: Sequence[Any]) -> _Results:
         waiting, tries = deque(range(len(jobs))), [0] * len(jobs)
-        busy: dict[Future[Any], tuple[int, ProcessPoolExecutor]] = {}
+        busy: dict[Any, int] = {}
         while waiting or busy:
             while waiting and len(busy) < self._jobs:
                 index = waiting.popleft()
                 tries[index] += 1
-                future, pool = self._submit(function, jobs[index])
-                busy[future] = index, pool
-            for future in wait(busy, return_when=FIRST_COMPLETED).done:
-                index, pool = busy.pop(future)
-                error = future.exception()
-                if error is None:
-                    self._idle.append(pool)
-                    yield index, future.result()
-                elif tries[index] < _TRIES:
-                    waiting.appendleft(index)
-                else:
-                    yield index, Failed(f'{type(error).__name__}, {_TRIES} times: {error}')
+                pipe: Any = self._idle.pop() if self._idle else self._start()
+                busy[pipe] = index
+                with contextlib.suppress(OSError):  # it died with nothing to do, as is seen at once
+                    pipe.send((function, jobs[index]))
+            for pipe in wait(list(busy)):
+                index = busy.pop(pipe)
+                try:
+                    result = pipe.recv()
+                    self._idle.append(pipe)
+                except (EOFError, OSError):
+                    if tries[index] < _TRIES:
+                        waiting.appendleft(index)
+                        continue
+                    result = Failed(f'its process died, {_TRIES} times')
+                yield index, result
 
-    def _submit(self, function: Callable[[Any], Any], job: Any) -> tuple[Future[Any], ProcessPoolExecutor]:
+    def _start(self) -> Connection:
+        ours, theirs = _SPAWN.Pipe()
+        threads = max(1, (os.cpu_count() or 1) // self._jobs)
+        process = _SPAWN.Process(target=_work, args=(theirs, threads))
         # the mask is inherited: also while a process starts, Ctrl-C is the caller's business
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            while self._idle:
-                pool = self._idle.pop()
-                with contextlib.suppress(BrokenProcessPool):  # it died with nothing to do
-                    return pool.submit(_attempt_there, function, job), pool
-            threads = max(1, (os.cpu_count() or 1) // self._jobs)
-            self._pools.append(ProcessPoolExecutor(1, self._context, _prepare, (self._their_end, threads)))
-            return self._pools[-1].submit(_attempt_there, function, job), self._pools[-1]
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        process.start()
+        self._processes.append(process)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        theirs.close()  # so that the pipe breaks when the process dies
+        return ours
 
 
-def _attempt_there(function: Callable[[J], R], job: J) -> R | Failed:
-    try:
-        return _attempt(function, job)
-    except SystemExit:  # told to end, and not by its job, as the pool would think
-        os._exit(1)
-
-
-def _prepare(lifeline: Any, threads: int) -> None:
-    """Set up a local process: it takes its share of the cores, and ends when the caller lets go or dies."""
+def _work(pipe: Connection, threads: int) -> None:
+    """Do jobs in a local process, with its share of the cores, until told to end, or the caller dies."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that `finally` ends what a job has started
     signal.signal(signal.SIGINT, lambda *_: None)  # not ignored, which the processes of a job would inherit
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    threading.Thread(target=_end_with_caller, daemon=True).start()
     os.environ.setdefault('OMP_NUM_THREADS', str(threads))  # for the processes of a job, and for a later torch
     if 'torch' in sys.modules:
         sys.modules['torch'].set_num_threads(int(os.environ['OMP_NUM_THREADS']))
+    while True:
+        result = _attempt(*pipe.recv())
+        try:
+            pipe.send(result)
+        except (TypeError, AttributeError, pickle.PicklingError) as error:
+            pipe.send(Failed(f'{type(error).__name__}: {error}'))
 
-    def watch() -> None:
-        with contextlib.suppress(EOFError, OSError):
-            lifeline.recv()  # nothing is ever sent
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(_PATIENCE)
-        os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+def _end_with_caller() -> None:
+    if caller := multiprocessing.parent_process():
+        caller.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_PATIENCE)
+    os._exit(1)
 
 
 class _Dask(Executor):
@@ -198,29 +192,26 @@ class _Dask(Executor):
     def __exit__(self, *_: object) -> None:
         self._client.close(timeout=_PATIENCE)
 
-    def _results(self, function: Callable[[Any], Any], jobs: Sequence[Any]) -> _Results:
-        suspects = []
-        for index, result in self._finished(function, jobs, range(len(jobs))):
-            if isinstance(result, _Lost):  # its workers died, maybe by other jobs that they were at
-                suspects.append(index)
-            else:
-                yield index, result
-        for index in suspects:
-            yield from self._finished(function, jobs, [index])  # now it runs alone
+    def _results(self, function: _Function, jobs: Sequence[Any]) -> _Results:
+        alone: list[int] = []
+        yield from self._finished(function, jobs, range(len(jobs)), alone)
+        for index in alone:
+            yield from self._finished(function, jobs, [index])
 
-    def _finished(self, function: Callable[[Any], Any], jobs: Sequence[Any], indices: Iterable[int]) -> _Results:
+    def _finished(
+        self, function: _Function, jobs: Sequence[Any], indices: Iterable[int], lost: list[int] | None = None
+    ) -> _Results:
+        """Results of some jobs. Those whose workers died, maybe by other jobs, go to a list if there is one."""
         from distributed import as_completed
 
         numbers = {self._client.submit(_attempt, function, jobs[i], pure=False): i for i in indices}
         for future in as_completed(list(numbers), loop=self._client.loop):
             try:
-                result = future.result()
+                yield numbers[future], future.result()
             except CancelledError:
                 raise KeysegError('the connection to the Dask scheduler was lost') from None
             except Exception as error:  # not the job's own: those are results
-                result = _Lost(f'{type(error).__name__}: {error}')
-            yield numbers[future], result
-
-
-class _Lost(Failed):
-    """The workers died that ran it."""
+                if lost is None:
+                    yield numbers[future], Failed(f'{type(error).__name__}: {error}')
+                else:
+                    lost.append(numbers[future])
