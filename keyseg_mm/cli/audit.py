@@ -35,11 +35,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keyseg_mm.cli.console import add_key, real_key, say, whole_number
+from keyseg_mm.cli.console import SUITES, add_jobs, add_key, print_table, real_key, say, whole_number
 from keyseg_mm.errors import KeysegError
 
 if TYPE_CHECKING:
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
     from keyseg_mm.keys.key import SecretKey
 
 HELPS = 4
-_SUITES = ('quick', 'standard', 'full')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,15 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder for results and report')
     parser.add_argument(
         '--suite',
-        choices=_SUITES,
+        choices=SUITES,
         default='standard',
         help='how thorough: quick takes minutes on a small model, standard hours, full days (standard)',
     )
     parser.add_argument('--seed', type=whole_number(0), default=0, metavar='N', help='of everything drawn (0)')
-    parser.add_argument(
-        '--jobs', type=whole_number(1), default=1, metavar='N', help='attacks side by side, each in a process (1)'
-    )
-    parser.add_argument('--scheduler', metavar='ADDRESS', help='of a Dask cluster whose workers run the attacks')
+    add_jobs(parser, 'attacks')
     model = parser.add_argument_group('of a model')
     model.add_argument('--public', type=Path, metavar='FILE', help='public plain weights that an attacker may have')
     model.add_argument('--second', type=Path, metavar='FILE', help="another customer's checkpoint or another release")
@@ -132,18 +127,22 @@ def _audit_model(args: argparse.Namespace, key: SecretKey) -> int:
     with _executor(args) as executor:
         report = audit(order, key, executor, say)
     summary = summarise(report)
-    print(f'\n{summary.verdict}\n')
-    print(f'{"photos":>8}  {"best attack":<44} {"mIoU":>6}   {"best control":<36} {"mIoU":>6}  {"advantage":>9}')
-    for row in summary.advantages:
-        print(
-            f'{row.photos:>8}  {row.attack.about.title:<44.44} {row.attack.score.miou:6.2f}   '
-            f'{row.control.about.title:<36.36} {row.control.score.miou:6.2f}  {row.advantage:+9.2f}'
+    rows = [
+        (
+            f'{row.photos:>6}',
+            f'{row.attack.about.title:.44}',
+            f'{row.attack.score.miou:5.2f}',
+            f'{row.control.about.title:.36}',
+            f'{row.control.score.miou:5.2f}',
+            f'{row.advantage:+9.2f}',
         )
+        for row in summary.advantages
+    ]
+    print(f'\n{summary.verdict}\n')
+    print_table(('photos', 'best attack', ' mIoU', 'best control', ' mIoU', 'advantage'), rows)
     if report.transfer and summary.transfer:
         _show_transfer(summary.transfer, report.transfer.floor)
-    _conclude(
-        summary, f'authorised {report.authorised.miou:.2f}, constant guess {report.floor:.2f}', args.out / 'report.html'
-    )
+    _conclude(summary, f'authorised {report.authorised.miou:.2f}, constant guess {report.floor:.2f}', args.out)
     elsewhere = summary.transfer is not None and summary.transfer.level in ('helps', 'void')
     return 0 if summary.level == 'holds' and not elsewhere else HELPS
 
@@ -167,16 +166,20 @@ def _audit_images(args: argparse.Namespace, key: SecretKey) -> int:
     with _executor(args) as executor:
         report = audit_images(order, key, executor, say)
     summary = summarise(report)
-    print(f'\n{summary.verdict}\n')
-    print(f'{"the attacker has":<24} {"best attack":<46} {"SSIM":>5} {"PSNR":>9}   {"best control":<28} {"SSIM":>5}')
-    for row in summary.advantages:
-        attack, control = row.attack, row.control
-        print(
-            f'{row.title:<24.24} {attack.about.title:<46.46} {attack.score.ssim:5.2f} '
-            f'{decibels(attack.score.psnr):>9}   '
-            f'{control.about.title:<28.28} {control.score.ssim:5.2f}'
+    rows = [
+        (
+            row.title,
+            f'{row.attack.about.title:.46}',
+            f'{row.attack.score.ssim:5.2f}',
+            f'{decibels(row.attack.score.psnr):>9}',
+            f'{row.control.about.title:.28}',
+            f'{row.control.score.ssim:5.2f}',
         )
-    _conclude(summary, f'there are 2^{report.key_spaces[0].ciphers:.0f} such ciphers', args.out / 'report.html')
+        for row in summary.advantages
+    ]
+    print(f'\n{summary.verdict}\n')
+    print_table(('the attacker has', 'best attack', ' SSIM', '     PSNR', 'best control', ' SSIM'), rows)
+    _conclude(summary, f'there are 2^{report.key_spaces[0].ciphers:.0f} such ciphers', args.out)
     return 0 if summary.level == 'holds' else HELPS
 
 
@@ -186,26 +189,22 @@ def _common(args: argparse.Namespace) -> dict[str, Any]:
     return {**given, 'bars': sys.stderr.isatty()}
 
 
-@contextlib.contextmanager
-def _executor(args: argparse.Namespace) -> Iterator[Executor | None]:
+def _executor(args: argparse.Namespace) -> contextlib.AbstractContextManager[Executor | None]:
     """What runs attacks side by side; None where that was not asked for."""
-    if args.jobs == 1 and args.scheduler is None:
-        yield None
-        return
     from keyseg_mm.audit.engine.executor import make_executor
 
-    with make_executor(args.jobs, args.scheduler) as executor:
-        yield executor
+    asked = args.jobs > 1 or args.scheduler is not None
+    return make_executor(args.jobs, args.scheduler) if asked else contextlib.nullcontext()
 
 
-def _conclude(summary: Summary[Any], measured: str, page: Path) -> None:
+def _conclude(summary: Summary[Any], measured: str, out: Path) -> None:
     """What to do, and where to read on."""
     print(f'\n{measured}; what to do:')
     for text in summary.change:
         print(f'  {text}')
     for text in summary.warnings:
         print(f'  note: {text}')
-    print(f'\nread on in {page}')
+    print(f'\nread on in {out / "report.html"}')
 
 
 def _device(wanted: str | None) -> str:

@@ -33,14 +33,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keyseg_mm.cli.console import print_table, whole_number
+from keyseg_mm.cli.console import SUITES, add_jobs, print_table, whole_number
 from keyseg_mm.errors import KeyFileError, KeysegError
 
 if TYPE_CHECKING:
     from keyseg_mm.compare.order import Choices, Progress
     from keyseg_mm.compare.report import Report
 
-_SUITES = ('none', 'quick', 'standard', 'full')
 _WIDE = 100  # columns of text
 _CELL = 60  # columns of a table's cell
 
@@ -61,18 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--key', metavar='LOC', help='locator of the key (default: DIR/compare.key, made if it is not there)'
     )
-    parser.add_argument('--suite', choices=_SUITES, default='quick', help='of the audit (quick)')
+    parser.add_argument('--suite', choices=('none', *SUITES), default='quick', help='of the audit (quick)')
     parser.add_argument('--seed', type=whole_number(0), default=0, help='of training and audit, the same for all (0)')
     parser.add_argument('--wrong-keys', type=whole_number(0), default=3, metavar='N', help='how many to test with (3)')
     parser.add_argument(
         '--plain', type=Path, metavar='FILE', help='trained plain checkpoint of the first config, to train none'
     )
-    parser.add_argument(
-        '--jobs', type=whole_number(1), default=1, metavar='N', help='steps side by side, each in a process (1)'
-    )
-    parser.add_argument(
-        '--scheduler', metavar='ADDRESS', help='run the steps on the workers of this Dask cluster, as tcp://HOST:8786'
-    )
+    add_jobs(parser, 'steps')
     parser.add_argument(
         '--cfg-options',
         nargs='+',

@@ -15,6 +15,7 @@ from keyseg_mm.errors import KeyFileError
 if TYPE_CHECKING:
     from keyseg_mm.keys.key import SecretKey
 
+SUITES = ('quick', 'standard', 'full')  # of audits; written out: --help must not wait for torch
 INTERRUPTED = 130  # the exit status that shells give a command stopped with Ctrl-C
 _NAMED = 6  # dropped entries that are named
 
@@ -35,6 +36,16 @@ def add_opening(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--config', type=Path, help='its config, if it was trained with the key')
     parser.add_argument(
         '--no-verify', action='store_true', help='accept weights that were altered since they were written'
+    )
+
+
+def add_jobs(parser: argparse.ArgumentParser, what: str) -> None:
+    """``--jobs`` and ``--scheduler``: what runs side by side."""
+    parser.add_argument(
+        '--jobs', type=whole_number(1), default=1, metavar='N', help=f'{what} side by side, each in a process (1)'
+    )
+    parser.add_argument(
+        '--scheduler', metavar='ADDRESS', help=f'run the {what} on the workers of this Dask cluster, as tcp://HOST:8786'
     )
 
 
