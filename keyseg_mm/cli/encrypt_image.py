@@ -19,17 +19,12 @@ examples:
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from keyseg_mm.cli.console import add_block_steps, add_key, real_key
 from keyseg_mm.errors import KeysegError
-
-_PNG = '.png'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Encrypt or decrypt one image or a folder of them."""
     from keyseg_mm.atomic import refuse_existing
+    from keyseg_mm.mm.image_files import convert_file, convert_folder, images_below, refuse_lossy
 
     if args.decrypt and (args.config or args.pad):
         raise KeysegError('--decrypt takes images as they are, without --config or --pad')
@@ -59,18 +55,18 @@ def run(args: argparse.Namespace) -> int:
     if args.source.is_dir():
         if args.target.suffix:
             raise KeysegError(f'{args.source} is a folder, so OUT names a folder too, not {args.target}')
-        pairs = _pairs(args.source)
+        images = images_below(args.source)
     else:
-        _refuse_lossy(args.target)
-        pairs = []
+        refuse_lossy(args.target)
+        images = {}
     refuse_existing(args.target)
     convert = _converter(args)
-    if pairs:
-        _convert_folder(args, pairs, convert)
+    if images:
+        convert_folder(images, args.target, convert, args.decrypt)
     else:
-        _convert_file(args.source, args.target, args.decrypt, convert)
+        convert_file(args.source, args.target, convert, args.decrypt)
     what = 'decrypted' if args.decrypt else 'encrypted'
-    print(f'made {args.target}: {len(pairs) or 1} images {what}')
+    print(f'made {args.target}: {len(images) or 1} images {what}')
     if args.decrypt:
         print('  whether the key was the right one, only looking at them tells')
     return 0
@@ -127,64 +123,3 @@ def _cipher(args: argparse.Namespace) -> Any:
         salt, key = parse_salt(args.salt), real_key(args.key)
         cipher = derive_patches(key, salt, args.patch, args.permute or 'all', not args.no_negate)
     return cipher.inverse() if args.decrypt else cipher
-
-
-def _pairs(source: Path) -> list[tuple[Path, Path]]:
-    """The images in a folder, and the names of what is made of them, below it.
-
-    Raises:
-        KeysegError: there are none, or two would get one name.
-    """
-    from keyseg_mm.mm.image_files import SUFFIXES
-    from keyseg_mm.runtime.leaks import files_below
-
-    images = [path for path in files_below(source) if path.suffix.lower() in SUFFIXES]
-    if not images:
-        raise KeysegError(f'{source}: no images in it')
-    named: dict[Path, Path] = {}
-    for path in images:
-        name = path.relative_to(source).with_suffix(_PNG)
-        if name in named:
-            raise KeysegError(f'{named[name]} and {path} would both become {name}; rename one of them')
-        named[name] = path
-    return [(path, name) for name, path in named.items()]
-
-
-def _refuse_lossy(path: Path) -> None:
-    if path.suffix.lower() != _PNG:
-        raise KeysegError(
-            f'{path}: an encrypted image is written as PNG. JPEG and the like change pixels, which is hardly seen in a '
-            'photo, and ruins an encrypted one; name a .png file'
-        )
-
-
-def _convert_file(source: Path, target: Path, decrypt: bool, convert: Callable[[Any], Any]) -> None:
-    from keyseg_mm.mm.image_files import read_image, write_png
-
-    if decrypt:
-        _refuse_lossy(source)
-    image = read_image(source)
-    try:
-        result = convert(image)
-    except KeysegError as error:
-        raise KeysegError(f'{source}: {error}') from None
-    write_png(target, result)
-
-
-def _convert_folder(args: argparse.Namespace, pairs: list[tuple[Path, Path]], convert: Callable[[Any], Any]) -> None:
-    """All of a folder or none: it is made under another name, and gets its own when it is whole."""
-    from tqdm import tqdm
-
-    umask = os.umask(0)
-    os.umask(umask)
-    unfinished = Path(tempfile.mkdtemp(prefix=f'.{args.target.name}.', dir=args.target.parent))
-    try:
-        for source, name in tqdm(pairs, unit='image', disable=None):
-            (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
-            _convert_file(source, unfinished / name, args.decrypt, convert)
-        unfinished.chmod(0o777 & ~umask)
-        unfinished.rename(args.target)
-    except OSError as error:
-        raise KeysegError(f'could not write {args.target}: {error.strerror or error}') from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)

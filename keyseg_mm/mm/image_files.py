@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +16,13 @@ import numpy as np
 from mmcv.transforms import Compose
 from mmengine.registry import init_default_scope
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from keyseg_mm.atomic import write_new
 from keyseg_mm.errors import KeysegError
+from keyseg_mm.runtime.leaks import files_below
+
+Convert = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 # Of a test pipeline these have no say in what the image is: they read, wrap up or encrypt it.
@@ -50,6 +58,73 @@ def write_png(path: Path, image: NDArray[np.uint8], overwrite: bool = False) -> 
     if not done:
         raise KeysegError(f'{path}: could not be encoded as PNG')
     write_new(path, lambda file: file.write(content.tobytes()), overwrite=overwrite)
+
+
+def images_below(folder: Path) -> dict[Path, Path]:
+    """The images in a folder, each by the name, below it, of the PNG that is to be made of it.
+
+    Raises:
+        KeysegError: there are none, or two would get one name.
+    """
+    named: dict[Path, Path] = {}
+    for path in files_below(folder):
+        if path.suffix.lower() in SUFFIXES:
+            name = path.relative_to(folder).with_suffix('.png')
+            if name in named:
+                raise KeysegError(f'{named[name]} and {path} would both become {name}; rename one of them')
+            named[name] = path
+    if not named:
+        raise KeysegError(f'{folder}: no images in it')
+    return named
+
+
+def refuse_lossy(path: Path) -> None:
+    """Refuse a name that is not that of a PNG file.
+
+    Raises:
+        KeysegError: with the reason.
+    """
+    if path.suffix.lower() != '.png':
+        raise KeysegError(
+            f'{path}: an encrypted image is written as PNG. JPEG and the like change pixels, which is hardly seen in a '
+            'photo, and ruins an encrypted one; name a .png file'
+        )
+
+
+def convert_file(source: Path, target: Path, convert: Convert, decrypt: bool = False) -> None:
+    """Write a converted image as PNG; what is decrypted is PNG too."""
+    if decrypt:
+        refuse_lossy(source)
+    image = read_image(source)
+    try:
+        result = convert(image)
+    except KeysegError as error:
+        raise KeysegError(f'{source}: {error}') from None
+    write_png(target, result)
+
+
+def convert_folder(images: Mapping[Path, Path], target: Path, convert: Convert, decrypt: bool = False) -> None:
+    """All of a folder or none: it is made under another name, and gets its own when it is whole.
+
+    Args:
+        images: from :func:`images_below`.
+        target: folder to make.
+        convert: what is done to each image.
+        decrypt: see :func:`convert_file`.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    unfinished = Path(tempfile.mkdtemp(prefix=f'.{target.name}.', dir=target.parent))
+    try:
+        for name, source in tqdm(images.items(), unit='image', disable=None):
+            (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+            convert_file(source, unfinished / name, convert, decrypt)
+        unfinished.chmod(0o777 & ~umask)
+        unfinished.rename(target)
+    except OSError as error:
+        raise KeysegError(f'could not write {target}: {error.strerror or error}') from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 class Preparation:
