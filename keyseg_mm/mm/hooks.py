@@ -16,6 +16,7 @@ from keyseg_mm.mm.image_guard import ImageGuard
 from keyseg_mm.mm.registry import HOOKS
 from keyseg_mm.runtime.attach import protected_modules
 from keyseg_mm.runtime.encryptor import Encryptor
+from keyseg_mm.runtime.export import CAN_COMPILE
 from keyseg_mm.runtime.leaks import Leak, Needles, search_object
 from keyseg_mm.runtime.protection import Protection, State
 from keyseg_mm.stamp import stamp_names
@@ -52,7 +53,6 @@ class GuardHook(Hook):
         self._images = ImageGuard(allow_plain)
         self._run = ''
         self._calls: dict[Encryptor, int] = {}
-        self._eager: Any = None  # torch.compile's stance
         self._needles: list[tuple[Any, Needles]] = []
 
     def before_run(self, runner: Any) -> None:
@@ -89,6 +89,15 @@ class GuardHook(Hook):
     def before_test_epoch(self, runner: Any) -> None:
         self._images.check_blocks(runner, 'test')
         self._note_calls(runner, 'test')
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        self._keep_compiler_out(runner.model, 'train_step')
+
+    def before_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        self._keep_compiler_out(runner.model, 'val_step')
+
+    def before_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        self._keep_compiler_out(runner.model, 'test_step')
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         self._check_calls()
@@ -141,8 +150,21 @@ class GuardHook(Hook):
         self._run = run
         self._check_modules(runner)
         self._calls = {e: e.calls for p in self._protections(runner) for e in p.encryptors}
-        if self._calls and 'torch._dynamo' in sys.modules:  # what is compiled does not count its calls
-            self._eager = torch.compiler.set_stance('force_eager')
+
+    def _keep_compiler_out(self, model: Any, name: str) -> None:
+        """Once per loop: the next call of a step does without torch.compile, whose code does not count its calls."""
+        if not self._calls or not CAN_COMPILE or 'torch._dynamo' not in sys.modules:
+            return
+        step, own = getattr(model, name), model.__dict__.get(name)  # the host keeps a compiled one in the model
+
+        def once(*args: Any, **kwargs: Any) -> Any:
+            del model.__dict__[name]
+            if own is not None:
+                model.__dict__[name] = own
+            with torch.compiler.set_stance('force_eager'):
+                return step(*args, **kwargs)
+
+        model.__dict__[name] = once
 
     def _check_modules(self, runner: Any) -> None:
         for module, protection in self._protected(runner):
@@ -151,8 +173,6 @@ class GuardHook(Hook):
     def _check_calls(self) -> None:
         """Once per loop: every encryptor that fires in this kind of pass has fired."""
         run = self._run
-        if self._eager is not None:
-            self._eager = self._eager.__exit__(None, None, None)
         idle = [str(e.site.point) for e, before in self._calls.items() if run in e.site.runs and e.calls == before]
         self._calls = {}
         if idle:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from keyseg_mm.errors import NotFiredError
+from keyseg_mm.errors import NotFiredError, PointError
 from keyseg_mm.maps import Map
 from keyseg_mm.model.points import ROOT
 from keyseg_mm.model.sites import Site, module_of
@@ -60,7 +60,7 @@ class Encryptor(Gate):
         index = self.site.index_in(output)
         if index is None:  # this pass hands on fewer maps, and not this one
             return output
-        return self._encrypt(output) if isinstance(output, Tensor) else replace_tensor(output, index, self._encrypt)
+        return replace_tensor(output, index, self._encrypt)
 
     def move(self, change: Callable[[Tensor], Tensor]) -> None:
         self._like = change(self._like)
@@ -126,15 +126,24 @@ def why_idle(model: nn.Module, encryptor: Encryptor) -> str:
 
 
 def replace_tensor(output: Any, index: int, change: Callable[[Tensor], Tensor]) -> Any:
-    """Nested tuples and lists with their tensor of that index, counted depth first, changed."""
-    return _replace(output, [index], change)
+    """A tensor, or nested tuples and lists, with the tensor of that index, counted depth first, changed.
 
+    Raises:
+        PointError: there are fewer tensors.
+    """
+    left = index
 
-def _replace(value: Any, countdown: list[int], change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        countdown[0] -= 1
-        return change(value) if countdown[0] == -1 else value
-    if isinstance(value, (tuple, list)):
-        items = [_replace(item, countdown, change) for item in value]
-        return type(value)(*items) if hasattr(value, '_fields') else type(value)(items)
-    return value
+    def walk(value: Any) -> Any:
+        nonlocal left
+        if isinstance(value, Tensor):
+            left -= 1
+            return change(value) if left == -1 else value
+        if isinstance(value, (tuple, list)):
+            items = [walk(item) for item in value]
+            return type(value)(*items) if hasattr(value, '_fields') else type(value)(items)
+        return value
+
+    changed = walk(output)
+    if left >= 0:
+        raise PointError(f'a module returned {index - left} map(s), and number {index} is the one that is encrypted')
+    return changed

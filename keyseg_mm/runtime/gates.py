@@ -36,11 +36,11 @@ class Gate(Secret):
         return ''
 
     def enter(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Take the positional arguments of ``forward``, and return what it is to get."""
+        """The positional arguments of ``forward``, before it gets them."""
         return args
 
     def leave(self, output: Any) -> Any:
-        """Take what ``forward`` returns, and return what the caller is to get."""
+        """What ``forward`` returned, before the caller gets it."""
         return output
 
     def move(self, change: Callable[[Tensor], Tensor]) -> None:
@@ -48,11 +48,7 @@ class Gate(Secret):
 
 
 class Refusal(Gate):
-    """Lets nothing through.
-
-    Args:
-        why: the error's text.
-    """
+    """Lets nothing through; ``why`` is the error's text."""
 
     __slots__ = ('_why',)
 
@@ -63,22 +59,29 @@ class Refusal(Gate):
         raise NotFiredError(self._why)
 
 
-def add_gates(model: nn.Module, gates: Iterable[tuple[str, Gate]]) -> None:
-    """Put gates at modules, all or none; those of a module come after those that it has.
+def takes_gates(module: nn.Module) -> bool:
+    """Whether a module's ``forward`` is that of its class."""
+    return not isinstance(module, torch.jit.ScriptModule) and 'forward' not in module.__dict__
 
-    Args:
-        model: that holds the modules.
-        gates: each with the name of its module.
+
+def gates_of(module: nn.Module) -> tuple[Gate, ...]:
+    """The gates at a module, in the order in which they work."""
+    found: tuple[Gate, ...] = module.__dict__.get(_GATES, ())
+    return found
+
+
+def add_gates(model: nn.Module, gates: Iterable[tuple[str, Gate]]) -> None:
+    """Put gates at modules, each given with its module's name, behind those that these have; all or none.
 
     Raises:
-        PointError: a module that no gate can be put at.
+        PointError: a module that takes no gates.
     """
     at: dict[str, list[Gate]] = {}
     for name, gate in gates:
         at.setdefault(name, []).append(gate)
     modules = {name: module_of(model, name) for name in at}
     for name, module in modules.items():
-        if isinstance(module, torch.jit.ScriptModule) or 'forward' in module.__dict__:
+        if not takes_gates(module):
             raise PointError(
                 f'{name}: its forward is not that of its class, and cannot be encrypted; name the module around it'
             )
@@ -87,11 +90,7 @@ def add_gates(model: nn.Module, gates: Iterable[tuple[str, Gate]]) -> None:
 
 
 def remove_gates(model: nn.Module, gates: Iterable[Gate] | None = None) -> None:
-    """Take gates off a model, and give modules that have none left their old class back.
-
-    Args:
-        model: any.
-        gates: which; by default all.
+    """Take these gates, by default all, off a model; modules that have none left get their old class back.
 
     Raises:
         PlanMismatchError: something else has changed a module's class since. The model stays as it is.
@@ -99,9 +98,8 @@ def remove_gates(model: nn.Module, gates: Iterable[Gate] | None = None) -> None:
     drop = None if gates is None else {id(gate) for gate in gates}
     left = {}
     for module in model.modules():
-        mine = gates_of(module)
-        kept = tuple(gate for gate in mine if drop is not None and id(gate) not in drop)
-        if len(kept) == len(mine):
+        kept = tuple(gate for gate in gates_of(module) if drop is not None and id(gate) not in drop)
+        if len(kept) == len(gates_of(module)):
             continue
         if not kept and _gated_class(module) is not type(module):
             raise PlanMismatchError(
@@ -111,12 +109,6 @@ def remove_gates(model: nn.Module, gates: Iterable[Gate] | None = None) -> None:
         left[module] = kept
     for module, kept in left.items():
         _set_gates(module, kept)
-
-
-def gates_of(module: nn.Module) -> tuple[Gate, ...]:
-    """The gates at a module, in the order in which they work."""
-    found: tuple[Gate, ...] = module.__dict__.get(_GATES, ())
-    return found
 
 
 def is_bypassed(module: nn.Module) -> bool:
@@ -134,13 +126,13 @@ def _gated_class(module: nn.Module) -> type[nn.Module] | None:
 
 
 def _set_gates(module: nn.Module, gates: tuple[Gate, ...]) -> None:
+    kind: Any = type(module)
     if not gates:
         del module.__dict__[_GATES]
-        module.__class__ = vars(type(module))[_PLAIN]
+        module.__class__ = vars(kind)[_PLAIN]
         return
     module.__dict__[_GATES] = gates
     if _gated_class(module) is None:
-        kind: Any = type(module)
         module.__class__ = _gated(kind)
 
 
@@ -168,9 +160,9 @@ def _gated(base: Any) -> Any:
     # torch.compile keeps a few versions of each code object: let classes not compete for them
     forward.__code__ = forward.__code__.replace()
     members: dict[str, Any] = {name: getattr(base, name) for name in ('__module__', '__qualname__', '__doc__')}
-    members |= {_PLAIN: base, 'forward': forward, '_apply': _apply, '__reduce_ex__': Secret.__reduce_ex__}
-    members |= {'__copy__': _copy, '__deepcopy__': getattr(base, '__deepcopy__', _deepcopy)}
-    members['__prepare_scriptable__'] = _refuse_script
+    members |= {_PLAIN: base, 'forward': forward, '_apply': _apply, '__prepare_scriptable__': _refuse_script}
+    members |= {'__reduce_ex__': Secret.__reduce_ex__, '__copy__': _copy}
+    members['__deepcopy__'] = getattr(base, '__deepcopy__', _deepcopy)
     if issubclass(base, nn.TransformerEncoderLayer):
         members['activation_relu_or_gelu'] = property(lambda self: 0)  # keeps torch from its fused version
     try:  # the host picks initialisations by the names of a class and of its direct bases: these are among them

@@ -22,9 +22,10 @@ from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.keys.secret import Secret
 from keyseg_mm.locking.features import complete
 from keyseg_mm.locking.scheme import carry_maps
+from keyseg_mm.model.points import ROOT
 from keyseg_mm.model.sites import Site
 from keyseg_mm.runtime.encryptor import Encryptor, add_encryptors, encryptors_for, why_idle
-from keyseg_mm.runtime.gates import Gate, Refusal, add_gates, remove_gates
+from keyseg_mm.runtime.gates import Gate, Refusal, add_gates, remove_gates, takes_gates
 from keyseg_mm.stamp import Stamp, below, stamp_names, stamp_of_value
 
 logger = logging.getLogger('keyseg_mm')
@@ -33,24 +34,13 @@ logger = logging.getLogger('keyseg_mm')
 class State(Enum):
     """What a protected model is.
 
-    ========== ======================================================= ==================== =========================
-    state      what it is                                              runs                 saves
-    ========== ======================================================= ==================== =========================
-    WAITING    takes its points from a checkpoint, none loaded yet     refuses              nothing, see `check`
-    KEYED      encryptors at its sites                                 encrypted            weights and stamp
-    PLAIN      opened in memory: plain weights, no encryptors          plain                plain weights, and warns
-    WITHOUT    runs without a key, on purpose                          plain, so degraded   the stamp that it was
-                                                                                            loaded with, if any
-    ========== ======================================================= ==================== =========================
-
-    A stamp that is loaded and accepted leads from WAITING to KEYED or to PLAIN, as the model was asked to; any other
-    state stays what it is.
+    A stamp that is loaded and accepted leads from WAITING to KEYED or PLAIN, as was asked; any other state stays.
     """
 
-    WAITING = 'waiting for a checkpoint'
-    KEYED = 'keyed'
-    PLAIN = 'opened in memory'
-    WITHOUT = 'without a key'
+    WAITING = 'waiting for a checkpoint'  # which tells its points; refuses to run, to be trained and to be saved
+    KEYED = 'keyed'  # runs encrypted and saves its stamp
+    PLAIN = 'opened in memory'  # runs plain weights without encryptors; its state_dict has no stamp, and it warns
+    WITHOUT = 'without a key'  # on purpose: runs degraded, and hands on the stamp that it was loaded with
 
 
 @dataclass(frozen=True)
@@ -111,10 +101,7 @@ class Protection(Secret):
         return twin
 
     def check(self, model: nn.Module) -> None:
-        """Make sure that a model is what its stamp says: every encryptor is at its site, and nothing bypasses it.
-
-        Args:
-            model: that has this protection.
+        """Make sure that the model is what its stamp says: every encryptor is at its site, and nothing bypasses it.
 
         Raises:
             NotFiredError: it is not, or has no checkpoint yet.
@@ -129,9 +116,9 @@ class Protection(Secret):
             )
 
     def wait(self, model: nn.Module) -> None:
-        """Enter the state WAITING: until a checkpoint is loaded, whatever has weights refuses to run."""
+        """Enter the state WAITING: until a checkpoint is loaded, no module of the model runs."""
         refusal = Refusal(_WAITS)
-        names = [name or '.' for name, module in model.named_modules() if not name or module._parameters]
+        names = [name or ROOT for name, module in model.named_modules() if not name or takes_gates(module)]
         add_gates(model, [(name, refusal) for name in names])
         self._gates = [refusal]
 
