@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from keyseg_mm.audit.model.public import distances_to_public, public_for
-from keyseg_mm.audit.model.spectra import CLOSE
+from keyseg_mm.audit.model.spectra import CLOSE, distances_to_public, public_for
 from keyseg_mm.baselines.patches import steps_of
 from keyseg_mm.cli.console import print_table
 from keyseg_mm.entries import EmbeddingEntry, TensorEntry, describe

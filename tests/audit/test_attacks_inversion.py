@@ -72,7 +72,7 @@ def test_a_rotation_of_small_blocks_before_a_norm_falls():
     guess, truth = (m.matrix().numpy() for m in (attempt.guesses['in:b'], maps['in:b']))
     # a block may end with the wrong handedness: its rows are right then but for a sign
     assert np.median(np.abs((guess * truth).sum(1))) > 0.9
-    drawn = random_maps(case.plan, seed=12)['in:b'].matrix().numpy()
+    drawn = random_maps(case.stamp, seed=12)['in:b'].matrix().numpy()
     assert np.median(np.abs((drawn * truth).sum(1))) < 0.9
 
 

@@ -156,7 +156,7 @@ def test_two_files_protected_alike_give_the_relative_map_only():
     attempt = attack('two-files', case)
     assert not attempt.guesses and attempt.trail[0]['agreement'] > 0.99
     assert attempt.trail[0]['identity'] < 0.5
-    same = granting(case, second=(case.plan, lock(trained(), maps)))
+    same = granting(case, second=(case.stamp, lock(trained(), maps)))
     again = attack('two-files', same)
     assert again.trail[0]['identity'] == 1 and 'one key and one salt' in again.notes
 

@@ -550,7 +550,7 @@ def test_the_command_refuses_what_does_not_belong_together(files, key_file, othe
 def test_checkpoints_are_read_for_what_they_are(files, file_plan):
     device = torch.device('cpu')
     found = read_protected(files / 'locked.pth', device)
-    assert found.plan.entries == file_plan.entries and not any('stamp' in name for name in found.weights)
+    assert found.stamp.entries == file_plan.entries and not any('stamp' in name for name in found.weights)
     with pytest.raises(PlainCheckpointError):
         read_protected(files / 'plain.pth', device)
     with pytest.raises(KeysegError, match='protected'):
@@ -568,10 +568,10 @@ def test_a_stamp_of_a_part_is_read_by_the_whole_models_names(files, plain, key):
     locked = {**plain, 'backbone.layer1.0.conv1.weight': tmap(plain['backbone.layer1.0.conv1.weight'], 1)}
     torch.save({**locked, f'backbone.{own.name}': stamp_tensor(own)}, files / 'part.pth')
     found = read_protected(files / 'part.pth', torch.device('cpu'))
-    assert found.prefix == 'backbone' and found.plan.entries == theirs.entries
+    assert found.prefix == 'backbone' and found.stamp.entries == theirs.entries
     make = architecture(Config.fromfile(str(files / 'plain.py')), torch.device('cpu'), 0)
-    case = Case(found.plan, found.weights, make, CLASSES, fitting_sites(make, found, files / 'plain.py'))
-    referee = MapReferee(key, found.stamp, case, scenes(4, seed=2), found.prefix)
+    case = Case(found.stamp, found.weights, make, CLASSES, fitting_sites(make, found, files / 'plain.py'))
+    referee = MapReferee(key, found.own, case, scenes(4, seed=2), found.prefix)
     assert referee.positive_control().passed and referee.full.miou > 60
 
 

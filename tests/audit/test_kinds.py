@@ -51,7 +51,7 @@ def to_case(state, *more, budget=LONG) -> Case:
 
 def judged(case, name, key=KEY):
     """An attack's attempt, and the referee's word on it."""
-    referee = referee_for(key, case.plan, case, SHOWN)
+    referee = referee_for(key, case.stamp, case, SHOWN)
     assert ATTACKS[name].possible(case)
     attempt = ATTACKS[name]().run(case, lambda share, words: None)
     return attempt, referee.judge(attempt), referee
@@ -124,7 +124,7 @@ def test_the_true_key_scores_full_marks_and_a_random_one_does_not(what, plain, b
         case = to_case(by_images[what])
     else:
         case = to_case(locked(plain, what))
-    referee = referee_for(KEY, case.plan, case, SHOWN)
+    referee = referee_for(KEY, case.stamp, case, SHOWN)
     assert referee.full.miou > 60 and referee.full.agreement == 100
     good, bad = referee.positive_control(), referee.negative_control(0)
     assert good.passed and good.score.miou == pytest.approx(referee.full.miou, abs=0.1)
@@ -134,7 +134,7 @@ def test_the_true_key_scores_full_marks_and_a_random_one_does_not(what, plain, b
 
 def test_weights_come_back_bit_for_bit_for_the_referee(plain):  # noqa: F811
     case = to_case(locked(plain, 'TensorPermutation'))
-    found = referee_for(KEY, case.plan, case, SHOWN).model_with(KEY).state_dict()
+    found = referee_for(KEY, case.stamp, case, SHOWN).model_with(KEY).state_dict()
     assert all(torch.equal(found[name], plain[name]) for name in plain)
     assert any(not torch.equal(case.weights[name], plain[name]) for name in plain)
 

@@ -34,7 +34,7 @@ from keyseg_mm.audit.images.attack import (
 )
 from keyseg_mm.audit.images.audit import ImageOrder, ImageRunner
 from keyseg_mm.audit.images.page import render
-from keyseg_mm.audit.images.plans import bare_patch_stamp
+from keyseg_mm.audit.images.reading import bare_patch_stamp
 from keyseg_mm.audit.images.referee import ImageReferee
 from keyseg_mm.audit.images.report import ImageReport
 from keyseg_mm.audit.images.scheme import Scheme, block_map, cut, drawn_map, join, key_spaces

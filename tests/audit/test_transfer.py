@@ -132,7 +132,7 @@ def test_the_key_holder_is_the_upper_line(key, tmp_path):
     assert holder.about.kind == 'key-holder'
     assert holder.score.agreement is holder.score.kappa is holder.score.recovery is None
     assert len(list(tmp_path.glob('*.json'))) == 2
-    assert not find_leaks(tmp_path, key, [there.case.plan])
+    assert not find_leaks(tmp_path, key, [there.case.stamp])
 
 
 def test_substitute_layers_learn_the_maps_and_a_head_and_nothing_else(key):
@@ -162,8 +162,8 @@ def test_the_classifier_always_learns_where_it_is_new(key, name):
 def test_it_finds_out_maps_that_do_not_work_there(key, other_key):
     _, there = stolen(key, EVERYWHERE)
     assert there.positive_control() == TransferCheck(4, pytest.approx(0.0, abs=1e-6), True)
-    entry = there.case.plan.maps[1]
-    there._maps[entry.point] = derive_map(other_key, there.case.plan.salt, entry)
+    entry = there.case.stamp.maps[1]
+    there._maps[entry.point] = derive_map(other_key, there.case.stamp.salt, entry)
     assert there.positive_control().passed  # both sides run with it: this is about the model, not about the key
     _, there = stolen(key, EVERYWHERE)
     broken = {**there.case.weights, 'b.weight': there.case.weights['b.weight'].flip(0)}

@@ -156,27 +156,16 @@ class Registry(dict[str, type[_K]], Generic[_K]):
 
 @dataclass(frozen=True)
 class Scenario(Generic[C]):
-    """What an attacker may be granted besides what is public, and the case that comes of it.
+    """What an attacker may be granted besides what is public, and the case that comes of it."""
 
-    Attributes:
-        name: for files, as ``photos-0.1``.
-        title: for people.
-        case: what the attacker holds.
-        new: kinds of grants that are new here: an attack that makes use of none of them was run before.
-        group: in a report's summary, where that has groups.
-        share: share of the training photos, or None where there are none.
-        key_share: share of the key's rows that leaked, or None.
-        photos: number of the attacker's photos.
-    """
-
-    name: str
+    name: str  # for files, as photos-0.1
     title: str
     case: C
-    new: frozenset[type[Grant]] = frozenset()
-    group: str = ''
-    share: float | None = None
-    key_share: float | None = None
-    photos: int = 0
+    new: frozenset[type[Grant]] = frozenset()  # kinds of grants; an attack that uses none of them was run before
+    group: str = ''  # in a report's summary, where that has groups
+    share: float | None = None  # of the training photos
+    key_share: float | None = None  # of the key's rows, leaked
+    photos: int = 0  # number of the attacker's
 
     @property
     def beyond_files(self) -> bool:

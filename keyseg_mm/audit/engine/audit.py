@@ -28,25 +28,15 @@ Planned = Sequence[tuple[Runner[Any, Any, Any], Run[Any, Any]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Order(abc.ABC):
-    """What is to be audited, and how. It holds no key, so it can go to another process.
-
-    Attributes:
-        config: config file.
-        key: locator of the key, which only the referee gets.
-        out: folder for results and report.
-        checkpoint: the protected checkpoint, if there is one.
-        suite: name of a suite.
-        seed: of everything drawn.
-        bars: show progress bars.
-    """
+    """What is to be audited, and how. It holds no key, so it can go to another process."""
 
     config: Path
-    key: str
-    out: Path
-    checkpoint: Path | None = None
+    key: str  # locator of the key, which only the referee gets
+    out: Path  # folder for results and report
+    checkpoint: Path | None = None  # the protected one
     suite: str = 'standard'
-    seed: int = 0
-    bars: bool = True
+    seed: int = 0  # of everything drawn
+    bars: bool = True  # show progress bars
 
     @abc.abstractmethod
     def planned(self, key: SecretKey, say: Say) -> Planned:

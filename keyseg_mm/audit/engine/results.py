@@ -60,23 +60,14 @@ class Scored(Generic[S]):
 
 @dataclass(frozen=True)
 class Result(Scored[S]):
-    """A finished run.
+    """A finished run."""
 
-    Attributes:
-        digest: of all that it depends on.
-        seconds: that the attack took.
-        exhausted: the budget ended it before it was done.
-        notes: what a reader should know of it.
-        trail: figures for curves.
-        pictures: what came of the photos that a report shows, as base64 PNGs.
-    """
-
-    digest: str
-    seconds: float
-    exhausted: bool
+    digest: str  # of all that it depends on
+    seconds: float  # that the attack took
+    exhausted: bool  # the budget ended it before it was done
     notes: str
-    trail: list[dict[str, Any]]
-    pictures: tuple[str, ...]
+    trail: list[dict[str, Any]]  # figures for curves
+    pictures: tuple[str, ...]  # what came of the photos that a report shows, as base64 PNGs
 
 
 def finished(outcomes: Iterable[Result[S] | Failure], kind: Kind | None = None) -> list[Result[S]]:

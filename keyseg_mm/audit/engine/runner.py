@@ -7,28 +7,33 @@ changed: the case, what it is scored on, and the code.
 from __future__ import annotations
 
 import abc
+import ast
 import dataclasses
+import functools
 import hashlib
 import json
 import math
+import sys
 import time
 import traceback
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from keyseg_mm.atomic import write_json
 from keyseg_mm.audit.engine.attack import A, C, Run
 from keyseg_mm.audit.engine.budget import Progress, seed_everything
-from keyseg_mm.audit.engine.digests import code_of, feed
 from keyseg_mm.audit.engine.results import Failure, Result, S, from_json, to_json
 
 _BAR = '  {desc:<44.44} {percentage:3.0f}% |{bar:20}| {postfix}'
 #: A run may exceed its seconds by this much, for what cannot be cut short, before it is flagged.
 _GRACE = 1.25
+_PACKAGE = 'keyseg_mm.audit.'
 _REDRAW = 0.2  # seconds between two redraws of a bar
 
 
@@ -77,7 +82,7 @@ class Runner(abc.ABC, Generic[C, A, S]):
     def digest(self, run: Run[C, A]) -> str:
         """SHA-256 of all that a result depends on."""
         case = run.scenario.case
-        parts = [run.name, code_of(run.attack.__module__), code_of(self.score.__module__)]
+        parts = [run.name, _code_of(run.attack.__module__), _code_of(self.score.__module__)]
         parts += [f'{item.name}={self._digest_of(getattr(case, item.name))}' for item in dataclasses.fields(case)]
         return hashlib.sha256(json.dumps([*parts, self._digest_of(self._scored_on)]).encode()).hexdigest()
 
@@ -107,7 +112,7 @@ class Runner(abc.ABC, Generic[C, A, S]):
             return [self._digest_of(item) for item in value]
         if id(value) not in self._known:
             state = hashlib.sha256()
-            feed(state, value)
+            _feed(state, value)
             self._known[id(value)] = (value, state.hexdigest())
         return self._known[id(value)][1]
 
@@ -133,3 +138,47 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+@functools.cache
+def _code_of(module: str) -> str:
+    """Digest of a module's source and of all that it imports of the audit, directly or not."""
+    seen: dict[str, bytes] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        path = getattr(sys.modules.get(name), '__file__', None)
+        if name not in seen and path is not None:
+            seen[name] = Path(path).read_bytes()
+            waiting += [found for found in _imported(ast.parse(seen[name])) if found.startswith(_PACKAGE)]
+    return hashlib.sha256(b''.join(seen[name] for name in sorted(seen))).hexdigest()
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def _feed(state: Any, value: Any) -> None:
+    """Feed a value into a hash, with its structure, so that no two different ones feed the same bytes."""
+    if isinstance(value, Tensor):
+        flat = value.detach().cpu().contiguous()
+        state.update(f'T{flat.dtype}{tuple(flat.shape)}'.encode())
+        state.update(flat.reshape(-1).view(torch.uint8).numpy().tobytes() if flat.numel() else b'')
+    elif isinstance(value, np.ndarray):
+        state.update(f'A{value.dtype}{value.shape}'.encode() + value.tobytes())
+    elif isinstance(value, Mapping):
+        _feed(state, ['M', *(part for name in sorted(value) for part in (name, value[name]))])
+    elif isinstance(value, (tuple, list)):
+        state.update(f'L{len(value)}'.encode())
+        for item in value:
+            _feed(state, item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        _feed(state, [type(value).__name__, *(getattr(value, item.name) for item in dataclasses.fields(value))])
+    elif callable(value):  # functions: the config of the model that they make, and the weights, say what they are
+        _feed(state, [repr(part) for part in getattr(value, 'args', ())[:1]])
+    else:
+        text = repr(value)
+        state.update(f'R{len(text)}'.encode() + text.encode())

@@ -13,21 +13,13 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Suite:
-    """How thorough a suite is.
+    """How thorough a suite is."""
 
-    Attributes:
-        steps: optimisation steps of a run.
-        seconds: of a run.
-        scored: photos that are scored on, at most; images under attack in an audit of images. None for all there are.
-        photos: the attacker's own, at most.
-        longest: longer side of all of them, at most; larger ones are scaled down.
-    """
-
-    steps: int
-    seconds: float
-    scored: int | None
-    photos: int | None
-    longest: int | None
+    steps: int  # optimisation steps of a run
+    seconds: float  # of a run
+    scored: int | None  # photos that are scored on, or images under attack, at most; None for all there are
+    photos: int | None  # the attacker's own, at most
+    longest: int | None  # longer side of all of them, at most; larger ones are scaled down
 
     def budget(self) -> Budget:
         """What each run may spend."""
@@ -36,28 +28,18 @@ class Suite:
 
 @dataclass(frozen=True)
 class ModelSuite(Suite):
-    """Of an audit of a model.
+    """Of an audit of a model."""
 
-    Attributes:
-        shares: of the training photos that attackers have.
-        key_shares: of the key, leaked.
-        total: seconds of all runs together, aimed at by giving each less if there are many; None for no aim.
-    """
-
-    shares: tuple[float, ...] = (0.01, 0.1)
-    key_shares: tuple[float, ...] = ()
-    total: float | None = None
+    shares: tuple[float, ...] = (0.01, 0.1)  # of the training photos that attackers have
+    key_shares: tuple[float, ...] = ()  # of the key, leaked
+    total: float | None = None  # seconds of all runs together, aimed at by giving each less; None for no aim
 
 
 @dataclass(frozen=True)
 class ImageSuite(Suite):
-    """Of an audit of encrypted images.
+    """Of an audit of encrypted images."""
 
-    Attributes:
-        pairs: how many known pairs an attacker has, in the scenarios in which they have any.
-    """
-
-    pairs: tuple[int, ...] = (1, 16)
+    pairs: tuple[int, ...] = (1, 16)  # how many known pairs an attacker has, in the scenarios with any
 
 
 SUITES = {

@@ -18,8 +18,7 @@ from keyseg_mm.audit.engine.suites import IMAGE_SUITES, ImageSuite, Say
 from keyseg_mm.audit.images import attacks, controls  # noqa: F401 - registers all of them
 from keyseg_mm.audit.images.attack import ATTACKS, CONTROLS, ImageCase, KnownPairs, OwnPhotos, Restored
 from keyseg_mm.audit.images.page import render
-from keyseg_mm.audit.images.photos import read_photos
-from keyseg_mm.audit.images.plans import plan_of
+from keyseg_mm.audit.images.reading import read_photos, stamp_of
 from keyseg_mm.audit.images.referee import ImageReferee, trusted_stamp
 from keyseg_mm.audit.images.report import ImageReport
 from keyseg_mm.audit.images.scheme import Images, Scheme, key_spaces
@@ -38,41 +37,25 @@ _SHOWN = 3  # images shown in the report
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOrder(Order):
-    """What is to be audited, and how.
+    """What is to be audited, and how. The config's test pipeline says how images are encrypted, or the checkpoint."""
 
-    Attributes:
-        config: its test pipeline says how images are encrypted, unless the checkpoint does.
-        checkpoint: a model of ``keyseg lock --scheme patches``, or one that was trained on encrypted images.
-        limits: in place of the suite's own.
-        photos: images under attack, and photos of the attacker's, at most so many of each; None for the suite's own.
-    """
-
-    checkpoint: Path | None = None
-    limits: ImageSuite | None = None
-    photos: int | None = None
+    limits: ImageSuite | None = None  # in place of the suite's own
+    photos: int | None = None  # under attack, and of the attacker's, at most so many of each
 
     def planned(self, key: SecretKey, say: Say) -> Planned:
         subject = read_subject(self, key, say)
-        return _planned(self, ImageReferee(key, subject.plan, subject.attacked), subject)
+        return _planned(self, ImageReferee(key, subject.stamp, subject.attacked), subject)
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What is attacked.
+    """What is attacked: images (N, H, W, 3) of bytes, red first, of whole blocks."""
 
-    Attributes:
-        plan: how images are encrypted.
-        attacked: the plain images, uint8 (N, H, W, 3), red first, of whole blocks; only the referee gets them.
-        public: the attacker's own photos, of the same size.
-        suite: how thorough the audit is.
-        full_size: height and width of the images before they were scaled.
-    """
-
-    plan: Stamp
-    attacked: Images
-    public: Images
+    stamp: Stamp  # tells how they are encrypted
+    attacked: Images  # plain; only the referee gets them
+    public: Images  # the attacker's own photos, of the same size
     suite: ImageSuite
-    full_size: tuple[int, ...]
+    full_size: tuple[int, ...]  # height and width of the images before they were scaled
 
 
 class ImageRunner(Runner[ImageCase, Restored, ImageScore]):
@@ -130,11 +113,11 @@ def attack_images(
         say: told what is going on, a line at a time.
 
     Raises:
-        KeyMismatchError: the plan is of another key.
+        KeyMismatchError: the stamp is of another key.
         KeysegError: the images are not of whole blocks, or the photos of another size.
     """
     start = time.monotonic()
-    referee = ImageReferee(key, subject.plan, subject.attacked)
+    referee = ImageReferee(key, subject.stamp, subject.attacked)
     runs = _planned(order, referee, subject)
     say('the referee checks itself')
     report = _report(order, referee, subject)
@@ -172,11 +155,11 @@ def read_subject(order: ImageOrder, key: SecretKey, say: Say) -> Subject:
         KeysegError: as of :func:`audit_images`.
     """
     cfg, suite = read_config(order.config), order.limits or IMAGE_SUITES[order.suite]
-    plan = plan_of(cfg, order.checkpoint, key.id, functools.partial(trusted_stamp, key))
+    stamp = stamp_of(cfg, order.checkpoint, key.id, functools.partial(trusted_stamp, key))
     if order.photos is not None:
         suite = dataclasses.replace(suite, scored=order.photos, photos=order.photos)
-    attacked, public, full_size = read_photos(cfg, suite, Scheme.of(plan).block, order.seed, say)
-    return Subject(plan, attacked, public, suite, full_size or attacked.shape[1:3])
+    attacked, public, full_size = read_photos(cfg, suite, Scheme.of(stamp).block, order.seed, say)
+    return Subject(stamp, attacked, public, suite, full_size or attacked.shape[1:3])
 
 
 def _planned(order: ImageOrder, referee: ImageReferee, subject: Subject) -> Planned:

@@ -30,20 +30,20 @@ class ImageReferee(Secret):
 
     Args:
         key: the true key.
-        plan: how images are encrypted.
+        stamp: how images are encrypted.
         plain: the images under attack, uint8 (N, H, W, 3), red first, of whole blocks.
 
     Raises:
-        KeyMismatchError: the plan is of another key.
+        KeyMismatchError: the stamp is of another key.
     """
 
-    __slots__ = ('scheme', 'encrypted', '_plan', '_plain', '_encrypt', '_decrypt')
+    __slots__ = ('scheme', 'encrypted', '_stamp', '_plain', '_encrypt', '_decrypt')
 
-    def __init__(self, key: SecretKey, plan: Stamp, plain: Images) -> None:
-        if plan.key_id != key.id:
-            raise KeyMismatchError(f'these images are encrypted with key {plan.key_id}, and the key given is {key.id}')
-        self.scheme, self._plan, self._plain = Scheme.of(plan), plan, plain
-        self._encrypt, self._decrypt = _cipher(key, plan)
+    def __init__(self, key: SecretKey, stamp: Stamp, plain: Images) -> None:
+        if stamp.key_id != key.id:
+            raise KeyMismatchError(f'these images are encrypted with key {stamp.key_id}, and the key given is {key.id}')
+        self.scheme, self._stamp, self._plain = Scheme.of(stamp), stamp, plain
+        self._encrypt, self._decrypt = _cipher(key, stamp)
         self.encrypted = self._encrypt(plain)
 
     @property
@@ -69,7 +69,7 @@ class ImageReferee(Secret):
         The worst, because a block of one pixel has so few ciphers that a random key may well be right.
         """
         keys = [wrong_key(f'{seed}-{i}') for i in range(_STRANGERS)]
-        scores = [similarity(_cipher(key, self._plan)[1](self.encrypted), self._plain) for key in keys]
+        scores = [similarity(_cipher(key, self._stamp)[1](self.encrypted), self._plain) for key in keys]
         scores.sort(key=lambda score: score.psnr)
         worst, middle = scores[0], scores[_STRANGERS // 2]
         return ImageCheck(middle, worst.psnr < _DECRYPTED and worst.exact == 0.0)
@@ -99,11 +99,11 @@ def trusted_stamp(key: SecretKey, state_dict: Mapping[str, Any]) -> Stamp | None
     return stamp
 
 
-def _cipher(key: SecretKey, plan: Stamp) -> tuple[Convert, Convert]:
+def _cipher(key: SecretKey, stamp: Stamp) -> tuple[Convert, Convert]:
     """What the key does to images, red first, and how to undo it."""
-    if plan.embeddings:
-        patches = derive_cipher(key, plan.salt, plan.embeddings[0])
+    if stamp.embeddings:
+        patches = derive_cipher(key, stamp.salt, stamp.embeddings[0])
         return patches.encrypt, patches.decrypt
-    cipher = derive_cipher(key, plan.salt, plan.images[0])
+    cipher = derive_cipher(key, stamp.salt, stamp.images[0])
     # the host loads blue first, and so EncryptImage numbers the values of a block
     return lambda x: cipher.encrypt(x[..., ::-1])[..., ::-1], lambda x: cipher.decrypt(x[..., ::-1])[..., ::-1]

@@ -85,10 +85,10 @@ class PublicWeights(Grant):
 
 @dataclass(frozen=True)
 class SecondFile(Grant):
-    """Another customer's checkpoint, or another release: its plan, with names of the whole model, and weights."""
+    """Another customer's checkpoint, or another release: its stamp, with names of the whole model, and weights."""
 
     name: ClassVar[str] = 'second'
-    plan: Stamp
+    stamp: Stamp
     weights: Mapping[str, Tensor]
 
 
@@ -140,14 +140,14 @@ class Case(BaseCase):
     """Everything that an attacker of a model holds.
 
     Attributes:
-        plan: the public stamp: points (by their names in the whole model), channels, transforms, salt, key id.
+        stamp: public: points (by their names in the whole model), channels, transforms, salt, key id.
         weights: the protected state_dict, without the stamp.
         build: makes the plain model, with seeded initial weights, in eval mode.
         num_classes: number of classes.
         sites: by point, what a dry run of the public model shows; empty where nobody looked.
     """
 
-    plan: Stamp
+    stamp: Stamp
     weights: Mapping[str, Tensor]
     build: Callable[[], nn.Module]
     num_classes: int
@@ -156,11 +156,11 @@ class Case(BaseCase):
     @property
     def target(self) -> Target:
         """What is encrypted."""
-        if not self.plan.maps and (self.plan.embeddings or self.plan.images):
+        if not self.stamp.maps and (self.stamp.embeddings or self.stamp.images):
             return Target.IMAGES
-        if self.plan.tensors:
+        if self.stamp.tensors:
             return Target.WEIGHTS
-        mapped = all(entry.transform['type'] in CHANNEL_MAPS for entry in self.plan.maps)
+        mapped = all(entry.transform['type'] in CHANNEL_MAPS for entry in self.stamp.maps)
         return Target.MAPS if mapped else Target.BLOCKS
 
     @property
@@ -175,14 +175,14 @@ class Case(BaseCase):
             guesses: by point; points without a guess run as without a key.
 
         Raises:
-            KeysegError: a guess for a point that the plan does not have, or weights that do not fit the architecture.
+            KeysegError: a guess for a point that the stamp does not have, or weights that do not fit the architecture.
         """
         model = self.build()
         load_weights(model, self.weights)
-        points = {entry.point for entry in self.plan.maps}
+        points = {entry.point for entry in self.stamp.maps}
         for text, guess in (guesses or {}).items():
             if text not in points:
-                raise KeysegError(f'{text}: a guess for a point that this plan does not have')
+                raise KeysegError(f'{text}: a guess for a point that this stamp does not have')
             GuessHook(Point.parse(text), guess, self.sites.get(text)).attach(model)
         return model.eval()
 

@@ -51,25 +51,15 @@ _SHOWN = 3  # held-out photos shown in the report
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOrder(Order):
-    """What is to be audited, and how.
-
-    Attributes:
-        checkpoint: the protected checkpoint.
-        public: public plain weights, if there are any.
-        second: another customer's checkpoint or another release, if there is one.
-        limits: in place of the suite's own.
-        shares: of the training photos; None for the suite's own.
-        device: where to compute.
-        transfer: config of the same architecture over another data set, if transfer to that is to be tried.
-    """
+    """What is to be audited, and how."""
 
     checkpoint: Path
-    public: Path | None = None
-    second: Path | None = None
-    limits: ModelSuite | None = None
-    shares: tuple[float, ...] | None = None
+    public: Path | None = None  # public plain weights
+    second: Path | None = None  # another customer's checkpoint, or another release
+    limits: ModelSuite | None = None  # in place of the suite's own
+    shares: tuple[float, ...] | None = None  # of the training photos, in place of the suite's own
     device: str = 'cpu'
-    transfer: Path | None = None
+    transfer: Path | None = None  # config of the same architecture over another data set
 
     def planned(self, key: SecretKey, say: Say) -> Planned:
         return set_up(self, key, say).planned
@@ -111,29 +101,17 @@ def audit(
 
 @dataclass(frozen=True)
 class Stage:
-    """Everything read, checked and set up for an audit.
-
-    Attributes:
-        order: what and how.
-        suite: how thorough.
-        protected: the checkpoint.
-        referee: of the file.
-        album: photos of the file's own task.
-        transfer: to another data set, if that is to be tried.
-        budget: of each run.
-        own: all runs on the file's own task.
-        elsewhere: all runs of the transfer.
-    """
+    """Everything read, checked and set up for an audit."""
 
     order: ModelOrder
     suite: ModelSuite
     protected: Protected
-    referee: Referee
-    album: Album
+    referee: Referee  # of the file
+    album: Album  # photos of the file's own task
     transfer: Transfer | None
-    budget: Budget
-    own: Planned
-    elsewhere: Planned
+    budget: Budget  # of each run
+    own: Planned  # all runs on the file's own task
+    elsewhere: Planned  # all runs of the transfer
 
     @property
     def planned(self) -> Planned:
@@ -150,7 +128,7 @@ class Stage:
             checkpoint=order.checkpoint.name,
             public=order.public.name if order.public else None,
             second=order.second.name if order.second else None,
-            key_id=found.plan.key_id,
+            key_id=found.stamp.key_id,
             target=referee.case.target,
             places=_places(referee.case),
             limits=self.suite,
@@ -175,7 +153,7 @@ class Stage:
 
 
 def set_up(order: ModelOrder, key: SecretKey, say: Say) -> Stage:
-    """Read and check all that an audit needs, and plan its runs.
+    """Read and check all that an audit needs, and stamp its runs.
 
     Raises:
         KeysegError: as of :func:`audit`.
@@ -190,8 +168,8 @@ def set_up(order: ModelOrder, key: SecretKey, say: Say) -> Stage:
     transfer = Transfer.read(order.transfer, protected, file, suite, device, say) if order.transfer else None
     album = Album.read(cfg, build(), suite, order.seed, device, say)
     say('scoring the authorised model')
-    referee = referee_for(key, protected.stamp, file, album.held_out, protected.prefix)
-    granted = SecondFile(second.plan, second.weights) if second else None
+    referee = referee_for(key, protected.own, file, album.held_out, protected.prefix)
+    granted = SecondFile(second.stamp, second.weights) if second else None
     found = scenarios(referee, album.shares, granted, suite)
     found = budgeted(found, suite, len(runs(found, ATTACKS)))
     budget, folder = found[0].case.budget, order.out / 'results'
@@ -212,15 +190,15 @@ def _file_case(order: ModelOrder, protected: Protected, suite: ModelSuite, build
     """
     model, device = build(), torch.device(order.device)
     grants: list[Grant] = []
-    plan = protected.plan
-    if not plan.maps and not plan.tensors:
-        entry = plan.embeddings[0] if plan.embeddings else plan.images[0]
+    stamp = protected.stamp
+    if not stamp.maps and not stamp.tensors:
+        entry = stamp.embeddings[0] if stamp.embeddings else stamp.images[0]
         grants.append(ImageEncryption(entry, Pixels.of(model)))
     if order.public:
         public = read_public(order.public, device)
         grants.append(PublicWeights(by_model_names(public, model.state_dict()) or public))
     file = Case(
-        plan,
+        stamp,
         protected.weights,
         build,
         num_classes_of(model),
@@ -242,11 +220,11 @@ def _places(file: Case) -> tuple[Place, ...]:
     if ImageEncryption in file:
         images = file[ImageEncryption]
         return (Place('the image', {'type': images.method, 'block': images.block}, channels=3),)
-    if file.plan.tensors:
-        tensors = file.plan.tensors
+    if file.stamp.tensors:
+        tensors = file.stamp.tensors
         return (Place(f'{len(tensors)} tensors', tensors[0].transform, values=sum(t.count for t in tensors)),)
-    near = distances(file.plan, file.weights, file[PublicWeights].weights) if PublicWeights in file else {}
-    return tuple(Place(e.point, e.transform, e.channels, distance=near.get(e.point)) for e in file.plan.maps)
+    near = distances(file.stamp, file.weights, file[PublicWeights].weights) if PublicWeights in file else {}
+    return tuple(Place(e.point, e.transform, e.channels, distance=near.get(e.point)) for e in file.stamp.maps)
 
 
 def _task(album: Album, case: Case) -> dict[str, Any]:

@@ -23,12 +23,7 @@ _STEP = 32  # sides are multiples of it, the stride of most models
 
 @dataclass(frozen=True)
 class Classes:
-    """What the labels mean.
-
-    Attributes:
-        names: of the classes, by label.
-        palette: RGB colours, by label.
-    """
+    """What the labels mean: names and RGB colours, by label."""
 
     names: tuple[str, ...]
     palette: tuple[tuple[int, ...], ...]
@@ -92,31 +87,16 @@ class PhotoSource(PhotoSet):
 
 @dataclass(frozen=True)
 class Album:
-    """The photos of an audit of one config, all of one size.
-
-    Attributes:
-        train: where the attackers' photos come from.
-        test: where the held-out ones come from.
-        held_out: labelled photos that no attacker has.
-        shares: labelled photos by the attacker's share of the training set, the smaller ones part of the larger ones.
-    """
+    """The photos of an audit of one config, all of one size."""
 
     train: PhotoSource
     test: PhotoSource
-    held_out: LabelledPhotos
-    shares: dict[float, LabelledPhotos]
+    held_out: LabelledPhotos  # of the test data: no attacker has them
+    shares: dict[float, LabelledPhotos]  # of the training data, by share; the smaller ones are part of the larger ones
 
     @classmethod
     def read(cls, cfg: Config, model: nn.Module, suite: ModelSuite, seed: int, device: torch.device, say: Say) -> Album:
-        """Read what an audit needs of a config's data sets.
-
-        Args:
-            cfg: the config.
-            model: a model of it.
-            suite: how many photos, how large, and what shares of the training set.
-            seed: of the choice.
-            device: where the photos go.
-            say: told what is going on.
+        """Read what an audit needs of a config's data sets, by a model of it; the seed is of the choice.
 
         Raises:
             KeysegError: there are no photos, or they cannot be read.

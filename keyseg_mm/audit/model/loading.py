@@ -34,19 +34,12 @@ _PRETRAINED = ('init_cfg', 'pretrained')
 
 @dataclass(frozen=True)
 class Protected:
-    """A protected checkpoint, taken apart.
+    """A protected checkpoint, taken apart."""
 
-    Attributes:
-        stamp: as it is in the file.
-        prefix: of the module that the stamp belongs to.
-        plan: the same with the names of the whole model.
-        weights: the state_dict without the stamp.
-    """
-
-    stamp: Stamp
-    prefix: str
-    plan: Stamp
-    weights: dict[str, Tensor]
+    own: Stamp  # as it is in the file
+    prefix: str  # of the module that the stamp belongs to
+    stamp: Stamp  # the same with the names of the whole model
+    weights: dict[str, Tensor]  # the state_dict without the stamp
 
 
 def read_protected(path: Path, device: torch.device) -> Protected:
@@ -65,10 +58,10 @@ def read_protected(path: Path, device: torch.device) -> Protected:
     if len(stamps) > 1:
         raise StampError(f'{path} carries {len(stamps)} stamps; an audit takes models with one protection')
     prefix, stamp = next(iter(stamps.items()))
-    return Protected(stamp, prefix, whole_model_plan(stamp, prefix), _tensors(state, device))
+    return Protected(stamp, prefix, whole_model_stamp(stamp, prefix), _tensors(state, device))
 
 
-def whole_model_plan(stamp: Stamp, prefix: str) -> Stamp:
+def whole_model_stamp(stamp: Stamp, prefix: str) -> Stamp:
     """A stamp with its points, and what else names modules, renamed from a module's view to the whole model's."""
     if not prefix:
         return stamp
@@ -196,7 +189,7 @@ def _apart_by_classes(theirs: torch.Size, ours: torch.Size, classes: tuple[int, 
 
 
 def fitting_sites(build: Callable[[], nn.Module], found: Protected, config: Path) -> dict[str, Site]:
-    """What a dry run of the plain model shows of the plan's points; checks that config and checkpoint belong together.
+    """What a dry run of the plain model shows of the stamp's points; checks that config and checkpoint belong together.
 
     Raises:
         KeysegError: the weights do not fit the config's model, or a point of the stamp does not fire in it.
@@ -207,12 +200,12 @@ def fitting_sites(build: Callable[[], nn.Module], found: Protected, config: Path
     except KeysegError as error:
         raise KeysegError(f'the checkpoint is not one of {config}: {error}') from None
     sites = trace_module(model).sites
-    lacking = [e.point for e in found.plan.maps if Point.parse(e.point) not in sites]
+    lacking = [e.point for e in found.stamp.maps if Point.parse(e.point) not in sites]
     if lacking:
         raise KeysegError(
             f'points of the stamp that do not fire in the model of {config}: {", ".join(lacking)}; is it the right one?'
         )
-    return {entry.point: sites[Point.parse(entry.point)] for entry in found.plan.maps}
+    return {entry.point: sites[Point.parse(entry.point)] for entry in found.stamp.maps}
 
 
 def num_classes_of(model: nn.Module) -> int:

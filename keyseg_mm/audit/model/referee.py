@@ -40,7 +40,7 @@ class Judge(Secret):
     """Scores attempts on held-out photos, and by how much of the key they found.
 
     Args:
-        case: of the file alone; its plan has the points' names in the whole model.
+        case: of the file alone; its stamp has the points' names in the whole model.
         maps: the true ones, by point; empty where other things than maps are encrypted.
         held_out: labelled photos that no attacker has.
         authorised: label maps that the right key gives on them; None where it speaks of other classes.
@@ -60,7 +60,7 @@ class Judge(Secret):
 
     @property
     def public_id(self) -> str:
-        return f'with key {self.case.plan.key_id}'
+        return f'with key {self.case.stamp.key_id}'
 
     def judge(self, attempt: Attempt, case: Case | None = None) -> Verdict:
         """Score an attempt.
@@ -70,7 +70,7 @@ class Judge(Secret):
             case: the case it worked on; by default that of the file alone, whose weights are the same.
 
         Raises:
-            KeysegError: guesses for points that the plan does not have.
+            KeysegError: guesses for points that the stamp does not have.
         """
         case = case or self.case
         model = attempt.model if attempt.model is not None else case.model(attempt.guesses)
@@ -79,7 +79,7 @@ class Judge(Secret):
         counted = mapped and bool(attempt.guesses)
         found = score(labels, self.held_out, self.authorised, case.num_classes)
         if counted:
-            share, by_point = recovery(attempt.guesses, self._maps, case.plan.maps)
+            share, by_point = recovery(attempt.guesses, self._maps, case.stamp.maps)
             found = dataclasses.replace(found, recovery=share, by_point=by_point)
         return Verdict(dataclasses.replace(found, images_used=int(attempt.images_used)), labels)
 
@@ -96,7 +96,7 @@ class Referee(Judge):
     Args:
         key: the true key.
         stamp: as it is in the checkpoint.
-        case: of the file alone; its plan has the points' names in the whole model.
+        case: of the file alone; its stamp has the points' names in the whole model.
         held_out: labelled photos that no attacker has.
         prefix: of the module that the stamp belongs to, ``''`` for the whole model.
 

@@ -43,7 +43,7 @@ class MapReferee(Referee):
         if not sites:
             return self.case.model(self._maps_of(key))
         model = self.case.model()
-        pairs = zip(entries, self.case.plan.maps)
+        pairs = zip(entries, self.case.stamp.maps)
         own = [dataclasses.replace(sites[ours.point], point=Point.parse(theirs.point)) for theirs, ours in pairs]
         attach(model.get_submodule(self._prefix), key, own, entries, salt=self._stamp.salt)
         return model.eval()
@@ -65,7 +65,7 @@ class MapReferee(Referee):
         found = self.judge(Attempt(guesses=self._maps_of(wrong_key(str(seed))))).score
         if found.recovery is None:
             return Check(found, (found.agreement or 0.0) < 100.0 - ROUNDING)
-        entries = self.case.plan.maps
+        entries = self.case.stamp.maps
         rows = sum(e.channels for e in entries)
         chance = len(entries) / rows  # a random permutation has one fixed point on average, and a variance of one
         return Check(found, found.recovery <= chance + 4 * len(entries) ** 0.5 / rows + _LUCK, chance)
@@ -91,7 +91,7 @@ class MapReferee(Referee):
         return Recording(_recorded(self.case, self._maps, images))
 
     def _maps_of(self, key: SecretKey) -> dict[str, Map]:
-        pairs = zip(self._stamp.maps, self.case.plan.maps)  # tables go by the stamp's own names
+        pairs = zip(self._stamp.maps, self.case.stamp.maps)  # tables go by the stamp's own names
         return {ours.point: derive_map(key, self._stamp.salt, theirs) for theirs, ours in pairs}
 
 

@@ -7,33 +7,38 @@ orthogonal T (Mirsky 1960). A layer that is close can be realigned to the public
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from keyseg_mm.audit.model.loading import read_public
 from keyseg_mm.entries import MapEntry
+from keyseg_mm.errors import KeysegError
+from keyseg_mm.locking import unwrap
 from keyseg_mm.model.points import Point
 from keyseg_mm.stamp import Stamp
 
 #: Relative distance below which a layer counts as close.
 CLOSE = 0.1
+_RELATED = 1.0  # relative difference; unrelated weights of one size differ by the square root of 2
 _LARGEST = 2048  # channels; above this the decomposition takes long and one figure more says little
 
 
-def distances(plan: Stamp, weights: Mapping[str, Tensor], public: Mapping[str, Tensor]) -> dict[str, float]:
+def distances(stamp: Stamp, weights: Mapping[str, Tensor], public: Mapping[str, Tensor]) -> dict[str, float]:
     """Relative distance of singular values, by point, of the layers that carry or read it: the least of them.
 
     Args:
-        plan: the stamp. An ``out:`` point of a model that was trained with the key names no layers, and is left out.
+        stamp: the stamp. An ``out:`` point of a model that was trained with the key names no layers, and is left out.
         weights: the protected state_dict.
         public: public plain weights; layers that they lack, or have in another shape, are left out.
 
     Returns:
         0 where a layer can be turned into the public one, 1 where they have nothing in common.
     """
-    by_layer = layer_distances(plan.maps, weights, public)
-    found = {entry.point: [by_layer[n] for n in _carriers(entry) if n in by_layer] for entry in plan.maps}
+    by_layer = layer_distances(stamp.maps, weights, public)
+    found = {entry.point: [by_layer[n] for n in _carriers(entry) if n in by_layer] for entry in stamp.maps}
     return {point: min(values) for point, values in found.items() if values}
 
 
@@ -68,6 +73,39 @@ def by_model_names(public: Mapping[str, Tensor], names: Container[str]) -> dict[
     return max(({n: v for n, v in known.items() if n in names} for known in tries), key=len)
 
 
+def public_for(path: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Public weights of a file, by the names of a model's own.
+
+    Raises:
+        KeysegError: unreadable, protected, or of another model.
+    """
+    found = by_model_names(unwrap(read_public(path, torch.device('cpu'))), weights)
+    if not any(found[name].shape == weights[name].shape for name in found):
+        raise KeysegError(
+            f'{path} has no weights in common with this model; --public takes those it was trained from, whole or the '
+            'backbone alone'
+        )
+    return found
+
+
+def distances_to_public(
+    entries: Sequence[MapEntry], weights: Mapping[str, Tensor], public: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """How far the weights that are to be locked are from the public ones, by name, the nearest first.
+
+    They are compared by their singular values, as an attacker would compare the locked ones. But large layers of random
+    weights have much the same ones without having anything to do with each other, and here the plain weights tell.
+
+    Args:
+        entries: of a plan.
+        weights: the plain weights.
+        public: from :func:`public_for`.
+    """
+    found = layer_distances(entries, weights, public)
+    found = {name: max(value, _unrelated(weights[name], public[name])) for name, value in found.items()}
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
 def _carriers(entry: MapEntry) -> tuple[str, ...]:
     """Names of the weights that carry an entry's transform: as it says, or that of its own layer."""
     point = Point.parse(entry.point)
@@ -80,3 +118,9 @@ def _spectrum(weight: Tensor) -> Tensor:
     columns = weight.detach().double().movedim(1, 0).flatten(1)  # (in, out * window)
     values: Tensor = torch.linalg.eigvalsh(columns @ columns.T)
     return values.clamp_min(0).sqrt()
+
+
+def _unrelated(ours: Tensor, theirs: Tensor) -> float:
+    """The relative difference of two weights if it is that of unrelated ones, else 0."""
+    apart = float((ours.double() - theirs.double()).norm() / theirs.double().norm().clamp_min(1e-12))
+    return apart if apart > _RELATED else 0.0

@@ -35,19 +35,12 @@ _NEW = frozenset({LabelledPhotos, OtherClasses})
 
 @dataclass(frozen=True)
 class Transfer:
-    """The other data set, with its case and scenarios. It knows no key.
+    """The other data set, with its case and scenarios. It knows no key."""
 
-    Attributes:
-        config: of the same architecture over the other data set.
-        case: of the file and the other data set, without photos.
-        album: photos of the other data set.
-        other_start: makes the model with other initial weights.
-    """
-
-    config: Path
-    case: Case
+    config: Path  # of the same architecture over the other data set
+    case: Case  # of the file and the other data set, without photos
     album: Album
-    other_start: Callable[[], nn.Module]
+    other_start: Callable[[], nn.Module]  # makes the model with other initial weights
 
     @classmethod
     def read(
@@ -59,7 +52,7 @@ class Transfer:
             config: of the same architecture over the other data set.
             found: the protected checkpoint.
             file: the case of the file alone, on its own task.
-            suite: how thorough, and what shares of the other data set's training photos.
+            suite: how thorough.
             device: where to compute.
             say: told what is going on.
 
@@ -84,12 +77,7 @@ class Transfer:
         return cls(config, case, album, architecture(cfg, device, file.seed + 1))
 
     def runs(self, attacks: Mapping[str, type[Attack]], budget: Budget) -> list[Run[Case, Attempt]]:
-        """All runs, controls first, then the key holder's and the attacks.
-
-        Args:
-            attacks: by name.
-            budget: of each run: that of the runs on the model's own task.
-        """
+        """All runs, controls first, then the key holder's and the attacks, with the budget of the model's own task."""
         here = self._scenarios(budget)
         scratch = [cls for cls in CONTROLS.values() if issubclass(cls, FromScratch)]
         tuning = [cls for cls in attacks.values() if issubclass(cls, Tuning)]

@@ -180,15 +180,15 @@ class RankMatching(Attack):
     def run(self, case: Case, progress: Progress) -> Attempt:
         public = case[PublicWeights].weights
         weights, matched = dict(case.weights), 0
-        for at, entry in enumerate(case.plan.tensors):
+        for at, entry in enumerate(case.stamp.tensors):
             known, mine = public.get(entry.names[0]), weights[entry.names[0]]
             if known is not None and known.shape == mine.shape:
                 weights.update(dict.fromkeys(entry.names, _in_order(mine, known, entry.count)))
                 matched += 1
-            progress((at + 1) / len(case.plan.tensors), entry.names[0])
+            progress((at + 1) / len(case.stamp.tensors), entry.names[0])
         model = case.build()
         load_weights(model, weights)
-        return Attempt(model=model.eval(), notes=f'{matched} of {len(case.plan.tensors)} tensors are public')
+        return Attempt(model=model.eval(), notes=f'{matched} of {len(case.stamp.tensors)} tensors are public')
 
 
 def _in_order(mine: Tensor, known: Tensor, count: int) -> Tensor:
@@ -220,11 +220,11 @@ class MatchPatches(Attack):
 
     @classmethod
     def possible(cls, case: Case) -> bool:
-        return super().possible(case) and bool(case.plan.embeddings)
+        return super().possible(case) and bool(case.stamp.embeddings)
 
     def run(self, case: Case, progress: Progress) -> Attempt:
         images, public = case[ImageEncryption], case[PublicWeights].weights
-        name, pixels = case.plan.embeddings[0].weight, images.pixels
+        name, pixels = case.stamp.embeddings[0].weight, images.pixels
         mine, theirs = (_embedding(weights, name, pixels) for weights in (case.weights, public))
         if mine.shape != theirs.shape:
             raise KeysegError(f'the public weights have no {name} of this shape')

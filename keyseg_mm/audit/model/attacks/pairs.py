@@ -95,7 +95,7 @@ class TwoFiles(Attack):
 
     def run(self, case: Case, progress: Progress) -> Attempt:
         second = case[SecondFile]
-        protected = {entry.point for entry in second.plan.maps}
+        protected = {entry.point for entry in second.stamp.maps}
         guesses, points = Guesses(), points_of(case)
         trail: list[dict[str, Any]] = []
         for at, point in enumerate(points):
@@ -117,8 +117,8 @@ class TwoFiles(Attack):
         alone = sum(t['alone'] for t in trail)
         mean = np.mean([t['agreement'] for t in trail]) if trail else 0.0
         words = [f'{alone} of {len(trail)} points stand open in the second file; agreement {mean:.3f}']
-        other = case[SecondFile].plan
-        if (other.salt, other.key_id) == (case.plan.salt, case.plan.key_id):
+        other = case[SecondFile].stamp
+        if (other.salt, other.key_id) == (case.stamp.salt, case.stamp.key_id):
             words.append('both files have one key and one salt: their maps are the same')
         elif alone < len(trail):
             words.append('elsewhere only the map of one key relative to the other is found')

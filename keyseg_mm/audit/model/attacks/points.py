@@ -84,7 +84,7 @@ class AttackedPoint:
 
 def points_of(case: Case) -> list[AttackedPoint]:
     """The points of the case's stamp, in its order."""
-    return [AttackedPoint(entry) for entry in case.plan.maps]
+    return [AttackedPoint(entry) for entry in case.stamp.maps]
 
 
 def assign(score: NDArray[Any]) -> NDArray[np.int64]:
