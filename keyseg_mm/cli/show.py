@@ -139,6 +139,7 @@ def _show_embeddings(stamp: Stamp, path: Path) -> None:
 
 
 def _show_config(path: Path) -> None:
+    from keyseg_mm.maps.pixels import PATCH
     from keyseg_mm.mm.config import read_config
     from keyseg_mm.mm.pipeline import EncryptImage
 
@@ -161,7 +162,8 @@ def _show_config(path: Path) -> None:
         print(f'  key id    {_key_id(part["protection"].get("key"), "runs unauthorised")}')
     for where, step in steps:
         print(f'{path}: {where} encrypts images')
-        for name, default in (('method', 'SHF'), ('block', 8), ('key', 'none'), ('salt', 'none')):
+        block, salt = ("the checkpoint's",) * 2 if step.get('method') == PATCH else (8, 'none')
+        for name, default in (('method', 'SHF'), ('block', block), ('key', 'none'), ('salt', salt)):
             print(f'  {name:10}{step.get(name, default)}')
         print(f'  key id    {_key_id(step.get("key"), "leaves images plain")}')
 

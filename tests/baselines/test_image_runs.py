@@ -125,8 +125,7 @@ def test_the_checkpoint_says_it_and_nothing_secret_is_written(trained):
 @ONE
 def test_a_checkpoint_that_was_altered_is_refused(trained, tmp_path):
     _, config, checkpoint = trained
-    content = read_checkpoint(checkpoint)
-    tensors = content['state_dict']
+    tensors = read_checkpoint(checkpoint)['state_dict']
     stamp = stamps_of(tensors)['']
     weaker = replace(stamp, entries=(ImageEntry('SHF', 4),))
     weight = 'decode_head.conv_seg.bias'
@@ -138,7 +137,7 @@ def test_a_checkpoint_that_was_altered_is_refused(trained, tmp_path):
         ({stamp.name: torch.zeros(9, dtype=torch.uint8)}, StampError),
         ({}, None),
     ):
-        torch.save({**content, 'state_dict': {**tensors, **changes}}, tmp_path / 'altered.pth')
+        torch.save({'meta': {}, 'state_dict': {**tensors, **changes}}, tmp_path / 'altered.pth')
         cfg = Config.fromfile(str(config))
         cfg.load_from = str(tmp_path / 'altered.pth')
         with pytest.raises(error) if error else nullcontext():

@@ -89,6 +89,10 @@ def test_lock_rekey_unlock_show_and_scan(files, capsys):
     assert keyseg('show', 'locked.pth') == 0
     out = capsys.readouterr().out
     assert 'takes encrypted images' in out and SALT in out and '2^7027' in out and f'salt={SALT!r}' in out
+    step = dict(type='keyseg_mm.EncryptImage', method='PATCH', key='file:right.key')
+    Config(dict(test_dataloader=dict(dataset=dict(pipeline=[step])))).dump('encrypts.py')
+    assert keyseg('show', 'encrypts.py') == 0
+    assert "block     the checkpoint's" in capsys.readouterr().out
     assert keyseg('scan', 'locked.pth', '--key', 'file:right.key') == 0
     capsys.readouterr()
     stamp = stamps_of(state('locked.pth'))['']
