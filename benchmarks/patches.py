@@ -21,7 +21,7 @@ import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
 from keyseg_mm import SecretKey, write_key_file
 from keyseg_mm.atomic import write_new
 from keyseg_mm.cli import main as keyseg
-from keyseg_mm.demo.run import config_text
+from keyseg_mm.demo.run import KEY, config_text
 from keyseg_mm.mm.floor import constant_prediction_floor
 from keyseg_mm.mm.scenes.street import HEIGHT, WIDTH, write_scenes
 
@@ -33,8 +33,7 @@ NORM = dict(type='BN', requires_grad=True)
 
 def config(out: Path, iterations: int) -> Config:
     """The demo's config with a plain ViT in the place of its protected SegFormer."""
-    names = {'key': 'bench.key', 'scenes': 'scenes', 'work_dir': 'train'}
-    (out / 'demo.py').write_text(config_text(names, SIZE, iterations, 0, 8))
+    (out / 'demo.py').write_text(config_text(iterations, seed=0, batch=8))
     cfg = Config.fromfile(str(out / 'demo.py'))
     cfg.custom_hooks = []
     backbone = dict(type='VisionTransformer', img_size=SIZE, patch_size=PATCH, embed_dims=DIMS, num_layers=4)
@@ -78,12 +77,12 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True)
     write_scenes(args.out / 'scenes', 0, {'train': args.train, 'val': args.val})
-    write_key_file(args.out / 'bench.key', SecretKey.generate())
+    write_key_file(args.out / KEY, SecretKey.generate())
     cfg = config(args.out, args.iterations)
     Runner.from_cfg(copy.deepcopy(cfg)).train()
     plain, locked = args.out / 'train' / f'iter_{args.iterations}.pth', args.out / 'locked.pth'
     Config(dict(model=cfg.model.to_dict())).dump(str(args.out / 'plain.py'))
-    right = f'file:{args.out / "bench.key"}'
+    right = f'file:{args.out / KEY}'
     if keyseg(
         ['lock', '--scheme', 'patches', str(args.out / 'plain.py'), str(plain), '--key', right, '--out', str(locked)]
     ):

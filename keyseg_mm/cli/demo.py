@@ -12,6 +12,7 @@ import contextlib
 import shlex
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 from keyseg_mm.cli.console import INTERRUPTED, whole_number
@@ -22,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``keyseg demo``."""
     parser.add_argument('--out', type=Path, default=Path('demo_out'), help='folder for all that it makes (demo_out)')
     parser.add_argument(
-        '--overwrite',
-        action='store_true',
-        help='first remove what an earlier demo made in that folder, its key too, and nothing else',
+        '--overwrite', action='store_true', help='first remove what an earlier demo made in that folder, its key too'
     )
     parser.add_argument('--iterations', type=whole_number(1), default=500, help='length of the training (500)')
     parser.add_argument(
@@ -34,25 +33,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run it; returns the exit status."""
-    from keyseg_mm.demo.folder import DemoFolder
-    from keyseg_mm.demo.run import LOG, MADE, Demo
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # the host's, of what is missing that the demo does not need
+        from keyseg_mm.demo.run import LOG, Demo, prepare
 
-    folder = DemoFolder(args.out, MADE, args.overwrite)
-    demo = Demo(folder, args.iterations, args.seed)
-    again = f'keyseg demo --out {shlex.quote(str(args.out))} --overwrite'
-    again = f'nothing outside {args.out} was touched. To start again: {again}'
+    prepare(args.out, args.overwrite)
+    demo = Demo(args.out, args.iterations, args.seed)
+    again = f'to start again: keyseg demo --out {shlex.quote(str(args.out))} --overwrite'
     try:
         demo.run()
     except KeyboardInterrupt:
-        print(f'\nkeyseg demo: stopped, as asked, while {demo.doing}; {again}', file=sys.stderr)
+        print(f'\nkeyseg demo: stopped, as asked, in step {demo.step}; {again}', file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         with contextlib.suppress(OSError), (args.out / LOG).open('a', encoding='utf-8') as log:
             traceback.print_exc(file=log)
         raise KeysegError(
-            f'failed while {demo.doing}: {type(error).__name__}: {error}\n{args.out / LOG} has the whole story; {again}'
+            f'failed in step {demo.step}: {type(error).__name__}: {error}\n{args.out / LOG} has the whole story; '
+            f'{again}'
         ) from None
-    finally:
-        with contextlib.suppress(KeysegError):
-            folder.note(finished=True)
     return 0

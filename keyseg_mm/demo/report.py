@@ -1,18 +1,23 @@
-"""The demo's results, as a table and in words."""
+"""The demo's results: as a table, in words, and as a picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from keyseg_mm.mm.floor import PROMISE
 
 RIGHT, NONE, WRONG = 'the right key', 'no key', 'a wrong key'
 _BAR = 26  # characters of the longest bar
+_SHOWN = 4  # scenes in the picture
 
 
 @dataclass
@@ -35,61 +40,53 @@ class Result:
     truth: list[NDArray[np.integer[Any]]] = field(default_factory=list)
     labels: list[NDArray[np.integer[Any]]] = field(default_factory=list)
 
-    @property
-    def slug(self) -> str:
-        """A name for files."""
-        return {RIGHT: 'right-key', NONE: 'no-key'}.get(self.who, self.key.replace(':', '-'))
-
-    def add(self, sample: Any) -> None:
-        """Take in one scene, as the host's test loop hands it out."""
-        self.images.append(sample.img_path)
-        self.truth.append(sample.gt_sem_seg.data[0].cpu().numpy())
-        self.labels.append(sample.pred_sem_seg.data[0].cpu().numpy())
+    def add(self, samples: Sequence[Any]) -> None:
+        """Take in scenes, as the host's test loop hands them out."""
+        for sample in samples:
+            self.images.append(sample.img_path)
+            self.truth.append(sample.gt_sem_seg.data[0].cpu().numpy())
+            self.labels.append(sample.pred_sem_seg.data[0].cpu().numpy())
 
 
-def table(results: Sequence[Result], floor: float, majority: str, blocks: bool = True) -> str:
+def table(results: Sequence[Result], floor: float, majority: str) -> str:
     """The table of the results, beside the constant-prediction floor.
 
     Args:
         results: in the order of the rows.
         floor: constant-prediction floor, mIoU in percent.
         majority: the class whose constant prediction gives the floor.
-        blocks: draw with block characters, not with ASCII's.
     """
-    block, rule = ('█', '─') if blocks else ('#', '-')
     rows = [(r.who, r.key, r.miou) for r in results] + [('constant guess', f'"{majority}" everywhere', floor)]
     wide = max(len(key) for _, key, _ in rows)
-    longest = max(miou for _, _, miou in rows) or 1.0
+    longest = max(miou for _, _, miou in rows)
     head = f'{"who":<15} {"key":<{wide}} {"mIoU":>6} {"x floor":>8}'
-    lines = [head, rule * (len(head) + 2 + _BAR)]
+    lines = [head, '─' * (len(head) + 2 + _BAR)]
     for who, key, miou in rows:
-        share = f'{miou / floor:.1f}' if floor else '-'
-        bar = block * round(_BAR * miou / longest)
-        lines.append(f'{who:<15} {key:<{wide}} {miou:6.2f} {share:>8}  {bar}'.rstrip())
+        bar = '█' * round(_BAR * miou / longest)
+        lines.append(f'{who:<15} {key:<{wide}} {miou:6.2f} {miou / floor:8.1f}  {bar}'.rstrip())
     return '\n'.join(lines)
 
 
 def meaning(results: Sequence[Result], floor: float) -> str:
     """What the figures say, in a few sentences that depend on them."""
     right = next(r.miou for r in results if r.who == RIGHT)
-    without = [r.miou for r in results if r.who != RIGHT]
-    best = max(without)
+    others = [r.miou for r in results if r.who != RIGHT]
+    times = max(others) / floor
     said = (
         'All of these are one checkpoint, the same weights on the same scenes; only the key differs. With its key the '
-        f'model reaches {right:.1f} mIoU, without it {min(without):.1f} to {best:.1f}. The floor, {floor:.1f}, is what '
-        'a constant guess scores, without any model. '
+        f'model reaches {right:.1f} mIoU, without it {min(others):.1f} to {max(others):.1f}; a constant guess without '
+        f'any model scores {floor:.1f}, the floor. '
     )
     if right < 2 * PROMISE * floor:
         return said + 'The model has not learnt enough for the key to matter: run the demo with more --iterations.'
-    if best <= PROMISE * floor:
+    if times > PROMISE:
         return said + (
-            f'So whoever has the file but not the key gets at most {best / floor:.1f} times that floor: as they are, '
-            'the weights are of no use to them. What they could make of them with training data of their own is not '
-            'measured here.'
+            f'The best of the others gets {times:.1f} times that floor, more than the {PROMISE} that a well trained '
+            'model leaves them; the key is drawn anew in every run, and this figure with it.'
         )
     return said + (
-        f'The best of the others gets {best / floor:.1f} times that floor, more than the {PROMISE} that a well trained '
-        'model leaves them; the key is drawn anew in every run, and this figure with it.'
+        f'So whoever has the file but not the key gets at most {times:.1f} times that floor. What they could make of '
+        'the weights with training data of their own is not measured here.'
     )
 
 
@@ -104,3 +101,34 @@ def next_steps(config: str, checkpoint: str) -> str:
       keyseg keygen --out my.key
   protect a config of your own
       with the three lines marked in {config}"""
+
+
+def draw(path: Path, results: Sequence[Result], classes: Sequence[str], palette: Sequence[Sequence[int]]) -> None:
+    """Draw scenes, ground truth, and what the right key, no key and a wrong key give, side by side, as a PNG.
+
+    Args:
+        path: file to make.
+        results: of which the first of each kind is shown.
+        classes: names of the classes, by label.
+        palette: their RGB colours, by label.
+    """
+    first = {result.who: result for result in reversed(results)}
+    right, colours = first[RIGHT], np.array(palette, np.uint8)
+    # The scenes with most classes in them: chosen by the ground truth alone, not by what came out well.
+    shown = np.argsort([len(np.unique(truth)) for truth in right.truth])[-_SHOWN:]
+    photos = [cv2.cvtColor(cv2.imread(image), cv2.COLOR_BGR2RGB) for image in right.images]
+    columns = [('street scene\n', photos), ('ground truth\n', [colours[truth] for truth in right.truth])]
+    for who, result in reversed(first.items()):
+        columns.append((f'{who}\nmIoU {result.miou:.1f}', [colours[labels] for labels in result.labels]))
+    figure = Figure(figsize=(3 * len(columns), 1.5 * len(shown) + 1.6), dpi=130, layout='constrained')
+    for row, cells in zip(shown, figure.subplots(len(shown), len(columns), squeeze=False)):
+        for cell, (title, panels) in zip(cells, columns):
+            cell.imshow(panels[row], interpolation='nearest')
+            cell.set_axis_off()
+            if row == shown[0]:
+                cell.set_title(title, loc='left', size=14)
+    figure.suptitle('One model, one checkpoint: only the key differs', size=18, weight='bold')
+    present = np.unique([right.truth[row] for row in shown])
+    squares = [Patch(color=colours[label] / 255, label=classes[label]) for label in present]
+    figure.legend(handles=squares, loc='outside lower center', ncols=len(squares), frameon=False, handlelength=1)
+    figure.savefig(path)

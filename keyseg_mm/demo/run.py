@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
 import shlex
 import shutil
+import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -13,164 +14,175 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from keyseg_mm.atomic import write_new
-from keyseg_mm.demo.folder import DemoFolder
-from keyseg_mm.demo.report import NONE, RIGHT, WRONG, Result, meaning, next_steps, table
-from keyseg_mm.demo.screen import INDENT, Screen, quiet
-from keyseg_mm.errors import LeakError
+from keyseg_mm.atomic import write_json
+from keyseg_mm.checkpoint.files import stamps_in
+from keyseg_mm.demo.report import NONE, RIGHT, WRONG, Result, draw, meaning, next_steps, table
+from keyseg_mm.errors import KeysegError, LeakError
 from keyseg_mm.keys.key import SecretKey
+from keyseg_mm.keys.keyfile import write_key_file
+from keyseg_mm.mm.floor import constant_prediction_floor
+from keyseg_mm.mm.scenes import street
+from keyseg_mm.runtime.leaks import find_leaks
 
 KEY, SCENES, CONFIG, TRAIN, TEST = 'demo.key', 'scenes', 'protected.py', 'train', 'test'
 LOG, TABLE, RESULTS, PICTURE = 'demo.log', 'table.txt', 'results.json', 'segmentations.png'
 MADE = (KEY, SCENES, CONFIG, TRAIN, TEST, LOG, TABLE, RESULTS, PICTURE)
+MARK = '.made_by_keyseg_demo'  # in a folder that a demo has written to
 WRONG_KEYS = ('random:1', 'random:2', 'random:3')
 COUNTS = {'train': 160, 'val': 40}  # scenes
+STEPS = ('scenes', 'key', 'train', 'test', 'picture', 'search')
+
+
+def prepare(out: Path, overwrite: bool) -> None:
+    """Make the demo's folder, or clear it of what an earlier demo made in it; other files stay.
+
+    Raises:
+        KeysegError: it is not empty; with ``overwrite``, no demo has written to it; it cannot be used.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()) and not (overwrite and (out / MARK).is_file()):
+            why = 'no demo is known to have made it' if overwrite else '--overwrite replaces what an earlier demo made'
+            raise KeysegError(f'{out} is not empty and was left as it is; {why}; give another folder with --out')
+        for path in (out / name for name in MADE):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        (out / MARK).touch()
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise KeysegError(f'{out} cannot be used as a folder: {why}; give another with --out') from None
 
 
 class Demo:
     """Makes scenes and a key, trains with it, tests with and without it, and tells what came out.
 
     Args:
-        folder: where it writes.
+        out: folder that it writes to, prepared.
         iterations: length of the training.
         seed: of scenes and training; the key does not depend on it.
 
     Attributes:
-        doing: the step under way, in words.
+        step: the step under way.
     """
 
-    def __init__(self, folder: DemoFolder, iterations: int, seed: int) -> None:
-        self.folder, self.out, self.iterations, self.seed = folder, folder.path, iterations, seed
-        self.checkpoint = self.out / TRAIN / f'iter_{iterations}.pth'
-        self.screen = Screen()
-        self.doing = 'starting'
+    def __init__(self, out: Path, iterations: int, seed: int) -> None:
+        self.out, self.iterations, self.seed, self.step = out, iterations, seed, 'start'
+        self.checkpoint = out / TRAIN / f'iter_{iterations}.pth'
+        self._screen, self._bars = sys.stdout, sys.stderr
 
     def run(self) -> None:
-        """All steps, told on the screen."""
+        """All steps, told on the screen; what libraries print, log and warn goes to a file."""
         start = time.monotonic()
-        self.screen.say('keyseg demo: one model, one checkpoint, with and without its key; a few minutes\n')
-        self.make_scenes()
-        key = self.make_key()
-        self.train()
-        results = self.test()
-        floor = self.report(results, key)
-        self.search(key)
-        width = min(shutil.get_terminal_size().columns - 1, 98)
-        self.screen.say('\n' + textwrap.fill(meaning(results, floor), width))
-        self.screen.say(f'\nThis took {(time.monotonic() - start) / 60:.1f} minutes. What to do next:\n')
-        self.screen.say(next_steps(shlex.quote(str(self.out / CONFIG)), shlex.quote(str(self.checkpoint))))
+        self._say('keyseg demo: one model, one checkpoint, with and without its key; a few minutes\n')
+        with quiet(self.out / LOG):
+            import keyseg_mm.mm  # noqa: F401 - puts the mends in place before a config is read
 
-    def make_scenes(self) -> None:
-        """Training and test data."""
-        from keyseg_mm.mm.scenes import street
+            self._make_scenes()
+            key = self._make_key()
+            self._train()
+            results = self._test()
+            floor = self._report(results, key)
+            self._search(key)
+        self._say('\n' + (self.out / TABLE).read_text(encoding='utf-8'))
+        self._say(textwrap.fill(meaning(results, floor), 96))
+        self._say(f'\nThis took {(time.monotonic() - start) / 60:.1f} minutes. What to do next:\n')
+        self._say(next_steps(shlex.quote(str(self.out / CONFIG)), shlex.quote(str(self.checkpoint))))
 
+    def _say(self, text: str) -> None:
+        """Print; a question mark where the terminal lacks a character."""
+        encoding = self._screen.encoding or 'ascii'
+        print(text.encode(encoding, 'replace').decode(encoding), file=self._screen, flush=True)
+
+    def _begin(self, step: str, words: str, place: str | Path) -> None:
+        """Announce a step, and where what it makes is to be found."""
+        self.step = step
+        self._say(f'{STEPS.index(step) + 1}  {step:<9}{words}\n{"":12}{self.out / place}')
+
+    def _progress(self, total: int) -> Any:
+        """A progress bar that is gone when it is done; in a log file a line every half minute."""
+        shape = '   {desc:<24} {percentage:3.0f}% |{bar:28}| {n}/{total}  {remaining} left'
+        pace = 0.2 if self._bars.isatty() else 30.0
+        return tqdm(total=total, desc=self.step, bar_format=shape, leave=False, mininterval=pace, file=self._bars)
+
+    def _make_scenes(self) -> None:
         total = sum(COUNTS.values())
-        self._begin('making scenes', 'scenes', f'{total} street scenes, laid out as Cityscapes', SCENES)
-        with self.screen.bar('drawing', total) as bar:
+        self._begin('scenes', f'{total} street scenes, laid out as Cityscapes', SCENES)
+        with self._progress(total) as bar:
             street.write_scenes(self.out / SCENES, self.seed, COUNTS, bar.update)
 
-    def make_key(self) -> SecretKey:
-        """A fresh key and its file."""
-        from keyseg_mm.keys.keyfile import write_key_file
-
+    def _make_key(self) -> SecretKey:
         key = SecretKey.generate()
-        self._begin('making a key', 'key', f'public id {key.id}; its file is for you alone to read', KEY)
+        self._begin('key', f'public id {key.id}; its file is for you alone to read', KEY)
         write_key_file(self.out / KEY, key, comment='made by keyseg demo')
         return key
 
-    def train(self) -> None:
+    def _train(self) -> None:
         """The protected model, by the host's own Runner."""
-        from keyseg_mm.mm.scenes.street import HEIGHT, WIDTH
-
-        names = {'key': KEY, 'scenes': SCENES, 'work_dir': TRAIN}
-        batch = min(8, COUNTS['train'])
-        self._write(CONFIG, config_text(names, (HEIGHT, WIDTH), self.iterations, self.seed, batch))
-        words = 'a small SegFormer; all four feature maps of its backbone are encrypted with the key'
-        self._begin('training', 'train', words, CONFIG)
+        (self.out / CONFIG).write_text(config_text(self.iterations, self.seed, min(8, COUNTS['train'])))
+        self._begin('train', "a small SegFormer; its backbone's four feature maps are encrypted with the key", CONFIG)
         losses: list[float] = []
-        with self.screen.bar('training', self.iterations) as bar, host(self.out / LOG):
+        with self._progress(self.iterations) as bar:
 
-            def step(outputs: Any) -> None:
+            def take(outputs: Any) -> None:
                 losses.append(float(outputs['loss'].detach()))
-                bar.set_description_str(f'training, loss {np.mean(losses[-20:]):.2f}', refresh=False)
+                bar.set_description_str(f'train, loss {np.mean(losses[-20:]):.2f}', refresh=False)
                 bar.update()
 
-            watched(self._config(), 'after_train_iter', step).train()
-        self.screen.say(f'{INDENT}loss {np.mean(losses[:5]):.2f} at first, {np.mean(losses[-20:]):.2f} at last')
+            watched(self._config(), 'after_train_iter', take).train()
 
-    def test(self) -> list[Result]:
+    def _test(self) -> list[Result]:
         """The checkpoint with its key, without one, and with wrong ones."""
         words = 'the same checkpoint for everybody; only the key differs'
-        self._begin('testing', 'test', words, self.checkpoint.relative_to(self.out))
+        self._begin('test', words, self.checkpoint.relative_to(self.out))
         results = [Result(RIGHT, f'file:{KEY}'), Result(NONE, 'none'), *(Result(WRONG, key) for key in WRONG_KEYS)]
-        with self.screen.bar('testing', len(results) * COUNTS['val']) as bar, host(self.out / LOG):
+        with self._progress(len(results) * COUNTS['val']) as bar:
             for result in results:
                 cfg = self._config()
                 cfg.load_from = str(self.checkpoint.resolve())
-                cfg.work_dir = str(self.out.resolve() / TEST / result.slug)
-                cfg.experiment_name = result.slug  # the host's registers go by it; tests may follow in the same second
+                # The host's registers go by the experiment's name; tests may follow in the same second.
+                cfg.experiment_name = result.key.replace(':', '-')
+                cfg.work_dir = str(self.out.resolve() / TEST / cfg.experiment_name)
                 if result.who != RIGHT:
                     cfg.model.protection.key = result.key
 
                 def take(samples: Any, result: Result = result) -> None:
-                    for sample in samples:
-                        result.add(sample)
-                        bar.update()
+                    result.add(samples)
+                    bar.update(len(samples))
 
                 result.miou = float(watched(cfg, 'after_test_iter', take).test()['mIoU'])
         return results
 
-    def report(self, results: list[Result], key: SecretKey) -> float:
-        """Table, figures and picture; returns the constant-prediction floor."""
-        self.doing = 'reporting'
-        with host(self.out / LOG):
-            from mmseg.datasets import CityscapesDataset
+    def _report(self, results: list[Result], key: SecretKey) -> float:
+        """Write table, figures and picture; returns the constant-prediction floor."""
+        from mmseg.datasets import CityscapesDataset
 
-            from keyseg_mm.demo.picture import compare
-            from keyseg_mm.mm.floor import constant_prediction_floor
-
-            classes, palette = (CityscapesDataset.METAINFO[name] for name in ('classes', 'palette'))
-            floor = constant_prediction_floor(results[0].truth, len(classes))
-            compare(self.out / PICTURE, results, floor, classes, palette)
-        majority = classes[np.bincount(np.concatenate(results[0].truth, axis=None)).argmax()]
+        self._begin('picture', 'what each of them sees, side by side', PICTURE)
+        classes, palette = (CityscapesDataset.METAINFO[name] for name in ('classes', 'palette'))
+        draw(self.out / PICTURE, results, classes, palette)
+        truth = results[0].truth
+        floor = constant_prediction_floor(truth, len(classes))
+        majority = classes[np.bincount(np.concatenate(truth, axis=None)).argmax()]
+        (self.out / TABLE).write_text(table(results, floor, majority) + '\n', encoding='utf-8')
         facts = {'key_id': key.id, 'iterations': self.iterations, 'seed': self.seed, 'scenes': COUNTS}
-        figures = {**facts, 'floor': floor, 'mIoU': {result.key: result.miou for result in results}}
-        self._write(RESULTS, json.dumps(figures, indent=1) + '\n')
-        self._write(TABLE, table(results, floor, majority) + '\n')
-        self.screen.say('\n' + table(results, floor, majority, self.screen.shows_blocks()) + '\n')
-        self._begin('reporting', 'picture', 'what each of them sees, side by side', PICTURE)
+        write_json(self.out / RESULTS, {**facts, 'floor': floor, 'mIoU': {r.key: r.miou for r in results}})
         return floor
 
-    def search(self, key: SecretKey) -> None:
+    def _search(self, key: SecretKey) -> None:
         """Look for the key and its tables in all that was written, but for the key file.
 
         Raises:
             LeakError: found some.
         """
-        from keyseg_mm.checkpoint.files import stamps_in
-        from keyseg_mm.runtime.leaks import find_leaks
-
-        self.doing = 'searching for leaks'
-        plans = stamps_in(self.checkpoint).values()
-        leaks = [leak for path in self.out.iterdir() if path.name != KEY for leak in find_leaks(path, key, plans)]
+        self._begin('search', 'for the key and its tables in every file, but for the key file', '')
+        stamps = stamps_in(self.checkpoint).values()
+        leaks = [leak for path in self.out.iterdir() if path.name != KEY for leak in find_leaks(path, key, stamps)]
         if leaks:
             raise LeakError('secret material was written: ' + '; '.join(map(str, leaks)))
-        files = sum(path.is_file() for path in self.out.rglob('*')) - 1
-        words = f'the key and its tables are in none of the {files} files beside the key file'
-        self._begin('searching for leaks', 'search', words)
-
-    def _begin(self, doing: str, name: str, words: str, place: str | Path = '') -> None:
-        """Announce a step, and where what it makes is to be found."""
-        number = ('scenes', 'key', 'train', 'test', 'picture', 'search').index(name) + 1
-        self.doing = doing
-        self.screen.say(f'{number}  {name:<9}{words}')
-        if place:
-            self.screen.say(f'{INDENT}{self.out / place}')
-        self.folder.note()
-
-    def _write(self, name: str, text: str) -> None:
-        write_new(self.out / name, lambda file: file.write(text.encode()))
+        self._say(f'{"":12}none found')
 
     def _config(self) -> Any:
         from mmengine.config import Config
@@ -178,42 +190,29 @@ class Demo:
         return Config.fromfile(str(self.out.resolve() / CONFIG))
 
 
-def config_text(names: dict[str, str], size: tuple[int, int], iterations: int, seed: int, batch: int) -> str:
-    """The config that is trained, as a file's text.
+def config_text(iterations: int, seed: int, batch: int) -> str:
+    """The config that is trained, as a file's text; key, scenes and work dir lie in its own folder.
 
     Args:
-        names: of ``key``, ``scenes`` and ``work_dir`` in the config's own folder.
-        size: height and width of the scenes.
         iterations: length of the training.
         seed: of the run; the key does not depend on it.
         batch: scenes in each iteration.
     """
-    numbers = {'iterations': iterations, 'seed': seed, 'batch': batch, 'height': size[0], 'width': size[1]}
-    # A schedule must not be empty, and a twentieth of a very short training is.
-    schedule = {'linear_end': max(1, iterations // 20), 'poly_begin': iterations // 20}
+    names = {'key': KEY, 'scenes': SCENES, 'work_dir': TRAIN, 'height': street.HEIGHT, 'width': street.WIDTH}
     template = Path(__file__).with_name('protected.py.in').read_text(encoding='utf-8')
-    return template % {**names, **numbers, **schedule}
+    return template % {'iterations': iterations, 'seed': seed, 'batch': batch, **names}
 
 
 @contextlib.contextmanager
-def host(log: Path) -> Iterator[None]:
-    """Run code of OpenMMLab's: what it prints goes to ``log``, and its global registers are put back afterwards."""
-    with quiet(log):
-        from mmengine.logging import MMLogger
-        from mmengine.utils import ManagerMixin
-
-        import keyseg_mm.mm  # noqa: F401 - puts the mends in place before a config is read
-
-        kept = {cls: cls._instance_dict.copy() for cls in _subclasses(ManagerMixin)}
+def quiet(log: Path) -> Iterator[None]:
+    """Send standard output, standard error, and what reaches the root logger, to the end of a file."""
+    root = logging.getLogger()
+    with log.open('a', encoding='utf-8') as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        kept, root.handlers = root.handlers, [logging.StreamHandler(file)]
         try:
             yield
         finally:
-            for name, logger in MMLogger._instance_dict.items():
-                for handler in logger.handlers if name not in kept[MMLogger] else ():
-                    handler.close()
-            for cls in _subclasses(ManagerMixin):
-                cls._instance_dict.clear()
-                cls._instance_dict.update(kept.get(cls, {}))
+            root.handlers = kept
 
 
 def watched(cfg: Any, event: str, call: Callable[[Any], object]) -> Any:
@@ -227,7 +226,3 @@ def watched(cfg: Any, event: str, call: Callable[[Any], object]) -> Any:
     runner = Runner.from_cfg(cfg)
     runner.register_hook(type('Watch', (Hook,), {event: at_event})())
     return runner
-
-
-def _subclasses(cls: Any) -> list[Any]:
-    return [found for child in cls.__subclasses__() for found in (child, *_subclasses(child))]

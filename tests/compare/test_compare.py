@@ -28,7 +28,6 @@ from keyseg_mm.compare.methods import expanded, pick
 from keyseg_mm.compare.report import Report
 from keyseg_mm.compare.rows import Audited, Figures, Row
 from keyseg_mm.compare.table import HEAD, cells, verdict
-from keyseg_mm.demo.run import host
 from keyseg_mm.entries import ImageEntry, MapEntry
 from keyseg_mm.locking.scheme import key_space
 from keyseg_mm.maps.keyspace import bits_of_half, bits_of_permutation
@@ -36,6 +35,7 @@ from keyseg_mm.stamp import Stamp
 from tests.support.cli import keyseg
 from tests.support.configs import runner_cfg, setr_cfg, tiny_model_cfg
 from tests.support.families import build
+from tests.support.host import host
 from tests.support.pages import PHONE, SCREEN, Page, look
 
 COMMANDS = 'keyseg_mm.cli'

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import stat
 
 import cv2
-import numpy as np
 import pytest
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
 
 from keyseg_mm import KeysegError, find_leaks, read_key_file
 from keyseg_mm.checkpoint.files import stamps_in
 from keyseg_mm.cli import main
 from keyseg_mm.cli.console import INTERRUPTED
 from keyseg_mm.demo import run as demo
-from keyseg_mm.demo.folder import LIST_NAME, DemoFolder
-from keyseg_mm.demo.picture import paint_labels
 from keyseg_mm.demo.report import NONE, RIGHT, WRONG, Result, meaning, table
-from keyseg_mm.demo.screen import can_show
 from keyseg_mm.mm.floor import constant_prediction_floor
 from keyseg_mm.mm.scenes import street as scenes
+from tests.support.host import registers_kept
 
 COUNTS = {'train': 3, 'val': 2}
 ITERATIONS = 2
@@ -31,19 +27,12 @@ ITERATIONS = 2
 def demo_run(tmp_path_factory):
     """A whole demo, with one wrong key, in a folder of awkward name; and the process's state before and after."""
     root = tmp_path_factory.mktemp('demo')
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, registers_kept():
         patch.setattr(demo, 'COUNTS', COUNTS)
         patch.setattr(demo, 'WRONG_KEYS', ('random:1',))
         patch.chdir(root)
-        before = host_state()
-        status = main(['demo', '--out', 'deep/demo out', '--iterations', str(ITERATIONS), '--seed', '3'])
-        after = host_state()
-    assert status == 0
-    return {'root': root, 'out': root / 'deep' / 'demo out', 'before': before, 'after': after}
-
-
-def host_state():
-    return [list(cls._instance_dict) for cls in (MMLogger, MessageHub, DefaultScope)]
+        assert main(['demo', '--out', 'deep/demo out', '--iterations', str(ITERATIONS), '--seed', '3']) == 0
+    return {'root': root, 'out': root / 'deep' / 'demo out'}
 
 
 # The folder
@@ -57,42 +46,33 @@ def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path, capsys):
 
 
 def test_overwrite_removes_what_the_demo_made_and_nothing_else(tmp_path):
-    out = tmp_path / 'out'
-    folder = DemoFolder(out, ('scenes', 'demo.key'))
+    out, mine = tmp_path / 'out', tmp_path / 'mine'
+    demo.prepare(out, overwrite=False)
     (out / 'scenes' / 'val').mkdir(parents=True)
-    for name in ('scenes/val/a.png', 'scenes/b.png', 'demo.key'):
-        (out / name).write_text('made')
-    folder.note(finished=True)
-    (out / 'scenes' / 'mine.txt').write_text('mine')
-    with pytest.raises(KeysegError, match='holds scenes'):
-        DemoFolder(out, ('scenes', 'demo.key'), overwrite=True)
-    assert sorted(p.name for p in out.rglob('*') if p.is_file()) == ['mine.txt']
-    (out / 'scenes' / 'mine.txt').rename(out / 'mine.txt')
-    (out / 'scenes').rmdir()
-    again = DemoFolder(out, ('scenes', 'demo.key'), overwrite=True)
-    (out / 'demo.key').write_text('made again')
-    again.note(finished=True)
-    assert (out / LIST_NAME).read_text() == 'demo.key'
-    assert (out / 'mine.txt').read_text() == 'mine'
+    mine.mkdir()
+    for path in (out / 'scenes' / 'val' / 'a.png', out / 'demo.key', out / 'mine.txt', mine / 'photo.png'):
+        path.write_text('x')
+    (out / 'train').symlink_to(mine)
+    with pytest.raises(KeysegError, match='is not empty'):
+        demo.prepare(out, overwrite=False)
+    assert (out / 'demo.key').exists()
+    demo.prepare(out, overwrite=True)
+    assert sorted(p.name for p in out.iterdir()) == [demo.MARK, 'mine.txt']
+    assert (mine / 'photo.png').exists()
 
 
-@pytest.mark.parametrize('entry', ['../mine.txt', '..', '', '.', 'link/mine.txt', '{absolute}'])
-def test_a_list_that_was_tampered_with_removes_nothing_outside(tmp_path, entry):
-    out, mine = tmp_path / 'out', tmp_path / 'mine.txt'
-    out.mkdir()
-    mine.write_text('mine')
-    (out / 'link').symlink_to(tmp_path)
-    (out / 'made.txt').write_text('made')
-    (out / LIST_NAME).write_text(entry.format(absolute=mine) + '\nmade.txt')
-    DemoFolder(out, (), overwrite=True)
-    assert not (out / 'made.txt').exists()
-    assert mine.read_text() == 'mine'
+def test_overwrite_leaves_a_folder_alone_that_no_demo_has_made(tmp_path, capsys):
+    (tmp_path / 'demo.key').write_text('mine')
+    assert main(['demo', '--out', str(tmp_path), '--overwrite']) == 1
+    assert 'no demo is known to have made' in capsys.readouterr().err
+    assert (tmp_path / 'demo.key').read_text() == 'mine'
 
 
 def test_a_file_in_the_folders_place_is_an_error(tmp_path):
     (tmp_path / 'out').write_text('mine')
     with pytest.raises(KeysegError, match='cannot be used as a folder'):
-        DemoFolder(tmp_path / 'out', ())
+        demo.prepare(tmp_path / 'out', overwrite=True)
+    assert (tmp_path / 'out').read_text() == 'mine'
 
 
 # The report
@@ -109,31 +89,21 @@ def test_the_table_holds_every_figure_and_the_floor():
     assert '58.00     29.0' in lines[2]
     assert '1.50      0.8' in lines[3]
     assert '2.00      1.0' in lines[5]
-    assert not text.isascii()
-    assert table(results(58.0, 1.5, 3.0), 2.0, 'road', blocks=False).isascii()
+    assert [line.count('█') for line in lines[2:]] == [26, 1, 1, 1]
 
 
 def test_the_words_follow_the_figures():
     locked, leaky, untrained = (meaning(results(*m), 2.0) for m in ((58, 1.5, 3), (58, 1.5, 9), (5, 1.5, 3)))
     assert '1.5 times that floor' in locked
-    assert 'of no use' in locked
     assert '4.5 times that floor, more than' in leaky
     assert 'more --iterations' in untrained
 
 
-def test_labels_without_a_colour_are_black():
-    painted = paint_labels(np.array([[0, 1], [2, 255]]), [[1, 2, 3], [4, 5, 6]])
-    assert painted.tolist() == [[[1, 2, 3], [4, 5, 6]], [[0, 0, 0], [0, 0, 0]]]
-
-
-def test_a_terminal_without_block_characters_is_noticed():
-    class Stream:
-        def __init__(self, encoding):
-            self.encoding = encoding
-
-    assert can_show('█', Stream('utf-8'))
-    assert not can_show('█', Stream('ascii'))
-    assert not can_show('█', Stream(None))
+def test_a_terminal_without_block_characters_gets_question_marks(tmp_path, monkeypatch):
+    screen = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
+    monkeypatch.setattr('sys.stdout', screen)
+    demo.Demo(tmp_path, 1, 0)._say('58.0 ██')
+    assert screen.buffer.getvalue() == b'58.0 ??\n'
 
 
 # The whole
@@ -171,13 +141,7 @@ def test_nothing_of_the_key_is_outside_its_file(demo_run):
 def test_nothing_outside_the_folder_is_touched(demo_run):
     assert [p.name for p in demo_run['root'].iterdir()] == ['deep']
     assert [p.name for p in (demo_run['root'] / 'deep').iterdir()] == ['demo out']
-    listed = (demo_run['out'] / LIST_NAME).read_text().splitlines()
-    files = {p.relative_to(demo_run['out']).as_posix() for p in demo_run['out'].rglob('*') if p.is_file()}
-    assert set(listed) == files - {LIST_NAME}
-
-
-def test_the_process_is_as_it_was(demo_run):
-    assert demo_run['after'] == demo_run['before']
+    assert {p.name for p in demo_run['out'].iterdir()} == {*demo.MADE, demo.MARK}
 
 
 def test_a_second_demo_overwrites_the_first_quietly(demo_run, monkeypatch, capfd):
@@ -185,7 +149,8 @@ def test_a_second_demo_overwrites_the_first_quietly(demo_run, monkeypatch, capfd
     first = read_key_file(out / 'demo.key')
     monkeypatch.setattr(demo, 'COUNTS', COUNTS)
     monkeypatch.setattr(demo, 'WRONG_KEYS', ())
-    assert main(['demo', '--out', str(out), '--iterations', '1', '--overwrite']) == 0
+    with registers_kept():
+        assert main(['demo', '--out', str(out), '--iterations', '1', '--overwrite']) == 0
     assert read_key_file(out / 'demo.key') != first
     assert not (out / 'train' / f'iter_{ITERATIONS}.pth').exists()
     screen = capfd.readouterr()
@@ -207,7 +172,7 @@ def test_a_failure_is_told_in_one_place(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scenes, 'write_scenes', fail)
     assert main(['demo', '--out', str(tmp_path / 'out')]) == 1
     told = capsys.readouterr().err
-    assert 'failed while making scenes: OSError: the disk is full' in told
+    assert 'failed in step scenes: OSError: the disk is full' in told
     assert 'Traceback' not in told
     assert 'Traceback' in (tmp_path / 'out' / 'demo.log').read_text()
     assert [p.name for p in tmp_path.iterdir()] == ['out']
@@ -222,9 +187,9 @@ def test_an_interruption_is_answered_and_can_be_overwritten(tmp_path, monkeypatc
     monkeypatch.setattr(scenes, 'write_scenes', interrupt)
     assert main(['demo', '--out', str(tmp_path / 'out')]) == INTERRUPTED
     told = capsys.readouterr().err
-    assert 'stopped, as asked, while making scenes' in told
+    assert 'stopped, as asked, in step scenes' in told
     assert '--overwrite' in told
-    DemoFolder(tmp_path / 'out', ('scenes',), overwrite=True)
+    demo.prepare(tmp_path / 'out', overwrite=True)
     assert not (tmp_path / 'out' / 'scenes').exists()
 
 
@@ -234,17 +199,3 @@ def test_bad_numbers_are_refused(option, tmp_path, capsys):
         main(['demo', '--out', str(tmp_path / 'out'), *option])
     assert 'takes a whole number' in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
-
-
-def test_what_a_killed_demo_left_is_cleared(tmp_path):
-    """Nobody brings the list up to date when the process is killed."""
-    from keyseg_mm.demo.folder import DemoFolder
-
-    names = ('train', 'demo.log')
-    DemoFolder(tmp_path, names)
-    (tmp_path / 'train' / 'deep').mkdir(parents=True)
-    (tmp_path / 'train' / 'deep' / 'half.pth').write_text('x')
-    (tmp_path / 'demo.log').write_text('x')
-    (tmp_path / 'mine.txt').write_text('x')
-    DemoFolder(tmp_path, names, overwrite=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['.made_by_keyseg_demo', 'mine.txt']

@@ -19,7 +19,6 @@ Colour = Sequence[float] | NDArray[np.float64]  # RGB, 0 to 255
 Position = tuple[float, float, float]  # metres: to the right of the camera, above the ground, ahead of the camera
 Span = tuple[float, float]  # from, to; in metres
 
-HEIGHT, WIDTH = 96, 192  # pixels; twice as wide as high, as Cityscapes' are
 SHARPNESS = 3  # painted this much larger than wanted, then averaged: no ragged edges
 NEAR = 1.0  # metres; nothing is projected from nearer
 _SIGHT = 160.0  # metres; what is farther off is mostly haze
@@ -50,8 +49,8 @@ class Label(IntEnum):
 class Canvas:
     """An image and its label map, seen through a camera; painted from far to near, later things hide earlier ones."""
 
-    def __init__(self, rng: np.random.Generator, above: Colour, haze: Colour) -> None:
-        height, width = HEIGHT * SHARPNESS, WIDTH * SHARPNESS
+    def __init__(self, rng: np.random.Generator, size: tuple[int, int], above: Colour, haze: Colour) -> None:
+        height, width = (SHARPNESS * side for side in size)
         self.rng, self.haze = rng, haze
         self.focal, self.eye = width * rng.uniform(0.62, 0.78), rng.uniform(1.35, 1.8)  # pixels; metres above ground
         self.centre, self.horizon = width * rng.uniform(0.42, 0.58), height * rng.uniform(0.40, 0.48)

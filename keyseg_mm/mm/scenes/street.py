@@ -15,8 +15,9 @@ import numpy as np
 
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.mm.scenes import paint
-from keyseg_mm.mm.scenes.paint import HEIGHT, NEAR, SHARPNESS, WIDTH, Canvas, Colour, Image, Label, Span
+from keyseg_mm.mm.scenes.paint import NEAR, SHARPNESS, Canvas, Colour, Image, Label, Span
 
+HEIGHT, WIDTH = 96, 192  # pixels; twice as wide as high, as Cityscapes' are
 SPLITS = ('train', 'val')
 TOWN = 'demotown'
 FAR = 110.0  # metres; the end of the street
@@ -42,7 +43,7 @@ def make_scene(seed: int, split: str, index: int) -> tuple[Image, Image]:
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     above, horizon, light = _WEATHER[rng.choice(len(_WEATHER), p=(0.4, 0.25, 0.2, 0.15))]
-    canvas = Canvas(rng, above, horizon)
+    canvas = Canvas(rng, (HEIGHT, WIDTH), above, horizon)
     _paint_street(canvas)
     return _photograph(canvas, light)
 
