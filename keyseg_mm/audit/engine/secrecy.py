@@ -13,8 +13,6 @@ from torch import nn
 from keyseg_mm.errors import SecretExposedError
 from keyseg_mm.keys.secret import Secret
 
-_HOOK_TABLES = ('_forward_hooks', '_forward_pre_hooks', '_state_dict_hooks', '_load_state_dict_pre_hooks')
-
 
 def refuse_secrets(value: Any, where: str, inside_calls: bool = True) -> None:
     """Refuse a value in which a secret can be reached, through containers, modules, closures and bound methods.
@@ -48,9 +46,7 @@ def _reachable(item: Any, inside_calls: bool) -> Iterator[Any]:
     elif isinstance(item, (tuple, list, set, frozenset)):
         yield from item
     elif isinstance(item, nn.Module):
-        for module in item.modules():
-            for table in _HOOK_TABLES:  # where encryptors and protections hang on
-                yield from (getattr(hook, 'hook', hook) for hook in getattr(module, table).values())
+        yield from vars(item).values()  # submodules, hooks, and what an encryptor keeps beside them
     elif isinstance(item, MethodType):
         yield item.__self__
     elif isinstance(item, functools.partial):
