@@ -10,9 +10,11 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch._dynamo.utils import counters
 
 from keyseg_mm import Stamp, detach, find_leaks, protections
 from keyseg_mm.bind import derive_map
@@ -154,6 +156,15 @@ def test_guard_stops_bad_runs(hook, error, words, tiny_cityscapes, tmp_path, key
     with pytest.raises(error, match=words):
         guarded(tiny_cityscapes, tmp_path / 'work', key_file, hook).train()
     assert not list((tmp_path / 'work').glob('*.pth'))
+
+
+def test_a_stopped_run_leaves_the_compiler_as_it_was(tiny_cityscapes, tmp_path, key_file):
+    torch._dynamo.reset()
+    with pytest.raises(LeakError):
+        guarded(tiny_cityscapes, tmp_path / 'work', key_file, 'CarelessHook').train()
+    counters.clear()
+    torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1))
+    assert counters['stats']['unique_graphs'] == 1
 
 
 def test_guard_wants_a_protection(tiny_cityscapes, tmp_path, key_file):

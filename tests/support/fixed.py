@@ -125,5 +125,3 @@ def put_back() -> Iterator[None]:
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     logging.disable(disabled)
-    if 'torch._dynamo' in sys.modules:
-        torch.compiler.set_stance('default')
