@@ -35,26 +35,25 @@ def test_the_lock_does_lock_and_the_key_opens_it():
     assert accuracy(case.model()) < plain - 0.4
 
 
-@pytest.mark.parametrize('name', ['match-hungarian', 'match-greedy', 'match-propagated'])
 @pytest.mark.parametrize('transform', ['ChannelPermutation', 'SignedChannelPermutation'])
-def test_a_permutation_over_public_weights_falls_to_matching(name, transform):
+def test_a_permutation_over_public_weights_falls_to_matching(transform):
     case, maps = case_of(POINTS, transform=transform, weights=tuned(trained()), public=trained())
-    attempt = attack(name, case)
+    attempt = attack('match-public', case)
     assert np.mean([right(attempt.guesses[p], maps[p]) for p in POINTS]) > 0.98
     assert accuracy(case.model(attempt.guesses)) > accuracy(case.model(maps)) - 0.02
     assert accuracy(case.model()) < accuracy(case.model(maps)) - 0.1
 
 
-@pytest.mark.parametrize('name', ['match-hungarian', 'match-greedy', 'match-propagated', 'procrustes'])
-def test_matching_fails_against_unrelated_public_weights(name):
-    case, maps = case_of(POINTS, public=trained(seed=5, steps=60))
-    attempt = attack(name, case)
+@pytest.mark.parametrize('transform', ['ChannelPermutation', 'ChannelRotation'])
+def test_matching_fails_against_unrelated_public_weights(transform):
+    case, maps = case_of(POINTS, transform=transform, public=trained(seed=5, steps=60))
+    attempt = attack('match-public', case)
     assert np.mean([right(attempt.guesses[p], maps[p]) for p in POINTS]) < 0.4
 
 
 def test_a_rotation_falls_to_procrustes():
     case, maps = case_of(POINTS, transform='ChannelRotation', public=trained())
-    attempt = attack('procrustes', case)
+    attempt = attack('match-public', case)
     assert min(right(attempt.guesses[p], maps[p]) for p in ['in:b', 'in:c']) > 0.98
     assert accuracy(case.model(attempt.guesses)) > 0.9
     assert accuracy(case.model()) < 0.7
@@ -62,7 +61,7 @@ def test_a_rotation_falls_to_procrustes():
 
 def test_a_rotation_over_tuned_weights_falls_to_procrustes():
     case, maps = case_of(['in:b'], transform='ChannelRotation', weights=tuned(trained(), 0.05), public=trained())
-    guess = attack('procrustes', case).guesses['in:b'].matrix().numpy()
+    guess = attack('match-public', case).guesses['in:b'].matrix().numpy()
     cosines = (guess * maps['in:b'].matrix().numpy()).sum(1)
     assert cosines.min() > 0.95
 
@@ -70,37 +69,15 @@ def test_a_rotation_over_tuned_weights_falls_to_procrustes():
 def test_an_output_point_falls_through_the_layer_that_reads_it():
     case, maps = case_of(['out:a_bn'], public=trained())
     assert readers_of(case, points_of(case)[0]) == [('b', 0)]
-    assert right(attack('match-hungarian', case).guesses['out:a_bn'], maps['out:a_bn']) == 1
+    assert right(attack('match-public', case).guesses['out:a_bn'], maps['out:a_bn']) == 1
 
 
 def test_matching_says_what_it_could_not_match():
     public = {name: value for name, value in trained().items() if not name.startswith('head')}
     case, _ = case_of(POINTS, public=public)
-    attempt = attack('match-hungarian', case)
+    attempt = attack('match-public', case)
     assert 'in:head' not in attempt.guesses and 'in:b' in attempt.guesses
-    assert 'head' in attempt.notes
-
-
-def reordered(weights, seed=11):
-    """The same function with the hidden channels of a, b and c in another order."""
-    rng, moved = np.random.default_rng(seed), dict(weights)
-    for name, reader in (('a', 'b'), ('b', 'c'), ('c', 'head')):
-        order = torch.from_numpy(rng.permutation(len(moved[f'{name}.weight'])))
-        moved[f'{name}.weight'] = moved[f'{name}.weight'][order]
-        for part in ('weight', 'bias', 'running_mean', 'running_var'):
-            moved[f'{name}_bn.{part}'] = moved[f'{name}_bn.{part}'][order]
-        moved[f'{reader}.weight'] = moved[f'{reader}.weight'][:, order]
-    return moved
-
-
-def test_reordered_hidden_channels_fall_to_matching_from_both_sides():
-    weights = reordered(trained())
-    case, maps = case_of(POINTS, weights=weights, public=trained())
-    assert accuracy(case.model(maps)) > 0.9  # the same function
-    plain = attack('match-hungarian', case)
-    assert np.mean([right(plain.guesses[p], maps[p]) for p in POINTS]) < 0.5
-    attempt = attack('match-propagated', case)
-    assert np.mean([right(attempt.guesses[p], maps[p]) for p in POINTS]) > 0.98
+    assert '2 of 3 points' in attempt.notes
 
 
 def record(case, maps, images):
@@ -127,7 +104,6 @@ def test_recordings_give_the_key_away(transform):
     dead = {p: (x.abs().amax((0, 2, 3)) == 0).numpy() for p, (x, _) in recorded.items()}
     for point in POINTS:
         assert right(attempt.guesses[point], maps[point]) >= 1 - dead[point].mean() * 8
-        assert max(t['error'] for t in attempt.trail) < 1e-3
     assert accuracy(case.model(attempt.guesses)) == pytest.approx(accuracy(case.model(maps)), abs=0.01)
 
 
@@ -137,7 +113,6 @@ def test_recordings_of_something_else_give_nothing():
     apart = {p: (x, record(case, maps, pictures(1, 6).images)[p][1]) for p, (x, _) in recorded.items()}
     attempt = attack('recorded-pairs', granting(case, recorded=apart))
     assert np.mean([right(attempt.guesses[p], maps[p]) for p in ('in:b', 'in:c')]) < 0.9
-    assert max(t['error'] for t in attempt.trail) > 0.1
 
 
 def test_a_point_that_the_second_file_leaves_alone_falls():
@@ -146,7 +121,7 @@ def test_a_point_that_the_second_file_leaves_alone_falls():
     case, maps = case_of(['in:b', 'in:c'], second=second)
     attempt = attack('two-files', case)
     assert set(attempt.guesses) == {'in:b'} and right(attempt.guesses['in:b'], maps['in:b']) == 1
-    assert '1 of 2 points stand open' in attempt.notes
+    assert '1 of 2 points open' in attempt.notes
 
 
 def test_two_files_protected_alike_give_the_relative_map_only():
@@ -154,14 +129,13 @@ def test_two_files_protected_alike_give_the_relative_map_only():
     theirs = random_maps(plan, seed=8)
     case, maps = case_of(['in:b'], second=(plan, lock(trained(), theirs)))
     attempt = attack('two-files', case)
-    assert not attempt.guesses and attempt.trail[0]['agreement'] > 0.99
-    assert attempt.trail[0]['identity'] < 0.5
+    assert not attempt.guesses and 'at 0 both' in attempt.notes
     same = granting(case, second=(case.stamp, lock(trained(), maps)))
     again = attack('two-files', same)
-    assert again.trail[0]['identity'] == 1 and 'one key and one salt' in again.notes
+    assert not again.guesses and 'at 1 both have the same map' in again.notes
 
 
 def test_without_their_material_these_attacks_are_not_possible():
     case, _ = case_of(POINTS)
-    for name in ('match-hungarian', 'match-greedy', 'match-propagated', 'procrustes', 'recorded-pairs', 'two-files'):
+    for name in ('match-public', 'recorded-pairs', 'two-files'):
         assert not ATTACKS[name].possible(case)

@@ -507,7 +507,7 @@ def test_an_audit_that_cannot_be_trusted_says_so():
 
 
 def test_the_command_audits_resumes_and_leaks_nothing(files, key, key_file, file_plan, monkeypatch, capsys):
-    picked = ('random-keys', 'finetune-head', 'match-hungarian', 'two-files', 'partial-key', 'distillation')
+    picked = ('random-keys', 'finetune-head', 'match-public', 'two-files', 'partial-key', 'distillation')
     monkeypatch.setattr(suite, 'ATTACKS', {name: ATTACKS[name] for name in picked})
     level = ModelSuite(3, 20.0, 3, 4, 64, (0.5,), (0.5,))
     monkeypatch.setattr(suite, 'SUITES', {'quick': level})

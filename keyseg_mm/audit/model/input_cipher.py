@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from keyseg_mm.audit.engine.attack import Grant
 from keyseg_mm.audit.model.forward import logits
 from keyseg_mm.entries import EmbeddingEntry, ImageEntry
+from keyseg_mm.maps.pixels import BlockCipher
 from keyseg_mm.mm.embeddings import normalisation
 
 
@@ -75,6 +77,19 @@ class ImageEncryption(Grant):
     def method(self) -> str:
         """Name of the encryption."""
         return self.entry.method if isinstance(self.entry, ImageEntry) else 'patches'
+
+
+def encryption_by(cipher: BlockCipher, images: ImageEncryption) -> Callable[[Tensor], Tensor]:
+    """A cipher as a function of normalised images, rounded to bytes as files and cameras have them."""
+    turned = isinstance(images.entry, EmbeddingEntry)  # its images have red first, those of the host blue
+
+    def run(normalised: Tensor) -> Tensor:
+        values = images.pixels.values(normalised).round().clamp(0, 255).byte()
+        plain = (values.flip(1) if turned else values).permute(0, 2, 3, 1).cpu().numpy()
+        done = torch.from_numpy(np.ascontiguousarray(cipher.encrypt(plain))).permute(0, 3, 1, 2)
+        return images.pixels.normalised((done.flip(1) if turned else done).to(normalised))
+
+    return run
 
 
 class WithInput(nn.Module):

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from keyseg_mm.audit.model.attack import Attempt, Case, LabelledPhotos, LeakedRows, OtherClasses, Recording, Target
 from keyseg_mm.audit.model.forward import GuessHook, logits
-from keyseg_mm.audit.model.input_cipher import ImageEncryption, WithInput
+from keyseg_mm.audit.model.input_cipher import ImageEncryption, WithInput, encryption_by
 from keyseg_mm.audit.model.referee import ROUNDING, Judge, Referee
 from keyseg_mm.audit.model.scoring import Check
 from keyseg_mm.bind import Bound, derive_cipher, derive_map
-from keyseg_mm.entries import EmbeddingEntry
 from keyseg_mm.keys.key import SecretKey, wrong_key
 from keyseg_mm.locking.scheme import carry_maps
 from keyseg_mm.maps import ChannelMap
@@ -172,16 +171,7 @@ class TransferReferee(Judge):
 
 def encryption(key: SecretKey, salt: bytes, images: ImageEncryption) -> Callable[[Tensor], Tensor]:
     """The true encryption of images, on normalised ones, rounded to bytes as files and cameras have them."""
-    cipher = derive_cipher(key, salt, images.entry)
-    turned = isinstance(images.entry, EmbeddingEntry)  # its images have red first, those of the host blue
-
-    def run(normalised: Tensor) -> Tensor:
-        values = images.pixels.values(normalised).round().clamp(0, 255).byte()
-        plain = (values.flip(1) if turned else values).permute(0, 2, 3, 1).cpu().numpy()
-        done = torch.from_numpy(np.ascontiguousarray(cipher.encrypt(plain))).permute(0, 3, 1, 2)
-        return images.pixels.normalised((done.flip(1) if turned else done).to(normalised))
-
-    return run
+    return encryption_by(derive_cipher(key, salt, images.entry), images)
 
 
 def _recorded(case: Case, maps: Mapping[str, Map], images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

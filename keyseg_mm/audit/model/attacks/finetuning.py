@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from keyseg_mm.audit.engine.budget import Clock, Progress
+from keyseg_mm.audit.engine.budget import Progress
 from keyseg_mm.audit.model.attack import (
     ALL,
     Attack,
@@ -23,11 +23,6 @@ from keyseg_mm.audit.model.attack import (
 )
 from keyseg_mm.audit.model.forward import logits
 from keyseg_mm.audit.model.training import Recipe, train
-
-
-def part_of(progress: Progress, start: float, size: float) -> Progress:
-    """Progress of a part of the whole."""
-    return lambda share, words: progress(start + size * share, words)
 
 
 def head_names(model: nn.Module) -> set[str]:
@@ -59,23 +54,19 @@ class FineTuning(Tuning):
         """Of the parameters that learn."""
         return {name for name, _ in model.named_parameters()}
 
-    def tune(self, model: nn.Module, case: Case, progress: Progress, clock: Clock | None = None) -> Attempt:
-        """Train a model made from the case's weights: the attacker's, or the key holder's with the encryptors on."""
-        labelled = case[LabelledPhotos]
-        clock, learn = clock or case.budget.clock(), self.names(model) | set(case.classifier)
+    def tune(self, model: nn.Module, case: Case, progress: Progress) -> Attempt:
+        photos, learn = case[LabelledPhotos], self.names(model) | set(case.classifier)
         recipe = Recipe(case.budget.steps, self.lr, learn.__contains__)
-        course = train(model, labelled, recipe, clock, progress, case.seed)
-        words = f'{course.steps} steps in {clock.seconds:.0f} s'
-        return Attempt({}, model, len(labelled), exhausted=course.exhausted, notes=words, trail=course.trail)
+        course = train(model, photos, recipe, case.budget.clock(), progress, case.seed)
+        return Attempt(model=model, images_used=len(photos), exhausted=course.exhausted)
 
 
 @register
 class FineTuneAll(FineTuning):
     """Train all of the protected weights on the labelled images, without the key.
 
-    Needs labelled images. What the lock left in place (unlocked layers, norm statistics, the weights' scale) is a
-    better start than none; compared with training from scratch at the same budget it tells how much of the model's
-    worth still leaks. Any guess at a point could be absorbed into the reader's weights, so no key is looked for.
+    What the lock left in place (unlocked layers, norm statistics, the weights' scale) is a better start than none.
+    Any guess at a point could be absorbed into the reader's weights, so no key is looked for.
     """
 
     name = 'finetune-all'
@@ -87,8 +78,7 @@ class FineTuneAll(FineTuning):
 class FineTuneHead(FineTuning):
     """Train the decode head (auxiliary heads too) on the labelled images, and freeze the rest.
 
-    Needs labelled images. Fits few parameters, so it does well with very few images where the backbone's maps are
-    still worth something: where only late points are protected, a permuted map is as good as any to a new head.
+    Does well with very few images where only late points are protected: a permuted map is as good as any to a new head.
     """
 
     name = 'finetune-head'
@@ -105,8 +95,8 @@ class FineTuneHead(FineTuning):
 class FineTuneNorm(FineTuning):
     """Train the scales, shifts and statistics of the normalisation layers, and freeze the rest.
 
-    Needs labelled images. A cheap repair: scrambled layers give maps of the wrong mean and scale, which norm layers can
-    mend without touching a convolution. In a model without norm layers its head learns instead.
+    Scrambled layers give maps of the wrong mean and scale, which norm layers can mend without touching a convolution.
+    In a model without norm layers its head learns instead.
     """
 
     name = 'finetune-norm'
@@ -122,9 +112,8 @@ class FineTuneNorm(FineTuning):
 class TransferFast(FineTuneAll):
     """Train all of the protected weights for the attacker's own classes, at the rate of training from scratch.
 
-    Needs labelled images of another data set. The classifier starts from nothing there, and what a lock has scrambled
-    is unlearnt before it is of use, so a rate that would ruin a good start does well here; and the controls that train
-    from scratch may have it too.
+    The classifier starts from nothing there, and what a lock has scrambled is unlearnt before it is of use, so a rate
+    that would ruin a good start does well here; and the controls that train from scratch have it too.
     """
 
     name = 'transfer-fast'
@@ -138,8 +127,7 @@ class TransferFast(FineTuneAll):
 class TransferHead(FineTuneHead):
     """Train the decode head for the attacker's own classes on the frozen backbone, as fast as substitute layers learn.
 
-    Needs labelled images of another data set. It is what a new head makes of the features as they are; beside the
-    substitute layers it tells what the maps add, and to the key's holder, whose maps are right, it gives the same rate.
+    It is what a new head makes of the features as they are; beside the substitute layers it tells what the maps add.
     """
 
     name = 'transfer-head'
@@ -151,12 +139,10 @@ class TransferHead(FineTuneHead):
 
 @register
 class Distillation(Attack):
-    """Train the protected weights to give the answers of an authorised model.
+    """Train the protected weights to give the answers of an authorised model that may be queried.
 
-    Needs an authorised model that answers queries with its scores, and images without labels. Starts from the
-    protected weights, without the key; the loss is the Kullback-Leibler divergence of the scores at every pixel, at a
-    temperature of 2, so that what the oracle thinks of the other classes teaches too. What no lock of the weights can
-    prevent: the oracle gives the function away query by query.
+    The loss is the Kullback-Leibler divergence of the scores at every pixel, at a temperature of 2, so that what the
+    oracle thinks of the other classes teaches too. No lock of the weights can prevent it.
     """
 
     name = 'distillation'
@@ -177,10 +163,8 @@ class Distillation(Attack):
             given = F.log_softmax(logits(model, batch) / hot, 1)
             return F.kl_div(given, wanted, reduction='none', log_target=True).sum(1).mean() * hot**2
 
-        model, clock = case.model(), case.budget.clock()
         # the routine wants labels; this loss does not look at them
-        blank = torch.zeros(len(images), *images.shape[2:], dtype=torch.int64, device=images.device)
-        photos = LabelledPhotos(images, blank)
-        course = train(model, photos, Recipe(case.budget.steps, self.LR, loss=loss), clock, progress, case.seed)
-        words = f'{course.steps} steps in {clock.seconds:.0f} s'
-        return Attempt({}, model, len(images), exhausted=course.exhausted, notes=words, trail=course.trail)
+        photos = LabelledPhotos(images, torch.zeros_like(images[:, 0], dtype=torch.int64))
+        model, recipe = case.model(), Recipe(case.budget.steps, self.LR, loss=loss)
+        course = train(model, photos, recipe, case.budget.clock(), progress, case.seed)
+        return Attempt(model=model, images_used=len(images), exhausted=course.exhausted)

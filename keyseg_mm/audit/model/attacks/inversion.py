@@ -1,44 +1,44 @@
-"""Inversion of norm statistics: the key under which outputs are as the norms behind them remember them."""
+"""Inversion of norm statistics: the key under which outputs are as the norms behind them remember them.
+
+For a layer that reads a map, and has a batch norm behind it: mean and covariance of what it reads (over the patches of
+its kernel) give the mean and variance of its outputs under any key, and the norm remembers what these were.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from keyseg_mm.audit.engine.budget import Budget, Progress
-from keyseg_mm.audit.model.attack import Attack, Attempt, Case, LabelledPhotos, Photos, register
-from keyseg_mm.audit.model.attacks.finetuning import FineTuneAll, part_of
-from keyseg_mm.audit.model.attacks.fitness import Fitness
-from keyseg_mm.audit.model.attacks.moments import NormEquations, equations_at, norms_behind
+from keyseg_mm.audit.engine.budget import Progress
+from keyseg_mm.audit.model.attack import Attack, Attempt, Case, Photos, register
 from keyseg_mm.audit.model.attacks.points import AttackedPoint, Guesses, Matrix, array_of, points_of
-from keyseg_mm.audit.model.attacks.probing import firing_order, readers_of
-from keyseg_mm.audit.model.attacks.standins import SoftMap
+from keyseg_mm.audit.model.attacks.probing import channel_dim, columns_of, hooked, readers_of
+from keyseg_mm.audit.model.forward import logits
 from keyseg_mm.maps import ChannelMap
 
-IMAGES = 8  # labelled ones that judge a doubtful guess
-FEWEST_RUNS, MOST_RUNS = 8, 200
-STEPS, LR = 400, 0.05  # of a descent over rotations
+IMAGES, BATCH = 32, 8  # photos that are looked at, at most, and at once
+POSITIONS = 1500  # of a map and photo whose patches are looked at
+RUNS = 8  # searches from random starts, at least; then they go on until the two best ends meet
+MOST_RUNS = 200
+#: How far the statistics of other photos are off, in standard deviations of the outputs and in log variances.
+MEAN_NOISE, VARIANCE_NOISE = 0.04, 0.05
+_Norm = nn.modules.batchnorm._BatchNorm
 
 
 @register
 class NormInversion(Attack):
     """Find the key under which a layer's outputs have the mean and variance that its batch norm remembers.
 
-    Needs unlabelled images, a few dozen. Goes through the points in forward order, with the earlier guesses in place
-    and batch norms on the statistics of the batch. At a point, the mean and covariance of the map and the protected
-    weights of its readers give the mean and variance of every output under any key; those of the true key meet the
-    running statistics of the norm behind. That is two equations for each output, hence enough where a layer has more
-    outputs than inputs. The order is found from random starts by exchanges of two channels (signs by flips), each the
-    best there is, until none helps, and until the two best starts end in one guess; a rotation by gradient descent over
-    its blocks. Points without a norm behind, or with too few equations, are left as they are.
-
-    Where the case grants labelled images too, doubtful guesses that raise their cross entropy are left out again.
-
-    The seconds of the budget are shared out evenly among the points.
+    Needs a few dozen images without labels. Goes through the points as the stamp has them, in forward order, with the
+    earlier guesses in place. Two equations for each output are enough where a layer has more outputs than inputs. The
+    order is found from random starts by exchanges of two channels (signs by flips), each the best there is, until none
+    helps. Rotations, points without a norm behind, and those with too few equations are left as they are. The seconds
+    of the budget are shared out evenly among the points.
     """
 
     name = 'norm-inversion'
@@ -48,55 +48,141 @@ class NormInversion(Attack):
     cost = 'a forward pass and a search of seconds to minutes for each point; no labels'
 
     def run(self, case: Case, progress: Progress) -> Attempt:
-        clock, points, norms = case.budget.clock(), firing_order(case, points_of(case)), norms_behind(case)
+        clock, points = case.budget.clock(), [p for p in points_of(case) if not p.turned]
         rng, guesses = np.random.default_rng(case.seed), Guesses()
-        trail: list[dict[str, Any]] = []
         for at, point in enumerate(points):
             left = (case.budget.seconds - clock.seconds) / (len(points) - at)
-            equations = equations_at(case, point, guesses, readers_of(case, point), norms) if left > 0 else []
+            equations = equations_at(case, point, guesses) if left > 0 else []
             if 2 * sum(len(e.wanted) for e in equations) >= point.channels:
-                guesses[point.text], facts = invert(point, equations, left, rng)
-                trail.append({'point': point.text, **facts})
+                guesses[point.text] = invert(point, equations, left, rng)
             progress((at + 1) / len(points), point.text)
-        agreed = {str(t['point']) for t in trail if t['agreed']}
-        words = f'at {len(agreed)} of {len(points)} points two searches from random starts met'
-        if LabelledPhotos in case:
-            guesses = _pruned(case, points, guesses, agreed)
-            words += f'; kept {len(guesses)} guesses, by the cross entropy on labelled images'
-        return Attempt(guesses, None, len(case[Photos]), exhausted=clock.out_of_time, notes=words, trail=trail)
+        return Attempt(guesses, images_used=min(IMAGES, len(case[Photos])), exhausted=clock.out_of_time)
 
 
-@register
-class NormInversionTuned(Attack):
-    """Repair what inversion can repair, and fine-tune the rest.
+class NormEquations:
+    """One layer's equations, two for each output, with the columns of its weight in some order.
 
-    Needs labelled images; unlabelled ones too if there are any, else the labelled ones serve for both. A partly right
-    key is a better start for fine-tuning than none: layers that were recovered work again, and only the others have to
-    be learned anew. Half of the seconds go to the inversion.
+    Args:
+        weight: the protected weight by input channel, (c, O, K), K positions of the kernel.
+        mean: of the map's patches, (c, K).
+        covariance: of the map's patches, (c, K, c, K).
+        wanted, variance: of the layer's outputs by the norm behind it, (O,).
     """
 
-    name = 'norm-inversion-tuned'
-    title = 'inversion of norm statistics, then fine-tuning'
-    needs = frozenset({LabelledPhotos})
-    source = 'both: activation matching in Git Re-Basin, arXiv 2209.04836, and fine-tuning'
-    cost = 'an inversion and a training'
-    kind = 'retrain'
+    def __init__(self, weight: Tensor, mean: Tensor, covariance: Tensor, wanted: Tensor, variance: Tensor) -> None:
+        self.weight, self.mean, self.covariance = weight, mean, covariance
+        self.wanted, self.variance = wanted, variance
+        self.blocks = covariance.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
 
-    def run(self, case: Case, progress: Progress) -> Attempt:
-        clock, half = case.budget.clock(), Budget(case.budget.steps, case.budget.seconds / 2)
-        inverted = dataclasses.replace(case, budget=half)
-        found = NormInversion().run(inverted, part_of(progress, 0, 0.5))
-        attempt = FineTuneAll().tune(case.model(found.guesses), case, part_of(progress, 0.5, 0.5), clock)
-        if case[Photos] is not case[LabelledPhotos]:
-            attempt.images_used += len(case[Photos])
-        attempt.notes, attempt.trail = f'{found.notes}; then {attempt.notes}', [*found.trail, *attempt.trail]
-        return attempt
+    def start(self, matrix: Tensor) -> Tensor:
+        """Suppose the map is a matrix M, ``T(x) = M @ x``; the misfit, in units of the usual noise."""
+        self.u = torch.einsum('ij,iok->jok', matrix, self.weight)
+        self.cu = torch.einsum('ikjl,jol->iok', self.covariance, self.u)
+        self.level, self.spread = torch.einsum('jok,jk->o', self.u, self.mean), (self.cu * self.u).sum((0, 2))
+        return self._misfit(self.level, self.spread)
+
+    def _misfit(self, level: Tensor, spread: Tensor) -> Tensor:
+        means = (level - self.wanted) ** 2 / (2 * self.variance * MEAN_NOISE**2)
+        logs = (spread.clamp_min(1e-12) / self.variance).log() ** 2 / (2 * VARIANCE_NOISE**2)
+        return (means + logs).mean(-1)
+
+    def offers(self, i: int, signs: tuple[float, float]) -> Tensor:
+        """By j, the change if channels i and j exchange columns, i's new one times signs[0], j's times signs[1]."""
+        return self._misfit(*self._after(i, signs)) - self._misfit(self.level, self.spread)
+
+    def exchange(self, i: int, j: int, signs: tuple[float, float]) -> None:
+        """Do it."""
+        level, spread = self._after(i, signs)
+        self.level, self.spread, old = level[j], spread[j], self.u.clone()
+        self.u[j] = signs[1] * old[i]
+        self.u[i] = signs[0] * old[j]
+        for at in {i, j}:
+            self.cu += (self.u[at] - old[at]) @ self.covariance[at].transpose(0, 1)
+
+    def _after(self, i: int, signs: tuple[float, float]) -> tuple[Tensor, Tensor]:
+        """Level and spread, (c, O), after each exchange of i."""
+        here, there = signs[0] * self.u - self.u[i], signs[1] * self.u[i] - self.u  # what channels i and j gain
+        there[i] = 0.0
+        here[i] = (signs[0] - 1) * self.u[i]
+        level = self.level + (here * self.mean[i]).sum(-1) + (there * self.mean[:, None]).sum(-1)
+        cross = 2 * (here * self.cu[i] + there * self.cu + here @ self.covariance[i].transpose(0, 1) * there)
+        own = (here @ self.blocks[i]) * here + (there @ self.blocks) * there
+        return level, self.spread + (cross + own).sum(-1)
+
+
+def equations_at(case: Case, point: AttackedPoint, guesses: Guesses) -> list[NormEquations]:
+    """Those of the layers that read a point's map, all of it and nothing else, and have a batch norm behind them.
+
+    The model runs on the photos with the guesses so far. Batch norms run on the statistics of the batch: photos differ
+    from those of the training, and an earlier guess may be wrong; a map has the right mean and scale all the same.
+    """
+    model, photos = case.model(guesses), case[Photos].images[:IMAGES]
+    names = [n for n, _ in readers_of(case, point) if case.weights[f'{n}.weight'].shape[1] == point.channels]
+    moments = {name: _Moments(model.get_submodule(name), point.channels, case.seed) for name in names}
+    left: dict[int, tuple[str, Tensor]] = {}  # by id, kept alive so that the id is not given away
+    norms: dict[str, nn.Module] = {}
+
+    def leaving(name: str) -> Any:
+        def note(layer: nn.Module, args: Any, output: Tensor) -> None:
+            moments[name].add(args[0])
+            left[id(output)] = name, output
+
+        return note
+
+    def entering(norm: nn.Module, args: Any) -> None:
+        if id(args[0]) in left:
+            norms[left[id(args[0])][0]] = norm
+
+    handles = [moments[name].layer.register_forward_hook(leaving(name)) for name in names]
+    for norm in (m for m in model.modules() if isinstance(m, _Norm) and m.running_mean is not None):
+        # a pooled map of one photo has a single value for each channel, and synchronised norms wait for others
+        norm.train(len(photos) > 1 and not isinstance(norm, nn.SyncBatchNorm))
+        norm.momentum = 0.0  # keeps the stored statistics
+        handles.append(norm.register_forward_pre_hook(entering))
+    with hooked(handles), torch.no_grad():
+        for images in torch.split(photos, BATCH) if names else ():
+            left.clear()
+            logits(model, images)
+    return [moments[name].equations(case, name, norm) for name, norm in norms.items()]
+
+
+class _Moments:
+    """Running sums of the patches of a map that a layer reads."""
+
+    def __init__(self, layer: Any, channels: int, seed: int) -> None:
+        self.layer, self.channels = layer, channels
+        self.count, self.first, self.second = 0, torch.zeros(1), torch.zeros(1)
+        self.draw = torch.Generator().manual_seed(seed)
+
+    def add(self, x: Tensor) -> None:
+        """Take in a batch of the layer's inputs."""
+        if isinstance(self.layer, nn.Linear):
+            patches = x.detach().movedim(channel_dim(self.layer), 0).flatten(1)
+        else:
+            how = {k: getattr(self.layer, k) for k in ('kernel_size', 'dilation', 'stride')}
+            padding = self.layer.padding if isinstance(self.layer.padding, tuple) else (0, 0)
+            patches = F.unfold(x.detach(), padding=padding, **how).movedim(1, 0).flatten(1)
+        some = torch.randperm(patches.shape[1], generator=self.draw)[: POSITIONS * len(x)]
+        patches = patches[:, some.to(patches.device)].cpu().double()
+        self.count += patches.shape[1]
+        self.first = self.first + patches.sum(1)
+        self.second = self.second + patches @ patches.T
+
+    def equations(self, case: Case, name: str, norm: nn.Module) -> NormEquations:
+        """With the layer's protected weight, by what the norm behind it remembers."""
+        c, mean = self.channels, self.first / self.count
+        covariance = (self.second / self.count - torch.outer(mean, mean)).reshape(c, len(mean) // c, c, -1)
+        weight, bias = case.weights[f'{name}.weight'], case.weights.get(f'{name}.bias')
+        columns = torch.from_numpy(columns_of(weight, 0, c)).reshape(c, len(weight), -1)
+        wanted, variance = (getattr(norm, f'running_{what}').cpu().double() for what in ('mean', 'var'))
+        wanted = wanted if bias is None else wanted - bias.detach().cpu().double()
+        return NormEquations(columns, mean.reshape(c, -1), covariance, wanted, variance.clamp_min(1e-8))
 
 
 def invert(
     point: AttackedPoint, equations: list[NormEquations], seconds: float, rng: np.random.Generator
-) -> tuple[ChannelMap, dict[str, Any]]:
-    """The map under which the readers' statistics meet those of the norms behind them, and facts for the report.
+) -> ChannelMap:
+    """The map under which the readers' statistics meet those of the norms behind them.
 
     Args:
         point: where.
@@ -105,17 +191,14 @@ def invert(
         rng: of starts and of the order of moves.
     """
     until, ends = time.monotonic() + seconds, list[tuple[float, Matrix]]()
-    descend = _turned if point.turned else _exchanged
-    agreed = False
-    while len(ends) < MOST_RUNS and not agreed and (not ends or time.monotonic() < until):
-        matrix = descend(point, equations, until, rng)
-        misfit = sum(e.start(torch.from_numpy(matrix)) for e in equations) / len(equations)
-        ends.append((float(misfit), matrix))
+    while len(ends) < MOST_RUNS and (not ends or time.monotonic() < until):
+        matrix = _exchanged(point, equations, until, rng)
+        ends.append((float(sum(e.start(torch.from_numpy(matrix)) for e in equations)), matrix))
         ends.sort(key=lambda end: end[0])
         # of chance two searches never meet
-        met = len(ends) >= FEWEST_RUNS and (ends[0][1] * ends[1][1]).sum() > 0.9 * point.channels
-        agreed = bool(met)
-    return point.round(ends[0][1]), {'misfit': ends[0][0], 'runs': len(ends), 'agreed': agreed}
+        if len(ends) >= RUNS and (ends[0][1] * ends[1][1]).sum() > 0.9 * point.channels:
+            break
+    return point.round(ends[0][1])
 
 
 def _exchanged(point: AttackedPoint, equations: list[NormEquations], until: float, rng: np.random.Generator) -> Matrix:
@@ -139,32 +222,3 @@ def _exchanged(point: AttackedPoint, equations: list[NormEquations], until: floa
             for e in equations:
                 e.exchange(i, j, signs)
     return np.asarray(matrix.numpy())
-
-
-def _turned(point: AttackedPoint, equations: list[NormEquations], until: float, rng: np.random.Generator) -> Matrix:
-    """From a random rotation down the slope."""
-    soft = SoftMap(point, rng, spread=1.0)
-    adam = torch.optim.Adam(soft.parameters(), lr=LR)
-    with torch.enable_grad():
-        for step in range(STEPS):
-            soft.anneal(step / STEPS)
-            misfit: Any = sum(e.start(soft.matrix().double()) for e in equations)
-            adam.zero_grad()
-            misfit.backward()
-            adam.step()
-            if time.monotonic() > until:
-                break
-    return array_of(soft.rounded())
-
-
-def _pruned(case: Case, points: list[AttackedPoint], guesses: Guesses, sure: set[str]) -> Guesses:
-    """Leave out, one after another, the guesses that are not sure and do more harm than none, by labelled images."""
-    fitness, kept = Fitness(case, case[LabelledPhotos].take(slice(0, IMAGES)), points), guesses
-    lowest = fitness(kept)
-    for point in reversed(points):
-        if point.text in kept and point.text not in sure:
-            trial = {text: guess for text, guess in kept.items() if text != point.text}
-            value = fitness(trial)
-            if value < lowest:
-                kept, lowest = trial, value
-    return kept

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from keyseg_mm.audit.engine.budget import Progress
 from keyseg_mm.audit.model.attack import Attack, Attempt, Case, Recording, SecondFile, register
-from keyseg_mm.audit.model.attacks.matching import agreement, by_kind
-from keyseg_mm.audit.model.attacks.points import (
-    AttackedPoint,
-    Guesses,
-    array_of,
-    assign,
-    points_of,
-    polar,
-    rotation_of,
-    signed_of,
-)
+from keyseg_mm.audit.model.attacks.matching import match
+from keyseg_mm.audit.model.attacks.points import AttackedPoint, Guesses, array_of, points_of
 from keyseg_mm.audit.model.attacks.probing import Columns, facing_columns, readers_of
 from keyseg_mm.maps import ChannelMap
 
@@ -29,12 +18,11 @@ POSITIONS = 8192  # of a map that are compared; more tell no more
 
 @register
 class RecordedPairs(Attack):
-    """Read the key off the maps before and after an encryptor.
+    """Read the key off the maps before and after an encryptor, as anybody can record them who may run the model.
 
-    Needs a recording of one authorised run with a hook on each encryptor, as anybody has who may run the model with the
-    key on their own machine. A permutation is found by comparing every channel that left with every one that entered, a
-    signed one likewise up to the sign, a rotation by Procrustes block by block. Exact from one image, but for channels
-    that are zero everywhere, which are all alike and do not matter.
+    A permutation is found by comparing every channel that left with every one that entered, a signed one likewise up
+    to the sign, a rotation by Procrustes block by block. Exact from one image, but for channels that are zero
+    everywhere, which are all alike and do not matter.
     """
 
     name = 'recorded-pairs'
@@ -44,27 +32,24 @@ class RecordedPairs(Attack):
     cost = 'a matrix product for each point: seconds'
 
     def run(self, case: Case, progress: Progress) -> Attempt:
-        recorded = case[Recording].pairs
-        guesses, trail, points = Guesses(), [], points_of(case)
+        recorded, guesses, points = case[Recording].pairs, Guesses(), points_of(case)
         for at, point in enumerate(points):
             if point.text in recorded:
                 entered, left = (_channels(case, point, x) for x in recorded[point.text])
-                guess = guesses[point.text] = _between(point, entered, left)
-                apart = np.abs(array_of(guess) @ entered - left).max() / (np.abs(left).max() + 1e-12)
-                trail.append({'point': point.text, 'error': float(apart)})
-                progress((at + 1) / len(points), point.text)
-        return Attempt(guesses, None, 1, notes=f'recordings of {len(guesses)} of {len(points)} points', trail=trail)
+                guesses[point.text] = _between(point, entered, left)
+            progress((at + 1) / len(points), point.text)
+        return Attempt(guesses, images_used=1)
 
 
 def _between(point: AttackedPoint, entered: Columns, left: Columns) -> ChannelMap:
     """The map between two recordings, both (channels, positions)."""
+    products = left @ entered.T
     if point.turned:
-        return rotation_of([polar(left[b] @ entered[b].T) for b in point.blocks()])
-    lengths, products = (left**2).sum(1)[:, None] + (entered**2).sum(1)[None], 2 * left @ entered.T
-    if not point.signed:
-        return point.round(products - lengths)
-    table = assign(np.abs(products) - lengths)
-    return signed_of(table, products[np.arange(len(table)), table] < 0)
+        return point.round(products)
+    size = np.abs(products) if point.signed else products
+    apart = (left**2).sum(1)[:, None] + (entered**2).sum(1)[None] - 2 * size  # squared distances of channels
+    near = apart.max() + 1 - apart
+    return point.round(np.copysign(near, products) if point.signed else near)
 
 
 def _channels(case: Case, point: AttackedPoint, x: Tensor) -> Columns:
@@ -81,10 +66,10 @@ def _channels(case: Case, point: AttackedPoint, x: Tensor) -> Columns:
 class TwoFiles(Attack):
     """Match another customer's checkpoint, or another release, with this one.
 
-    Needs a second protected checkpoint. At a point that the second one leaves alone its weights serve as public ones,
-    and the key falls as it does to direction matching. At a point that both protect, the matching gives the relative
-    map ``T1 T2^-1`` and no more, which is no guess at either key: it is reported, not handed in. It is the identity
-    where one key met one salt twice, and then whatever breaks one file breaks the other.
+    At a point that the second one leaves alone its weights serve as public ones, and the key falls as it does to
+    direction matching. At a point that both protect, the matching gives the relative map ``T1 T2^-1`` and no more,
+    which is no guess at either key: it is reported, not handed in. It is the identity where one key met one salt
+    twice, and then whatever breaks one file breaks the other.
     """
 
     name = 'two-files'
@@ -94,32 +79,18 @@ class TwoFiles(Attack):
     cost = 'an assignment for each point: seconds; no images'
 
     def run(self, case: Case, progress: Progress) -> Attempt:
-        second = case[SecondFile]
-        protected = {entry.point for entry in second.stamp.maps}
-        guesses, points = Guesses(), points_of(case)
-        trail: list[dict[str, Any]] = []
+        second, guesses, points = case[SecondFile], Guesses(), points_of(case)
+        protected, alike = {entry.point for entry in second.stamp.maps}, 0
         for at, point in enumerate(points):
             pair = facing_columns(case, point, second.weights)
             progress((at + 1) / len(points), point.text)
             if pair is None:
                 continue
-            relative = by_kind(point, *pair)
+            relative = match(point, *pair)
             # the second file may protect the layers that read this map under another name
-            alone = not protected & {point.text, *(f'in:{name}' for name, _ in readers_of(case, point))}
-            same = float((np.diag(array_of(relative)) > 0.99).mean())
-            matched = agreement(relative, *pair)
-            trail.append({'point': point.text, 'agreement': matched, 'alone': alone, 'identity': same})
-            if alone:
+            if not protected & {point.text, *(f'in:{name}' for name, _ in readers_of(case, point))}:
                 guesses[point.text] = relative
-        return Attempt(guesses, notes=self._words(case, trail), trail=trail)
-
-    def _words(self, case: Case, trail: list[dict[str, Any]]) -> str:
-        alone = sum(t['alone'] for t in trail)
-        mean = np.mean([t['agreement'] for t in trail]) if trail else 0.0
-        words = [f'{alone} of {len(trail)} points stand open in the second file; agreement {mean:.3f}']
-        other = case[SecondFile].stamp
-        if (other.salt, other.key_id) == (case.stamp.salt, case.stamp.key_id):
-            words.append('both files have one key and one salt: their maps are the same')
-        elif alone < len(trail):
-            words.append('elsewhere only the map of one key relative to the other is found')
-        return '; '.join(words)
+            elif (np.diag(array_of(relative)) > 0.99).all():
+                alike += 1
+        words = f'the second file leaves {len(guesses)} of {len(points)} points open; at {alike} both have the same map'
+        return Attempt(guesses, notes=words)

@@ -13,7 +13,6 @@ from keyseg_mm.audit.model.attack import Case
 from keyseg_mm.entries import MapEntry
 from keyseg_mm.maps import ChannelMap, ChannelPermutation, ChannelRotation, SignedChannelPermutation
 from keyseg_mm.maps.channels import DEFAULT_BLOCK
-from keyseg_mm.model.points import Point
 
 Matrix = NDArray[np.float64]  # (c, c): a guess T by ``T(x) = M @ x``
 Guesses = dict[str, ChannelMap]  # by the text of the point
@@ -35,11 +34,6 @@ class AttackedPoint:
         return self.entry.point
 
     @property
-    def where(self) -> Point:
-        """The point, parsed."""
-        return Point.parse(self.text)
-
-    @property
     def channels(self) -> int:
         """Channels of the map."""
         return self.entry.channels
@@ -56,30 +50,29 @@ class AttackedPoint:
 
     def blocks(self) -> list[slice]:
         """The runs of channels that a rotation turns among themselves; all channels in one run for other kinds."""
-        if not self.turned:
-            return [slice(0, self.channels)]
-        size = int(self.entry.transform.get('block', DEFAULT_BLOCK))
+        size = int(self.entry.transform.get('block', DEFAULT_BLOCK)) if self.turned else self.channels
         return [slice(at, min(at + size, self.channels)) for at in range(0, self.channels, size)]
 
     def identity(self) -> ChannelMap:
         """The map of this kind that changes nothing."""
         return self.round(np.eye(self.channels))
 
-    def round(self, matrix: NDArray[Any]) -> ChannelMap:
-        """The map of this kind that is nearest to a matrix: the one with the largest sum of products with it."""
-        if self.turned:
-            return rotation_of([polar(matrix[b, b]) for b in self.blocks()])
-        if not self.signed:
-            return ChannelPermutation(assign(matrix))
-        table = assign(np.abs(matrix))
-        return signed_of(table, matrix[np.arange(len(table)), table] < 0)
-
     def random(self, rng: np.random.Generator) -> ChannelMap:
         """A random map of this kind."""
         if self.turned:
-            return rotation_of([polar(rng.standard_normal((b.stop - b.start,) * 2)) for b in self.blocks()])
-        table = rng.permutation(self.channels)
-        return signed_of(table, rng.choice([True, False], self.channels)) if self.signed else ChannelPermutation(table)
+            return self.round(rng.standard_normal((self.channels, self.channels)))
+        signs = rng.choice([-1.0, 1.0], self.channels)
+        return self.round(np.eye(self.channels)[rng.permutation(self.channels)] * (signs if self.signed else 1.0))
+
+    def round(self, matrix: NDArray[Any]) -> ChannelMap:
+        """The map of this kind that is nearest to a matrix: the one with the largest sum of products with it."""
+        if self.turned:
+            return _rotation([polar(matrix[b, b]) for b in self.blocks()])
+        table = assign(np.abs(matrix) if self.signed else matrix)
+        if not self.signed:
+            return ChannelPermutation(table)
+        negated = matrix[np.arange(len(table)), table] < 0
+        return SignedChannelPermutation(table, np.where(negated, -1, 1).astype(np.int8))
 
 
 def points_of(case: Case) -> list[AttackedPoint]:
@@ -92,18 +85,13 @@ def assign(score: NDArray[Any]) -> NDArray[np.int64]:
     return np.asarray(linear_sum_assignment(-np.nan_to_num(score))[1], dtype=np.int64)
 
 
-def signed_of(table: NDArray[np.int64], negated: NDArray[np.bool_]) -> SignedChannelPermutation:
-    """A signed permutation from its table and a mask of its negated rows."""
-    return SignedChannelPermutation(table, np.where(negated, -1, 1).astype(np.int8))
-
-
 def polar(matrix: NDArray[Any]) -> Matrix:
     """The orthogonal matrix nearest to a matrix (Schoenemann 1966)."""
     u, _, v = np.linalg.svd(np.nan_to_num(np.asarray(matrix, dtype=np.float64)))
     return np.asarray(u @ v, dtype=np.float64)
 
 
-def rotation_of(blocks: list[Matrix]) -> ChannelRotation:
+def _rotation(blocks: list[Matrix]) -> ChannelRotation:
     """A rotation from the matrices of its blocks, the last of which may be smaller."""
     size = len(blocks[0])
     rest = blocks[-1] if len(blocks[-1]) != size else np.empty((0, 0))

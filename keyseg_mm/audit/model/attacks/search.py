@@ -1,138 +1,115 @@
-"""Searching for the key by trying: random keys, and hill climbing."""
+"""Searching for the key by trying: a random key, hill climbing, and both from part of the key."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from itertools import cycle
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from keyseg_mm.audit.engine.budget import Clock, Progress
-from keyseg_mm.audit.model.attack import Attack, Attempt, Case, LabelledPhotos, register
-from keyseg_mm.audit.model.attacks.fitness import Fitness
-from keyseg_mm.audit.model.attacks.points import (
-    AttackedPoint,
-    Guesses,
-    Matrix,
-    array_of,
-    points_of,
-    polar,
-)
-from keyseg_mm.audit.model.attacks.probing import firing_order
+from keyseg_mm.audit.engine.budget import Progress
+from keyseg_mm.audit.model.attack import Attack, Attempt, Case, LabelledPhotos, LeakedRows, register
+from keyseg_mm.audit.model.attacks.points import AttackedPoint, Guesses, Matrix, array_of, points_of
+from keyseg_mm.audit.model.attacks.probing import place
+from keyseg_mm.audit.model.forward import MatrixMap
+from keyseg_mm.audit.model.training import cross_entropy
+from keyseg_mm.maps import ChannelMap
 
 IMAGES = 8  # that a guess is tried on, at most
 RANKED, DRAWN = 12, 6  # moves tried at a point by the gradient's word, and at random, before the next point's turn
+_BATCH = 4
 Mask = NDArray[np.bool_]
 
 
-@register
-class RandomKeys(Attack):
-    """Draw keys at random; with labelled images keep the best of as many as the budget allows.
-
-    Needs nothing. What a random key gives is the floor of every recovery; the best of many shows that trying keys is
-    no way, or that the fitness hardly depends on the key.
-    """
-
-    name = 'random-keys'
-    title = 'random keys'
-    source = 'every paper on access control; Ito et al., arXiv 2206.05422'
-    cost = 'a forward pass over at most 8 images for each key tried'
-    KEYS = 100
-
-    def run(self, case: Case, progress: Progress) -> Attempt:
-        clock, points, rng = case.budget.clock(), points_of(case), np.random.default_rng(case.seed)
-        best: Guesses = {p.text: p.random(rng) for p in points}
-        if LabelledPhotos not in case:
-            return Attempt(best, notes='one random key: nothing to choose by')
-        photos = case[LabelledPhotos].take(slice(0, IMAGES))
-        fitness = Fitness(case, photos, points)
-        lowest, trail = fitness(best), []
-        keys = min(self.KEYS, case.budget.steps)
-        for at in range(1, keys):
-            if not clock.tick():
-                break
-            guesses: Guesses = {p.text: p.random(rng) for p in points}
-            value = fitness(guesses)
-            if value < lowest:
-                best, lowest = guesses, value
-            trail.append({'tries': at, 'cross_entropy': lowest})
-            progress(at / keys, f'{at} keys: {lowest:.2f}')
-        return Attempt(
-            best, None, len(photos), exhausted=clock.out_of_time, notes=f'best of {len(trail) + 1} keys', trail=trail
-        )
-
-
-class Climb:
-    """Take every move that lowers the cross entropy, the most promising first, until none is found or time is up.
-
-    The gradient by a guess's matrix says to first order what each of its c^2/2 swaps and c sign flips would do; the
-    best dozen are tried in that order, and some random ones, for where the first order misleads.
+class Fitness:
+    """Cross entropy of guesses on some labelled photos, with the model built once; it moves where mIoU stands still.
 
     Args:
-        fitness: to be lowered.
-        points: in the order in which they are worked on.
-        clock: a step is a forward pass.
-        rng: of the random moves.
-        free: by point, the rows that may change; all where it has no entry.
-
-    Attributes:
-        trail: the curve.
-        ended: the budget ended it.
+        case: the case.
+        photos: labelled.
+        points: those that may have guesses.
     """
 
-    def __init__(
-        self,
-        fitness: Fitness,
-        points: list[AttackedPoint],
-        clock: Clock,
-        rng: np.random.Generator,
-        free: Mapping[str, Mask] | None = None,
-    ) -> None:
-        self.fitness, self.points, self.clock, self.rng, self.free = fitness, points, clock, rng, free or {}
-        self.trail: list[dict[str, Any]] = []
-        self.ended = False
+    def __init__(self, case: Case, photos: LabelledPhotos, points: list[AttackedPoint]) -> None:
+        self.photos, self.model = photos, case.model()
+        self.guesses: Mapping[str, ChannelMap] = {}
+        for point in points:
+            place(case, self.model, point, self._at(point.text))
 
-    def run(self, start: Guesses, progress: Progress) -> tuple[float, Guesses]:
-        """The lowest cross entropy, and the guesses that give it, from a guess at every point."""
-        best, lowest, idle = dict(start), self.fitness(start), 0
-        while idle < len(self.points) and not self.ended:
-            for point in self.points:
-                better = self._improve(point, best, lowest)
-                idle = 0 if better else idle + 1
-                lowest, best = better or (lowest, best)
-                progress(self.clock.share, f'{self.clock.steps} tries, cross entropy {lowest:.3f}')
-                if self.ended or idle >= len(self.points):
-                    break
-        return lowest, best
+    def _at(self, text: str) -> Callable[[Tensor, int], Tensor]:
+        return lambda x, dim: self.guesses[text](x, dim) if text in self.guesses else x
 
-    def _improve(self, point: AttackedPoint, best: Guesses, lowest: float) -> tuple[float, Guesses] | None:
-        slope = self.fitness.slope(best, point)
-        if not slope.any():  # no output depends on it
-            return None
-        movable = np.flatnonzero(self.free.get(point.text, np.ones(point.channels, dtype=bool)))
-        for trial in _moves(point, array_of(best[point.text]), movable, slope, self.rng):
-            if not self.clock.tick():
-                self.ended = True
-                return None
+    @torch.no_grad()
+    def __call__(self, guesses: Mapping[str, ChannelMap]) -> float:
+        """Cross entropy with these guesses."""
+        self.guesses = guesses
+        return float(np.mean([float(self._loss(at)) for at in range(0, len(self.photos), _BATCH)]))
+
+    def slope(self, guesses: Guesses, point: AttackedPoint) -> Matrix:
+        """The gradient by the (c, c) matrix of one guess; zero where no output depends on the point's map."""
+        matrix = guesses[point.text].matrix().to(self.photos.images).requires_grad_(True)
+        self.guesses = {**guesses, point.text: MatrixMap(matrix)}
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(self._loss(0), [matrix], materialize_grads=True)
+        return np.asarray(slope.cpu().double().numpy())
+
+    def _loss(self, at: int) -> Tensor:
+        part = self.photos.take(slice(at, at + _BATCH))
+        return cross_entropy(self.model, part.images, part.labels, part.ignore_index)
+
+
+def climb(
+    case: Case, fitness: Fitness, points: list[AttackedPoint], start: Guesses, free: Mapping[str, Mask], tell: Progress
+) -> Attempt:
+    """Take every move that lowers the cross entropy, until none is found or the budget ends.
+
+    Args:
+        case: a step of its budget is a forward pass.
+        fitness: to be lowered.
+        points: whose guesses may change.
+        start: a guess at every point.
+        free: by point, the rows that may change.
+        tell: told of each point.
+    """
+    clock, rng = case.budget.clock(), np.random.default_rng(case.seed)
+    best, lowest, idle = dict(start), fitness(start), 0
+    for point in cycle(points):
+        idle += 1
+        slope = fitness.slope(best, point)
+        for trial in _moves(point, array_of(best[point.text]), free[point.text], slope, rng):
+            if not clock.tick():
+                return Attempt(best, images_used=len(fitness.photos), exhausted=True)
             guesses = {**best, point.text: point.round(trial)}
-            value = self.fitness(guesses)
+            value = fitness(guesses)
             if value < lowest - 1e-6:
-                self.trail.append({'tries': self.clock.steps, 'cross_entropy': value})
-                return value, guesses
-        return None
+                lowest, best, idle = value, guesses, 0
+                break
+        tell(clock.share, f'{clock.steps} tries, cross entropy {lowest:.3f}')
+        if idle == len(points):
+            break
+    return Attempt(best, images_used=len(fitness.photos))
 
 
 def _moves(
-    point: AttackedPoint, matrix: Matrix, movable: NDArray[Any], slope: Matrix, rng: np.random.Generator
+    point: AttackedPoint, matrix: Matrix, rows: Mask, slope: Matrix, rng: np.random.Generator
 ) -> Iterator[Matrix]:
-    """Changed matrices of a guess, the most promising first."""
-    if point.turned:
-        yield from _turns(point, matrix, movable, slope, rng)
+    """Changed matrices of a guess, the most promising first.
+
+    The gradient says to first order what each swap of two rows and each change of a sign would do; the best dozen come
+    first, and then some random ones, for where the first order misleads. A rotation goes down the slope.
+    """
+    if not slope.any():  # no output depends on it
         return
-    # what the loss changes by, to first order, if rows i and j change places, or row i its sign
+    if point.turned:
+        for step in (1.0, 0.3, 0.1, 0.03):
+            yield matrix - step * slope / np.abs(slope).max()
+        return
     gain = slope @ matrix.T
-    change = gain + gain.T - gain.diagonal()[:, None] - gain.diagonal()[None]
+    change = gain + gain.T - gain.diagonal()[:, None] - gain.diagonal()[None]  # if rows i and j change places
+    movable = np.flatnonzero(rows)
     a, b = (movable[index] for index in np.triu_indices(len(movable), 1))
     ranked = list(zip(change[a, b], a, b))
     if point.signed:
@@ -141,39 +118,29 @@ def _moves(
     drawn = [ranked[i] for i in rng.permutation(len(ranked))[:DRAWN]]
     for _, i, j in [*ranked[:RANKED], *drawn]:
         trial = matrix.copy()
-        if i == j:
-            trial[i] *= -1
-        else:
-            trial[[i, j]] = trial[[j, i]]
-        yield trial
-
-
-def _turns(
-    point: AttackedPoint, matrix: Matrix, movable: NDArray[Any], slope: Matrix, rng: np.random.Generator
-) -> Iterator[Matrix]:
-    """Steps of several lengths down the slope within the rotations, and random turns of one block."""
-    for step in (1.0, 0.3, 0.1, 0.03) if len(movable) == point.channels else ():
-        trial = matrix.copy()
-        for block in point.blocks():
-            size = np.abs(slope[block, block]).max() + 1e-12
-            trial[block, block] = polar(matrix[block, block] - step * slope[block, block] / size)
-        yield trial
-    blocks = [b for b in point.blocks() if np.isin(np.arange(b.start, b.stop), movable).all()]
-    for _ in range(DRAWN if blocks else 0):
-        block = blocks[int(rng.integers(len(blocks)))]
-        trial, old = matrix.copy(), matrix[block, block]
-        trial[block, block] = polar(old + rng.standard_normal(old.shape) * rng.choice([0.05, 0.2, 1.0]))
+        trial[[i, j]] = -matrix[[i, j]] if i == j else matrix[[j, i]]
         yield trial
 
 
 @register
-class HillClimbing(Attack):
-    """Swap two channels of the guess, or flip a sign, and keep what lowers the cross entropy.
+class RandomKeys(Attack):
+    """Draw a key at random: what it gives is the floor of every recovery."""
 
-    Needs labelled images. Starts from no key at all or a random key, whichever is better, and goes round the points.
-    The gradient by the guess's matrix ranks all swaps and flips of a point at once, to first order, so that the few
-    worth a forward pass are tried first. If it comes to rest it begins anew from another random key, and keeps the
-    best. The fitness is the cross entropy, which moves where mIoU stands still.
+    name = 'random-keys'
+    title = 'a random key'
+    source = 'every paper on access control; Ito et al., arXiv 2206.05422'
+    cost = 'nothing'
+
+    def run(self, case: Case, progress: Progress) -> Attempt:
+        rng = np.random.default_rng(case.seed)
+        return Attempt({point.text: point.random(rng) for point in points_of(case)})
+
+
+@register
+class HillClimbing(Attack):
+    """Swap two channels of the guess, flip a sign, or turn blocks, and keep what lowers the cross entropy.
+
+    Starts from no key at all or a random key, whichever is better, and goes round the points until it comes to rest.
     """
 
     name = 'hill-climbing'
@@ -181,21 +148,61 @@ class HillClimbing(Attack):
     needs = frozenset({LabelledPhotos})
     source = 'MaungMaung and Kiya, arXiv 2109.00224; the breaks of HPNN'
     cost = 'a forward pass over at most 8 images for each try'
-    STARTS = 4
 
     def run(self, case: Case, progress: Progress) -> Attempt:
-        clock, points, rng = case.budget.clock(), firing_order(case, points_of(case)), np.random.default_rng(case.seed)
-        photos = case[LabelledPhotos].take(slice(0, IMAGES))
-        climb, ends, curve = Climb(Fitness(case, photos, points), points, clock, rng), [], []
-        identity: Guesses = {p.text: p.identity() for p in points}
-        for at in range(self.STARTS):
-            random: Guesses = {p.text: p.random(rng) for p in points}
-            start = min((identity, random), key=climb.fitness) if at == 0 else random
-            climb.trail = []
-            ends.append(climb.run(start, progress))
-            curve += [{'start': at, **one} for one in climb.trail]
-            if climb.ended:
-                break
-        lowest, guesses = min(ends, key=lambda end: end[0])
-        words = f'{clock.steps} tries from {len(ends)} starts, cross entropy {lowest:.3f}'
-        return Attempt(guesses, None, len(photos), exhausted=climb.ended, notes=words, trail=curve)
+        points, rng = points_of(case), np.random.default_rng(case.seed)
+        fitness = Fitness(case, case[LabelledPhotos].take(slice(0, IMAGES)), points)
+        starts: list[Guesses] = [{p.text: p.identity() for p in points}, {p.text: p.random(rng) for p in points}]
+        free = {p.text: np.ones(p.channels, dtype=bool) for p in points}
+        return climb(case, fitness, points, min(starts, key=fitness), free, progress)
+
+
+@register
+class PartialKey(Attack):
+    """Keep the rows of the key that leaked and draw the others; with labelled images, climb on with those.
+
+    A good lock gives nothing for half a key. With most of a permutation right the model nearly works, the gradient
+    points at the swaps that are missing, and climbing finishes the job. Rotations are drawn only.
+    """
+
+    name = 'partial-key'
+    title = 'partial key, completed by hill climbing'
+    needs = frozenset({LeakedRows})
+    helped_by = frozenset({LabelledPhotos})
+    source = 'Tiered language models, arXiv 2606.21638; MaungMaung and Kiya, arXiv 2109.00224'
+    cost = 'a forward pass over at most 8 images for each try'
+
+    def run(self, case: Case, progress: Progress) -> Attempt:
+        points, rng, leak = points_of(case), np.random.default_rng(case.seed), case[LeakedRows]
+        known = {p.text: leak.known.get(p.text, np.zeros(p.channels, dtype=bool)) for p in points}
+        empty: Matrix = np.empty((0, 0))
+        guesses = {p.text: completed(p, known[p.text], leak.tables.get(p.text, empty), rng) for p in points}
+        if LabelledPhotos not in case:
+            return Attempt(guesses)
+        fitness = Fitness(case, case[LabelledPhotos].take(slice(0, IMAGES)), points)
+        free = {text: ~rows for text, rows in known.items()}
+        return climb(case, fitness, [p for p in points if not p.turned], guesses, free, progress)
+
+
+def completed(point: AttackedPoint, known: Mask, table: Matrix, rng: np.random.Generator) -> ChannelMap:
+    """A random map of the point's kind among those that have the known rows.
+
+    Args:
+        point: where.
+        known: rows that are known, (c,).
+        table: the map's matrix, right in those rows.
+        rng: of the rest.
+    """
+    c = point.channels
+    matrix = np.where(known[:, None], table, 0.0) if known.any() else np.zeros((c, c))
+    if not point.turned:
+        rest = np.setdiff1d(np.arange(c), np.abs(matrix[known]).argmax(1))
+        signs = rng.choice([-1.0, 1.0], len(rest)) if point.signed else 1.0
+        matrix[np.flatnonzero(~known), rng.permutation(rest)] = signs
+        return point.round(matrix)
+    for block in point.blocks():
+        rows = matrix[block, block][known[block]]
+        drawn = rng.standard_normal((len(matrix[block]) - len(rows), rows.shape[1]))
+        u, _, v = np.linalg.svd(drawn - drawn @ rows.T @ rows, full_matrices=False)  # orthogonal to what is known
+        matrix[block, block][~known[block]] = u @ v
+    return point.round(matrix)

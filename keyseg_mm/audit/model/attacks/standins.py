@@ -22,7 +22,7 @@ MOST = 4096
 STARTS = ('identity', 'uniform')
 #: Name under which a model has the stand-ins that :func:`with_stand_ins` put there.
 PARTS = 'stand_ins'
-_SOFT = 0.1  # spread of random starts
+_SPREAD, _SOFT = 0.01, 0.1  # of random scores, and of signs and scales, at the start
 _GAIN = 20.0  # of the choices of a byte table, so that they are made at the rate at which tables are learnt
 
 
@@ -72,17 +72,16 @@ class SoftMap(MatrixStandIn):
     Args:
         point: where.
         rng: breaks the symmetry of the start.
-        spread: of the scores at the start.
     """
 
     ITERATIONS = 20
     WARM, COLD = 1.0, 0.08
     GAIN = 3.0  # of the scores: a step of the optimizer moves them as far as it takes to choose while still warm
 
-    def __init__(self, point: AttackedPoint, rng: np.random.Generator, spread: float = 0.01) -> None:
+    def __init__(self, point: AttackedPoint, rng: np.random.Generator) -> None:
         super().__init__(point)
         c, self.temperature = point.channels, self.WARM
-        self.scores = nn.Parameter(torch.from_numpy(rng.standard_normal((c, c)) * spread).float())
+        self.scores = nn.Parameter(torch.from_numpy(rng.standard_normal((c, c)) * _SPREAD).float())
         flips = len(point.blocks()) if point.turned else c * point.signed
         self.signs = nn.Parameter(torch.from_numpy(rng.standard_normal(flips) * _SOFT).float())
 
@@ -107,39 +106,30 @@ class SoftMap(MatrixStandIn):
         return torch.matrix_exp(scores - scores.T) * torch.cat([sign[None], sign.new_ones(len(scores) - 1)])
 
 
-class BlockMatrix(nn.Module):
-    """Any affine map of a block's values: what a shuffle with signs is, and more.
+class BlockMap(nn.Module):
+    """Any affine map of a block's values, or a scale and an offset for each: what a shuffle or negations are, and more.
 
     Args:
         count: values of a block.
         block: side of a block.
         start: of :data:`STARTS`.
+        scales: each value is only scaled and shifted.
     """
 
-    def __init__(self, count: int, block: int, start: str) -> None:
+    def __init__(self, count: int, block: int, start: str, scales: bool) -> None:
         super().__init__()
-        first = torch.eye(count) if start == 'identity' else torch.full((count, count), 1 / count)
-        self.matrix, self.offset, self.block = nn.Parameter(first), nn.Parameter(torch.zeros(count)), block
+        drawn = _SOFT * torch.randn(count, generator=torch.Generator().manual_seed(0))
+        if start == 'identity':
+            first = torch.ones(count) if scales else torch.eye(count)
+        else:
+            first = drawn if scales else torch.full((count, count), 1 / count)
+        self.weight, self.offset, self.block = nn.Parameter(first), nn.Parameter(torch.zeros(count)), block
 
     def forward(self, x: Tensor, dim: int = 1) -> Tensor:
         """The changed map, of the same shape; what fills no whole block stays."""
         blocks, shape = in_blocks(x, self.block)
-        return from_blocks(blocks @ self.matrix.T + self.offset, shape, self.block, x)
-
-
-class BlockScales(nn.Module):
-    """A scale and an offset for each of a block's values: what negative/positive is, and more; arguments as above."""
-
-    def __init__(self, count: int, block: int, start: str) -> None:
-        super().__init__()
-        spread = _SOFT * torch.randn(count, generator=torch.Generator().manual_seed(0))
-        self.scale = nn.Parameter(torch.ones(count) if start == 'identity' else spread)
-        self.offset, self.block = nn.Parameter(torch.zeros(count)), block
-
-    def forward(self, x: Tensor, dim: int = 1) -> Tensor:
-        """The changed map, of the same shape; what fills no whole block stays."""
-        blocks, shape = in_blocks(x, self.block)
-        return from_blocks(blocks * self.scale + self.offset, shape, self.block, x)
+        mixed = blocks * self.weight if self.weight.dim() == 1 else blocks @ self.weight.T
+        return from_blocks(mixed + self.offset, shape, self.block, x)
 
 
 class ByteTable(nn.Module):
@@ -148,7 +138,7 @@ class ByteTable(nn.Module):
     Between bytes the table is interpolated, so that gradients flow.
 
     Args:
-        count, block, start: as of :class:`BlockMatrix`.
+        count, block, start: as of :class:`BlockMap`.
         pixels: how normalised images and bytes go together.
     """
 
@@ -173,8 +163,8 @@ def block_stand_in(point: AttackedPoint, start: str) -> nn.Module:
     """A stand-in for a block-wise transform of the map at a point; only scales where blocks are large."""
     block = int(point.entry.transform.get('block', DEFAULT_BLOCK))
     count = point.channels * block**2
-    scaled = point.entry.transform['type'] == NegativePositive.__name__ or count > MOST
-    return (BlockScales if scaled else BlockMatrix)(count, block, start)
+    scales = point.entry.transform['type'] == NegativePositive.__name__ or count > MOST
+    return BlockMap(count, block, start, scales)
 
 
 def image_stand_in(images: ImageEncryption, start: str) -> nn.Module:
@@ -182,7 +172,7 @@ def image_stand_in(images: ImageEncryption, start: str) -> nn.Module:
     count = 3 * images.block**2
     if images.method == 'FFX':
         return ByteTable(count, images.block, start, images.pixels)
-    return (BlockScales if images.method == 'NP' else BlockMatrix)(count, images.block, start)
+    return BlockMap(count, images.block, start, scales=images.method == 'NP')
 
 
 def with_stand_ins(
