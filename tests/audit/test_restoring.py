@@ -173,8 +173,6 @@ def test_negated_places_fall_to_correlation_signs(scenes, method, block, public)
     referee, case = setting(scenes, method, block)
     score, found = attack('correlation-signs', referee, case)
     assert score.psnr == math.inf and found == 1
-    folded, _ = attack('folded-values', referee, case)
-    assert folded.edges > 0.5 > attack('as-is', referee, case)[0].edges or block == 1
 
 
 @pytest.mark.parametrize(('method', 'block'), [('SHF', 2), ('SHF', 4), ('SHF', 8), ('patches', 4), ('channel', 8)])
@@ -189,7 +187,7 @@ def test_moved_values_fall_to_a_comparison_with_noise(scenes):
     referee, case = setting(scenes, 'SHF', 4, public=False)
     score, _ = attack('neighbour-order-noise', referee, case)
     assert score.ssim > 0.7 and score.edges > 0.9
-    assert score.ssim > 0.1 + attack('block-means', referee, case)[0].ssim
+    assert score.ssim > 0.2 + max(attack(name, referee, case)[0].ssim for name in ('as-is', 'flat'))
 
 
 @pytest.mark.parametrize('block', [1, 4, 16])
@@ -197,13 +195,6 @@ def test_byte_maps_fall_to_interpolation(scenes, block):
     referee, case = setting(scenes, 'FFX', block, public=False)
     score, found = attack('byte-statistics', referee, case)
     assert score.psnr > 30 and score.ssim > 0.9 and found > 0.5
-
-
-def test_outlines_are_seen_in_means_of_blocks(scenes):
-    for method in ('SHF', 'channel'):
-        referee, case = setting(scenes, method, 8)
-        score, _ = attack('block-means', referee, case)
-        assert score.ssim > attack('flat', referee, case)[0].ssim + 0.05 and score.psnr > 15
 
 
 def test_an_inverse_network_beats_one_colour_everywhere(scenes):
@@ -220,7 +211,7 @@ def test_attacks_that_draw_give_the_same_again(scenes):
 
 
 def test_every_attack_says_what_the_report_shows():
-    assert len(ATTACKS) >= 8
+    assert len(ATTACKS) >= 6
     for found in (*ATTACKS.values(), *CONTROLS.values()):
         assert found.__doc__ and found.title and found.source and found.cost
     for changes, words in (({'needs': frozenset({'luck'})}, 'luck'), ({'source': ''}, 'source'), ({}, 'two attacks')):

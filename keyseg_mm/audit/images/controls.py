@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from keyseg_mm.audit.engine.budget import Progress
 from keyseg_mm.audit.images.attack import CONTROLS, ImageAttack, ImageCase, OwnPhotos, Restored
-from keyseg_mm.audit.images.attacks.statistics import traces
+from keyseg_mm.audit.images.scheme import Images, Scheme, cut
 
 _GREY = 118  # the grey that a meter takes for the mean of a scene (18 % reflectance) in 8-bit sRGB
 
@@ -60,6 +61,19 @@ class NearestPhoto(Control):
 
     def run(self, case: ImageCase, progress: Progress) -> Restored:
         photos = case[OwnPhotos].images
-        theirs, own = (traces(images, case.scheme) for images in (case.encrypted, photos))
+        theirs, own = (_traces(images, case.scheme) for images in (case.encrypted, photos))
         nearest = [int(((own - trace) ** 2).sum((1, 2, 3)).argmin()) for trace in theirs]
         return Restored(photos[nearest].copy())
+
+
+def _traces(images: Images, scheme: Scheme) -> NDArray[np.float32]:
+    """Mean and standard deviation of each block, (N, H / M, W / M, 2): the same for each key, or nearly so.
+
+    Where values are negated, of min(p, 255 - p).
+    """
+    found = []
+    for image in images:  # one by one: as floats all of them are too many
+        blocks = cut(image[None], scheme.block)
+        values = np.minimum(blocks, 255 - blocks) if 'negated' in scheme.changes else blocks
+        found.append(np.stack([values.mean(-1), values.std(-1)], axis=-1, dtype=np.float32))
+    return np.concatenate(found)

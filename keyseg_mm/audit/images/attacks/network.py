@@ -51,9 +51,8 @@ class InverseNetwork(ImageAttack):
             progress(clock.share, f'step {clock.steps}, loss {loss.item():.3f}')
         with torch.no_grad():
             made = torch.cat([net.eval()(_as_tensor(image[None])) for image in case.encrypted])
-        notes = f'{clock.steps} steps on {len(public)} photos.'
         images = as_bytes(255 * made.permute(0, 2, 3, 1).numpy())
-        return Restored(images, exhausted=clock.steps < case.budget.steps, notes=notes)
+        return Restored(images, exhausted=clock.steps < case.budget.steps)
 
 
 class _Net(nn.Module):
@@ -105,22 +104,20 @@ def _layers(a: int, b: int, stride: int = 1) -> nn.Sequential:
 
 def _unlikeness(a: Tensor, b: Tensor) -> Tensor:
     """Mean absolute error, and what is missing to an SSIM (uniform windows of 7) of 1."""
-    x, y = (F.avg_pool2d(v, 7, 1) for v in (a, b))
-    xx, yy, xy = (F.avg_pool2d(v, 7, 1) for v in (a * a, b * b, a * b))
+    x, y, xx, yy, xy = (F.avg_pool2d(v, 7, 1) for v in (a, b, a * a, b * b, a * b))
     both, c1, c2 = xy - x * y, 1e-4, 9e-4
     ssim = (2 * x * y + c1) * (2 * both + c2) / ((x * x + y * y + c1) * (xx - x * x + yy - y * y + c2))
     return (a - b).abs().mean() + _SSIM * (1 - ssim.mean())
 
 
 def _cropped(photos: Images, block: int, rng: np.random.Generator) -> Images:
-    """A batch of crops of whole blocks, mirrored or not; all of photos that are small."""
+    """A batch of crops of whole blocks; all of photos that are small."""
     count, high, wide, _ = photos.shape
     numbers = rng.integers(0, count, _BATCH)
     share = min(1.0, (_PIXELS / (high * wide)) ** 0.5)
     size = [max(1, round(side * share / block)) * block for side in (high, wide)]
     top, left = (int(rng.integers(0, (side - part) // block + 1)) * block for side, part in zip((high, wide), size))
-    plain = photos[numbers, top : top + size[0], left : left + size[1]]
-    return np.ascontiguousarray(plain[:, :, ::-1]) if rng.random() < 0.5 else plain
+    return photos[numbers, top : top + size[0], left : left + size[1]]
 
 
 def _as_tensor(images: Images) -> Tensor:

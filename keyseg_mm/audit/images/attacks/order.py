@@ -55,9 +55,21 @@ class NeighbourOrder(ImageAttack):
         """Where values change places, in blocks that are not too large."""
         return scheme.moves != 'none' and scheme.values <= MOST_VALUES
 
+    def like(self, case: ImageCase) -> Images:
+        """What values are compared with."""
+        return case[OwnPhotos].images
+
     def run(self, case: ImageCase, progress: Progress) -> Restored:
-        """Compare with the attacker's photos."""
-        return restored(case, case[OwnPhotos].images, progress)
+        """Decrypt with the order under which encrypted values go together as those of photos do."""
+        block, changed, images = case.scheme.block, None, case.encrypted
+        if case.scheme.changes != 'none':
+            # a permutation within blocks leaves photos as unlike their negatives as they were
+            changed = negated_places(images, block, case[OwnPhotos].images if OwnPhotos in case else None)
+            images = block_map(block, changed=changed).decrypt(images)
+        parts = cut(images, block), cut(self.like(case), block)
+        order, late = find_order(*parts, case.scheme.moves, case.budget.clock(), progress)
+        guess = block_map(block, order, changed)
+        return Restored(guess.decrypt(case.encrypted), guess, exhausted=late)
 
 
 @register
@@ -73,10 +85,9 @@ class NeighbourOrderNoise(NeighbourOrder):
     source = 'worked out for this audit, with the spectrum of natural images (Field 1987)'
     cost = 'as with photos'
 
-    def run(self, case: ImageCase, progress: Progress) -> Restored:
-        """Compare with noise."""
-        high, wide = case.encrypted.shape[1:3]
-        return restored(case, noise(_PICTURES, high, wide, case.rng), progress, 'No photo was needed.')
+    def like(self, case: ImageCase) -> Images:
+        _, high, wide, _ = case.encrypted.shape
+        return noise(_PICTURES, high, wide, case.rng)
 
 
 def noise(count: int, high: int, wide: int, rng: np.random.Generator) -> Images:
@@ -84,29 +95,11 @@ def noise(count: int, high: int, wide: int, rng: np.random.Generator) -> Images:
     frequency = np.hypot(np.fft.fftfreq(high)[:, None], np.fft.fftfreq(wide)[None])
     frequency[0, 0] = 1 / max(high, wide)
 
-    def draw() -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-        spectrum = np.fft.fft2(rng.normal(size=(high, wide))) / frequency**_FALL
-        return np.asarray(np.fft.ifft2(spectrum).real)
-
-    pictures = []
-    for _ in range(count):
-        common = draw()
-        picture = np.stack([common + _TINT * draw() for _ in range(COLOURS)], axis=-1)
-        pictures.append(_LEVEL + _CONTRAST * (picture - picture.mean()) / picture.std())
-    return as_bytes(np.stack(pictures))
-
-
-def restored(case: ImageCase, photos: Images, progress: Progress, notes: str = '') -> Restored:
-    """Decrypt with the order under which encrypted values go together as those of photos do."""
-    block, changed, images = case.scheme.block, None, case.encrypted
-    if case.scheme.changes != 'none':
-        # a permutation within blocks leaves photos as unlike their negatives as they were
-        changed = negated_places(images, block, case[OwnPhotos].images if OwnPhotos in case else None)
-        images = block_map(block, changed=changed).decrypt(images)
-    clock = case.budget.clock()
-    order, late = find_order(cut(images, block), cut(photos, block), case.scheme.moves, clock, progress)
-    guess = block_map(block, order, changed)
-    return Restored(guess.decrypt(case.encrypted), guess, exhausted=late, notes=notes)
+    spectra = np.fft.fft2(rng.normal(size=(count, 1 + COLOURS, high, wide))) / frequency**_FALL
+    drawn = np.fft.ifft2(spectra).real
+    pictures = np.moveaxis(drawn[:, :1] + _TINT * drawn[:, 1:], 1, -1)
+    pictures -= pictures.mean((1, 2, 3), keepdims=True)
+    return as_bytes(_LEVEL + _CONTRAST * pictures / pictures.std((1, 2, 3), keepdims=True))
 
 
 class Statistics:
@@ -158,7 +151,8 @@ def find_order(
         The order, and whether time ran out.
     """
     theirs, own = Statistics(enough(encrypted)), Statistics(enough(photos))
-    allowed = _allowed(encrypted.shape[-1], moves)
+    colours = np.arange(encrypted.shape[-1]) % COLOURS
+    allowed = ((colours[:, None] == colours[None]) | (moves != 'channel')).astype(np.float32)
     spread = own.places.std(0) + 1e-3 * own.places.std()
     a, b = theirs.places / spread, own.places / spread
     costs = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
@@ -193,16 +187,8 @@ def _assigned(gains: NDArray[np.floating], allowed: Floats) -> Order:
     return np.asarray(columns[np.argsort(rows)], dtype=np.int64)
 
 
-def _allowed(n: int, moves: str) -> Floats:
-    colours = np.arange(n) % COLOURS
-    same = colours[:, None] == colours[None]
-    return (same if moves == 'channel' else np.ones((n, n), dtype=bool)).astype(np.float32)
-
-
 def _matrix(order: Order) -> Floats:
-    found = np.zeros((len(order), len(order)), dtype=np.float32)
-    found[np.arange(len(order)), order] = 1
-    return found
+    return np.eye(len(order), dtype=np.float32)[order]
 
 
 def _differences(a: Floats, b: Floats) -> Floats:

@@ -1,14 +1,13 @@
-"""What the key leaves as it is: statistics of blocks and of their values, and which way round an image is."""
+"""What the key leaves as it is: how the values of a block vary together, and which way round an image is."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from keyseg_mm.audit.images.scheme import Blocks, Images, Scheme, block_map, cut
+from keyseg_mm.audit.images.scheme import Blocks, Images, block_map, cut
 
 Floats = NDArray[np.float32]
 TOP = 255
@@ -18,34 +17,9 @@ _ENOUGH = 50_000_000
 _ITERATIONS = 100
 
 
-def folded(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """min(p, 255 - p), which is the same for p and for 255 - p."""
-    return np.minimum(values, TOP - values)
-
-
-def traces(images: Images, scheme: Scheme) -> Floats:
-    """Mean and standard deviation of each block, (N, H / M, W / M, 2): the same for each key, or nearly so.
-
-    Where values are negated, of the folded ones.
-    """
-    found = []
-    for image in images:  # one by one: as floats all of them are too many
-        blocks = cut(image[None], scheme.block)
-        values = (folded(blocks) if 'negated' in scheme.changes else blocks).astype(np.float32)
-        found.append(np.stack([values.mean(-1), values.std(-1)], axis=-1))
-    return np.concatenate(found)
-
-
 def enough(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The first of many large images, or of their blocks: more than so many values tell a statistic nothing new."""
     return images[: max(1, _ENOUGH // images[0].size)]
-
-
-def enlarged(small: NDArray[Any], size: tuple[int, int]) -> Images:
-    """Grey pictures (N, h, w), one value for each block, smoothly enlarged to (N, H, W, 3)."""
-    wide = (size[1], size[0])
-    grown = [cv2.resize(np.asarray(x, np.float32), wide, interpolation=cv2.INTER_CUBIC) for x in small]
-    return as_bytes(np.repeat(np.stack(grown)[..., None], 3, axis=-1))
 
 
 def as_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:

@@ -1,7 +1,4 @@
-"""Values that stay in their places: outlines, negated places from correlations, and byte tables from what lies between.
-
-Outlines are seen of values that change places, too.
-"""
+"""Values that stay in their places: negated ones from correlations, and byte tables from what lies between."""
 
 from __future__ import annotations
 
@@ -12,73 +9,13 @@ from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
 from keyseg_mm.audit.engine.budget import Progress
 from keyseg_mm.audit.images.attack import ImageAttack, ImageCase, OwnPhotos, Restored, register
-from keyseg_mm.audit.images.attacks.statistics import (
-    TOP,
-    Floats,
-    enlarged,
-    enough,
-    first_direction,
-    folded,
-    negated_places,
-)
+from keyseg_mm.audit.images.attacks.statistics import Floats, enough, first_direction, negated_places
 from keyseg_mm.audit.images.scheme import BYTES, Images, Scheme, block_map, cut, join
-from keyseg_mm.maps.pixels import COLOURS
 
 _ROUNDS = 4
 _ACROSS = 0.05  # weight of another colour's value against one of the same colour
 _SPREAD = 1.5  # grey levels by which the mean of what was interpolated for a byte is off
 _RARITY = 0.02  # weight of how often bytes occur, against that
-
-
-@register
-class BlockMeans(ImageAttack):
-    """A permutation leaves the mean of a block as it is, so an image shrunk by the block's side shows through.
-
-    Enlarged again it is a blurred grey photo; where values stay in their colour, a blurred colour photo. Where values
-    are negated, the mean of min(p, 255 - p) is taken instead.
-    """
-
-    name, title = 'block-means', 'outlines from the means of blocks'
-    source = 'after the feature reconstruction attack, Sirichotedumrong and Kiya, arXiv 2010.06198'
-    cost = 'nothing'
-
-    @classmethod
-    def fits(cls, scheme: Scheme) -> bool:
-        """A byte table leaves no mean."""
-        return scheme.changes != 'half mapped'
-
-    def run(self, case: ImageCase, progress: Progress) -> Restored:
-        """Shrink, and enlarge."""
-        scheme, size = case.scheme, case.encrypted.shape[1:3]
-        blocks = cut(case.encrypted, scheme.block)
-        values = 2 * folded(blocks).astype(int).clip(0, TOP // 2) if 'negated' in scheme.changes else blocks
-        images = enlarged(values.mean(-1), size)
-        if scheme.moves == 'channel':
-            for colour in range(COLOURS):
-                images[..., colour] = enlarged(values[..., colour::COLOURS].mean(-1), size)[..., 0]
-        return Restored(images, notes='' if scheme.moves != 'none' else 'Nothing is moved, so finer attacks do better.')
-
-
-@register
-class FoldedValues(ImageAttack):
-    """Every value p becomes min(p, 255 - p): whether it was negated no longer matters.
-
-    That is the plain image where it is dark, and its negative where it is bright: all edges are in their places, and
-    shapes can be seen at once.
-    """
-
-    name, title = 'folded-values', 'min(p, 255 - p) of each value'
-    source = 'feature reconstruction attack, as in Sirichotedumrong and Kiya, arXiv 2010.06198'
-    cost = 'nothing'
-
-    @classmethod
-    def fits(cls, scheme: Scheme) -> bool:
-        """Where values are negated, and stay in their places."""
-        return 'negated' in scheme.changes and scheme.moves == 'none'
-
-    def run(self, case: ImageCase, progress: Progress) -> Restored:
-        """Fold."""
-        return Restored(folded(case.encrypted), notes='Bright areas come out dark; outlines are exact.')
 
 
 @register
@@ -158,6 +95,11 @@ def _tiled(places: NDArray[np.bool_], images: Images, block: int) -> NDArray[np.
     return np.broadcast_to(mask, images.shape)
 
 
+def _blurred(values: Floats, sigma: float) -> Floats:
+    """Values (N, H, W, 3) as Gaussian means of those around, each colour by itself."""
+    return np.asarray(gaussian_filter(values, (0, sigma, sigma, 0), mode='nearest'), dtype=np.float32)
+
+
 def _interpolated(values: Floats, known: NDArray[np.bool_]) -> Floats:
     """Values (N, H, W, 3) where they are not known, as means of the known ones around, near ones first.
 
@@ -166,9 +108,7 @@ def _interpolated(values: Floats, known: NDArray[np.bool_]) -> Floats:
     weights = known.astype(np.float32)
     total, mass = np.zeros_like(values), np.zeros_like(values)
     for sigma, share in ((0.7, 1.0), (1.5, 0.1), (4.0, 1e-3), (16.0, 1e-6)):
-        reach = (0, sigma, sigma, 0)
-        above = gaussian_filter(values * weights, reach, mode='nearest')
-        below = gaussian_filter(weights, reach, mode='nearest')
+        above, below = _blurred(values * weights, sigma), _blurred(weights, sigma)
         total += share * (above + _ACROSS * above.sum(-1, keepdims=True))
         mass += share * (below + _ACROSS * below.sum(-1, keepdims=True))
     return np.asarray(total / np.maximum(mass, 1e-12), dtype=np.float32)
@@ -176,9 +116,7 @@ def _interpolated(values: Floats, known: NDArray[np.bool_]) -> Floats:
 
 def _evenness(values: Floats) -> Floats:
     """Weights of values (N, H, W, 3), by how little those around differ."""
-    reach = (0, 1.0, 1.0, 0)
-    mean = gaussian_filter(values, reach, mode='nearest')
-    spread = np.maximum(gaussian_filter(values**2, reach, mode='nearest') - mean**2, 0)
+    spread = np.maximum(_blurred(values**2, 1.0) - _blurred(values, 1.0) ** 2, 0)
     return np.asarray(1 / (4.0 + spread), dtype=np.float32)
 
 
@@ -186,9 +124,7 @@ def _around(values: Floats, where: NDArray[np.bool_]) -> Floats:
     """Each value as the mean of its neighbours, without itself; untouched neighbours count three times."""
     weights = np.where(where, 1.0, 3.0).astype(np.float32)
     own = gaussian_filter(np.eye(1, 9, 4, dtype=np.float32), (0, 0.7))[0, 4] ** 2
-    reach = (0, 0.7, 0.7, 0)
-    above = gaussian_filter(values * weights, reach, mode='nearest') - own * values * weights
-    below = gaussian_filter(weights, reach, mode='nearest') - own * weights
+    above, below = (_blurred(x, 0.7) - own * x for x in (values * weights, weights))
     return np.asarray(above / np.maximum(below, 1e-6), dtype=np.float32)
 
 
