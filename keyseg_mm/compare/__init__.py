@@ -1,1 +1,1 @@
-"""The parts of ``keyseg compare``: the methods, their configs, the runs with their marks, figures, table and page."""
+"""``keyseg compare``: the methods, their configs, the steps by which each is tried, and the table and page."""

@@ -30,13 +30,16 @@ Run = Callable[[], object]
 
 def main(argv: list[str]) -> int:
     """``CONFIG CHECKPOINT PLAIN_CONFIG PLAIN OUT``: time a method, in a process of its own."""
+    from mmseg.apis import init_model
     from mmseg.registry import DATASETS
 
     config, checkpoint, plain_config, plain_checkpoint, out = argv
     init_default_scope('mmseg')
     base, cfg = read_config(plain_config), read_config(config)
     sample = DATASETS.build(base.test_dataloader.dataset)[0]  # the first test photo; inputs: (3, H, W), uint8
-    plain, protected = _model(base, plain_checkpoint), _model(cfg, checkpoint)
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    plain = init_model(copy.deepcopy(base), plain_checkpoint, device)
+    protected = init_model(copy.deepcopy(cfg), checkpoint, device)
     # one memory for both: two models differ by where their weights lie, which alone can make a percent
     for mine, theirs in zip(plain.parameters(), protected.parameters()):
         mine.data = theirs.data
@@ -65,13 +68,6 @@ def ratios_of(plain: Run, protected: Run) -> list[float]:
         taken = {run: seconds(run, repeats) for run in pair}
         ratios.append(taken[protected] / taken[plain])
     return ratios
-
-
-def _model(cfg: Config, checkpoint: str) -> Any:
-    """A model with its weights, to be tested."""
-    from mmseg.apis import init_model
-
-    return init_model(copy.deepcopy(cfg), checkpoint, 'cuda' if torch.cuda.is_available() else 'cpu')
 
 
 def _inference(model: Any, sample: Any, encrypt: Run = lambda: None) -> Run:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from keyseg_mm.errors import KeysegError
 
 PLAIN = 'plain'
-BLOCKS = (4, 16)
-FEATURE_BLOCK = 2
+_BLOCKS = (4, 16)  # of the image methods, where none is asked for
+_FEATURE_BLOCK = 2
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,22 @@ _MAPS = 'arXiv 2206.05422 (Ito et al., 2022)'
 _BLOCK_MAPS = 'arXiv 2109.00224 (MaungMaung and Kiya, 2021)'
 _IMAGES = 'arXiv 2105.14756 (MaungMaung and Kiya, 2021)'
 _SEGMENTED = f'{_IMAGES}, for segmentation 2107.09362 (Ito et al., 2021)'
-_IN_BLOCKS = f'in blocks of {FEATURE_BLOCK} by {FEATURE_BLOCK} positions'
+_IN_BLOCKS = f'in blocks of {_FEATURE_BLOCK} by {_FEATURE_BLOCK} positions'
 
 
-def _of_images(cipher: str, what: str, source: str) -> Method:
+def _of_images(cipher: str, block: int) -> Method:
+    what, source = {
+        'SHF': ('the values of each block change places, across colours too', _SEGMENTED),
+        'NP': ('a secret half of the places of each block holds 255 - p for p', _SEGMENTED),
+        'FFX': ('a secret half of the places of each block holds the format-preserving encryption of p', _IMAGES),
+    }[cipher]
+    name, title = f'image-{cipher.lower()}-{block}', f'image {cipher}, block {block}'
     does = f'Images are encrypted before training and testing: {what}.'
     lacks = (
         'Every block of every image is encrypted alike, and one image with its encryption gives the tables away; '
         'pictures are scrambled, not enciphered. Needs a training of its own for each key.'
     )
-    return Method(f'image-{cipher.lower()}', f'image {cipher}', does, lacks, source, 'images', cipher=cipher)
+    return Method(name, title, does, lacks, source, 'images', cipher=cipher, block=block)
 
 
 def _of_maps(title: str, what: str, lacks: str, source: str, **transform: Any) -> Method:
@@ -86,13 +93,11 @@ def _of_weights(name: str, share: str, scheme: str, which: str, lacks: str, sour
 _TABLE = (
     Method(PLAIN, 'plain', 'The model as it is, without protection: what the others are measured by.',
            'Protects nothing.', 'the host'),
-    _of_images('SHF', 'the values of each block change places, across colours too', _SEGMENTED),
-    _of_images('NP', 'a secret half of the places of each block holds 255 - p for p', _SEGMENTED),
-    _of_images('FFX', 'a secret half of the places of each block holds the format-preserving encryption of p', _IMAGES),
+    *(_of_images(cipher, block) for cipher in ('SHF', 'NP', 'FFX') for block in _BLOCKS),
     _of_maps('feature SHF', f'shuffled {_IN_BLOCKS} and all channels', 'Cannot be locked afterwards or unlocked.',
-             _BLOCK_MAPS, type='BlockShuffle', block=FEATURE_BLOCK),
+             _BLOCK_MAPS, type='BlockShuffle', block=_FEATURE_BLOCK),
     _of_maps('feature NP', f'negated at half of the values {_IN_BLOCKS}', 'Cannot be locked afterwards or unlocked.',
-             _BLOCK_MAPS, type='NegativePositive', block=FEATURE_BLOCK),
+             _BLOCK_MAPS, type='NegativePositive', block=_FEATURE_BLOCK),
     _of_maps('feature permutation', "permuted channel by channel, the paper's way",
              'Hides which channel is which, and leaves the values of each as they were.',
              _MAPS, type='ChannelPermutation'),
@@ -117,37 +122,26 @@ _TABLE = (
                 'The other 99 % of the weights are plain, for anybody to fine-tune.',
                 'arXiv 2511.18772 (ADALOC) and others encrypt a share of the weights'),
 )  # fmt: skip
-#: Image methods stand here once, and are compared at each block size.
 METHODS: dict[str, Method] = {method.name: method for method in _TABLE}
 
 
-def expanded(blocks: Sequence[int] = BLOCKS) -> dict[str, Method]:
-    """All methods by name, those of images once for each block size."""
-    found: dict[str, Method] = {}
-    for name, method in METHODS.items():
-        for block in blocks if method.cipher else ():
-            title = f'{method.title}, block {block}'
-            found[f'{name}-{block}'] = replace(method, name=f'{name}-{block}', title=title, block=block)
-        found.update({} if method.cipher else {name: method})
-    return found
-
-
-def pick(wanted: Sequence[str] | None, blocks: Sequence[int] = BLOCKS) -> list[Method]:
-    """The methods that a user asks for, in the table's order; the plain model, by which all are measured, always.
+def pick(wanted: Sequence[str] | None = None) -> list[Method]:
+    """The methods that a user asks for; the plain model, by which all are measured, comes first, asked for or not.
 
     Args:
-        wanted: names, also those of image methods without a block, and patterns as ``'lock-*'``; None for all.
-        blocks: block sizes of the image methods.
+        wanted: names, and patterns as ``'lock-*'``; image methods are known at any block size, as ``image-shf-8``.
+            None for all.
 
     Raises:
         KeysegError: one that matches nothing.
     """
-    table = expanded(blocks)
-    chosen = {PLAIN}
-    for text in wanted if wanted is not None else list(table):
-        found = [name for name in table if fnmatch.fnmatchcase(name, text) or name.rpartition('-')[0] == text]
-        found = [text] if text in table else found
+    chosen = {PLAIN: METHODS[PLAIN]}
+    for text in METHODS if wanted is None else wanted:
+        sized = re.fullmatch(r'image-(shf|np|ffx)-([1-9]\d*)', text)
+        found = [method for name, method in METHODS.items() if fnmatch.fnmatchcase(name, text)]
+        if sized and not found:
+            found = [_of_images(sized[1].upper(), int(sized[2]))]
         if not found:
-            raise KeysegError(f'no method {text!r}; there are {", ".join(table)}')
-        chosen.update(found)
-    return [method for name, method in table.items() if name in chosen]
+            raise KeysegError(f'no method {text!r}; there are {", ".join(METHODS)}')
+        chosen.update({method.name: method for method in found})
+    return list(chosen.values())

@@ -1,10 +1,9 @@
-"""What a comparison writes in the end: compare.json, compare.md and compare.html, one page without network."""
+"""What a comparison writes in the end: compare.json and compare.html, one page without network."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,82 +11,85 @@ from markupsafe import Markup
 
 from keyseg_mm import __version__
 from keyseg_mm.atomic import write_json, write_new
+from keyseg_mm.audit.engine.results import to_json
 from keyseg_mm.audit.report.charts import bar_chart
-from keyseg_mm.audit.report.page import page
-from keyseg_mm.audit.report.pictures import painted
-from keyseg_mm.compare.methods import Method
-from keyseg_mm.compare.rows import Figures
-from keyseg_mm.compare.run import Subject
-from keyseg_mm.compare.table import HEAD, cells, columns, verdict
+from keyseg_mm.audit.report.page import figure, page
+from keyseg_mm.compare.choices import NONE
+from keyseg_mm.compare.methods import PLAIN, Method
+from keyseg_mm.compare.rows import Audited, Row
+from keyseg_mm.compare.trial import Subject
+from keyseg_mm.maps.keyspace import KEY_BITS
 
-FIGURES, TABLE, PAGE = 'compare.json', 'compare.md', 'compare.html'
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a comparison found: what its figures depend on, those of each config, and what they come to."""
-
-    made_by: str
-    when: str
-    suite: str
-    seed: int
-    wrong_keys: int
-    methods: Sequence[Method]
-    subjects: Sequence[Figures]
-    verdict: str
-
-    @classmethod
-    def of(cls, subjects: Sequence[Subject], methods: Sequence[Method]) -> Report:
-        """What :func:`keyseg_mm.compare.run.compare` found."""
-        found, choices = [subject.figures for subject in subjects], subjects[0].choices
-        said = ' '.join(verdict(figures, choices.suite) for figures in found)
-        when = time.strftime('%Y-%m-%d %H:%M')
-        return cls(__version__, when, choices.suite, choices.seed, choices.wrong_keys, methods, found, said)
-
-    def write(self, out: Path, subjects: Sequence[Subject]) -> Path:
-        """Write the three files, all public, with pictures from the subjects; returns the page's path."""
-        figures = [{**asdict(found), 'rows': [row.public() for row in found.rows]} for found in self.subjects]
-        write_json(out / FIGURES, {'format': 'keyseg_mm compare', 'version': 1, **asdict(self), 'subjects': figures})
-        _write_text(out / TABLE, self.as_markdown())
-        _write_text(out / PAGE, self.as_page(subjects))
-        return out / PAGE
-
-    def as_markdown(self) -> str:
-        """The tables, what the columns are, and what each method does and does not do."""
-        parts = ['# Methods compared', self.verdict]
-        for figures in self.subjects:
-            rows = [HEAD, ['---'] * len(HEAD), *(cells(figures, row) for row in figures.rows)]
-            table = ['| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |' for row in rows]
-            reasons = [f'- {row.title}: {row.status}: {row.why}' for row in figures.rows if row.why]
-            parts += [f'## {figures.name}', '\n'.join(table), '\n'.join(reasons)]
-        notes = [f'- **{m.title}** ({m.source}). {m.does} {m.lacks}' for m in self.methods]
-        parts += [*columns(self.suite, self.wrong_keys), '\n'.join(notes)]
-        return '\n\n'.join(filter(None, parts)) + '\n'
-
-    def as_page(self, subjects: Sequence[Subject]) -> str:
-        """The page, with the photos of the subjects and what each method makes of them."""
-        return page(
-            'compare.html.j2',
-            Path(__file__).parent,
-            report=self,
-            head=HEAD,
-            columns=columns(self.suite, self.wrong_keys),
-            cells=cells,
-            chart=_chart,
-            painted=lambda labels, subject: [painted(label, subject.data.palette) for label in labels],
-            subjects=list(zip(self.subjects, subjects)),
-        )
+FIGURES, PAGE = 'compare.json', 'compare.html'
+HEAD = (
+    'method', 'right key', 'drop', 'no key', 'wrong keys, most', 'floor', 'time', 'key space, bits', 'audit advantage',
+)  # fmt: skip
+_NOTHING = '–'
+#: Words of the audit's levels where its advantage says nothing by itself.
+_LEVELS = {'void': 'void: ', 'idle': 'nothing to steal: '}
 
 
-def _write_text(path: Path, text: str) -> None:
-    write_new(path, lambda file: file.write(text.encode('utf-8')), overwrite=True)
+def write(out: Path, subjects: Sequence[Subject], methods: Sequence[Method]) -> Path:
+    """Write what was found, all of it public; returns the page's path."""
+    header = {'format': 'keyseg_mm compare', 'version': 1, 'made_by': __version__, 'when': time.strftime('%Y-%m-%d')}
+    choices = subjects[0].choices
+    figures = [
+        {
+            'name': s.folder.name,
+            'config': s.file,
+            'floor': s.data.floor,
+            'photos': s.data.photos,
+            'rows': to_json(s.rows),
+        }
+        for s in subjects
+    ]
+    asked = {'suite': choices.suite, 'seed': choices.seed, 'wrong_keys': choices.wrong_keys}
+    write_json(out / FIGURES, {**header, **asked, 'methods': to_json(methods), 'subjects': figures})
+    text = as_page(subjects, methods, **header, **asked)
+    write_new(out / PAGE, lambda file: file.write(text.encode('utf-8')), overwrite=True)
+    return out / PAGE
 
 
-def _chart(figures: Figures) -> Markup:
+def as_page(subjects: Sequence[Subject], methods: Sequence[Method], **header: Any) -> str:
+    """The page."""
+    folder = Path(__file__).parent
+    words = {
+        'head': HEAD,
+        'cells': cells,
+        'chart': _chart,
+        'methods': methods,
+        'subjects': subjects,
+        'key_bits': KEY_BITS,
+    }
+    return page('compare.html.j2', folder, **header, **words)
+
+
+def cells(subject: Subject, row: Row) -> list[str]:
+    """A row of the table, in the order of :data:`HEAD`."""
+    plain, time_, bits = subject.rows[0].right, row.overhead, row.key_space
+    drop = None if row.right is None or plain is None or row.name == PLAIN else plain - row.right
+    mious = [figure(value, 2) for value in (row.right, drop, row.miou.get(NONE), row.worst, subject.data.floor)]
+    return [
+        row.title,
+        *mious,
+        _NOTHING if time_ is None else f'{time_.median:.3f} [{time_.q1:.3f}, {time_.q3:.3f}]',
+        f'{bits:,.0f}' if bits is not None else _NOTHING if row.name == PLAIN else 'not countable',
+        _NOTHING if row.audit is None else _audit(row.audit),
+    ]
+
+
+def _audit(found: Audited) -> str:
+    """The advantage, the best attack and what it reached; or why there is none."""
+    if found.why:
+        return f'none: {found.why}'
+    return f'{_LEVELS.get(found.level, "")}{found.advantage:+.1f} ({found.attack}, {found.attack_miou:.1f})'
+
+
+def _chart(subject: Subject) -> Markup:
     """Right key, no key and worst wrong key of each method, beside the floor."""
-    groups: list[tuple[str, Any]] = []
-    for row in figures.rows:
-        values = (('right', row.right), ('none', row.without), ('wrong', row.worst))
+    groups: list[tuple[str, list[tuple[str, float]]]] = []
+    for row in subject.rows:
+        values = (('right', row.right), ('none', row.miou.get(NONE)), ('wrong', row.worst))
         bars = [(style, value) for style, value in values if value is not None]
         groups += [(row.title, bars)] if bars else []
-    return Markup(bar_chart(groups, figures.floor, 'mIoU'))  # noqa: S704 - made of numbers and escaped names
+    return Markup(bar_chart(groups, subject.data.floor, 'mIoU'))  # noqa: S704 - made of numbers and escaped names

@@ -1,63 +1,56 @@
-"""Commands in processes of their own: their output goes to a file, and one that breaks down breaks no other."""
+"""Steps of a comparison: commands in processes of their own, whose output goes to a file. What breaks breaks alone."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_POLL = 1.0  # seconds between two looks at the logs
-_FRESH = 60.0  # seconds since a log grew, for its command to count as one that is under way
-_TAIL = 4096  # bytes of a log that are looked at
 _LONGEST = 400  # characters of a reason
-# as the host's loggers write it: Iter(train) [  50/1000], Epoch(train)  [1][ 50/372], Iter(test) [50/101]
-_PROGRESS = re.compile(r'(?:Iter|Epoch)\((?:train|val|test)\)\s*(?:\[\d+\])?\[\s*(\d+)/(\d+)\]')
 
 
 @dataclass(frozen=True)
-class Command:
-    """What is to be run.
+class Step:
+    """A command that is run for a method.
 
     Attributes:
-        module: its ``main`` is given the arguments.
+        folder: of the method.
+        name: of its log, and of the mark that it leaves when it is done.
+        words: what it does.
         arguments: of the command line.
-        log: file for all that it prints; written anew.
+        module: its ``main`` is given the arguments.
         fine: exit statuses of success.
-        fresh: folder of an earlier try that has to go first.
-        goes_on: file that an earlier try may have left; where it is there, ``--resume`` is added.
     """
 
-    module: str
+    folder: Path
+    name: str
+    words: str
     arguments: tuple[str, ...]
-    log: Path
+    module: str
     fine: tuple[int, ...] = (0,)
-    fresh: Path | None = None
-    goes_on: Path | None = None
+
+    @property
+    def mark(self) -> Path:
+        """A file that says that the step is done."""
+        return self.folder / f'{self.name}.done'
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: why it failed, in a line, and whether by one of this package's own errors; empty if well."""
+    """How a step ended: why it failed, in a line, and whether by one of this package's own errors; empty if well."""
 
     why: str = ''
     refused: bool = False
 
 
-def perform(command: Command) -> Ended:
-    """Run a command, in whatever process."""
-    if command.fresh is not None:
-        shutil.rmtree(command.fresh, ignore_errors=True)
-    more = ['--resume'] if command.goes_on is not None and command.goes_on.exists() else []
-    status = run_command(command.module, [*command.arguments, *more], command.log)
-    return Ended() if status in command.fine else reason_in(command.log)
+def perform(step: Step) -> Ended:
+    """Run a step, in whatever process."""
+    log = step.folder / f'{step.name}.log'
+    return Ended() if run_command(step.module, step.arguments, log) in step.fine else reason_in(log)
 
 
 def run_command(module: str, arguments: Sequence[str], log: Path) -> int:
@@ -68,41 +61,8 @@ def run_command(module: str, arguments: Sequence[str], log: Path) -> int:
         try:
             return process.wait()
         finally:
-            if process.poll() is None:  # interrupted: nothing is left running
-                process.terminate()
-                process.wait()
-
-
-@contextmanager
-def watched(logs: Sequence[Path], told: Callable[[str], object]) -> Iterator[None]:
-    """Tell how far commands are, from the ends of their logs: whoever runs them, the logs are here."""
-    ended = threading.Event()
-
-    def look() -> None:
-        while not ended.wait(_POLL):
-            recent = time.time() - _FRESH
-            told(', '.join(filter(None, (progress_in(log) for log in logs if _changed(log) > recent))))
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        told('')
-
-
-def _changed(log: Path) -> float:
-    return log.stat().st_mtime if log.exists() else 0.0
-
-
-def progress_in(log: Path) -> str:
-    """The last progress that a log tells of, as ``50 of 1000``; empty where it tells of none."""
-    with log.open('rb') as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
-        found = _PROGRESS.findall(file.read().decode('utf-8', 'replace'))
-    return f'{found[-1][0]} of {found[-1][1]}' if found else ''
+            process.terminate()  # interrupted: nothing is left running
+            process.wait()
 
 
 def reason_in(log: Path) -> Ended:
@@ -111,8 +71,7 @@ def reason_in(log: Path) -> Ended:
     own = [i for i, line in enumerate(lines) if re.match(r'keyseg [\w-]+: ', line)]
     if own:
         text = ' '.join(lines[own[-1] :]).partition(': ')[2]
-    else:
-        errors = [line for line in lines if re.match(r'[\w.]*(Error|Exception|Interrupt|Warning)\b', line)]
-        text = (errors or lines or ['it printed nothing'])[-1]
-    short = text if len(text) <= _LONGEST else f'{text[: _LONGEST - 3]}...'
-    return Ended(short if own else f'{short} ({log})', refused=bool(own))
+        return Ended(textwrap.shorten(text, _LONGEST, placeholder=' ...'), refused=True)
+    errors = [line for line in lines if re.match(r'[\w.]*(Error|Exception|Interrupt|Warning)\b', line)]
+    text = (errors or lines or ['it printed nothing'])[-1]
+    return Ended(f'{textwrap.shorten(text, _LONGEST, placeholder=" ...")} ({log})')
