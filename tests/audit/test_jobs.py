@@ -26,7 +26,7 @@ def order(files, key_file):
 
 def figures(report):
     """What does not hang on the clock."""
-    return [(one.about, one.digest, one.score, one.trail, one.pictures, one.notes != '') for one in report.outcomes]
+    return [(one.about, one.digest, one.score, one.pictures, one.notes != '') for one in report.outcomes]
 
 
 def test_jobs_give_the_figures_of_a_sequence(order, files, monkeypatch):

@@ -76,7 +76,7 @@ def made_run(kind, name, value, scenario, share=None, key_share=None, beyond=Fal
     if error is not None:
         return Failure(about, '', 12.3, error)
     score = Score(value, 71.0, 0.51, recovery, images_used=3)
-    return Result(about, score, '', 12.3, name == 'hill', 'a note', [], (_labels(2), _labels(3)))
+    return Result(about, score, '', 12.3, name == 'hill', 'a note', (_labels(2), _labels(3)))
 
 
 def make_report(**changes):

@@ -8,7 +8,7 @@ exactly that. A case that holds a secret refuses to be built, so an attack canno
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from keyseg_mm.audit.engine.budget import Budget, Progress
@@ -85,12 +85,10 @@ class BaseAttempt:
     Attributes:
         exhausted: the budget ended it before it was done by its own measure.
         notes: what a reader should know of this attempt, in a sentence or two.
-        trail: figures for curves, one dict for each point of the curve.
     """
 
     exhausted: bool = False
     notes: str = ''
-    trail: list[dict[str, Any]] = field(default_factory=list)
 
 
 C = TypeVar('C', bound=BaseCase)

@@ -66,7 +66,6 @@ class Result(Scored[S]):
     seconds: float  # that the attack took
     exhausted: bool  # the budget ended it before it was done
     notes: str
-    trail: list[dict[str, Any]]  # figures for curves
     pictures: tuple[str, ...]  # what came of the photos that a report shows, as base64 PNGs
 
 

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import sys
 import time
 import traceback
@@ -101,8 +100,7 @@ class Runner(abc.ABC, Generic[C, A, S]):
                 words = f'{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})'
                 return Failure(about, digest, round(time.monotonic() - start, 2), words)
         exhausted = bool(found.exhausted or seconds > _GRACE * case.budget.seconds)
-        trail = [{name: _plain(value) for name, value in row.items()} for row in found.trail]
-        return Result(about, score, digest, seconds, exhausted, str(found.notes), trail, pictures)
+        return Result(about, score, digest, seconds, exhausted, found.notes, pictures)
 
     def _path(self, run: Run[C, A]) -> Path:
         return self.folder / f'{run.name}.json'
@@ -129,15 +127,6 @@ def _progress_on(bar: Any) -> Progress:
         bar.set_postfix_str(words)
 
     return show
-
-
-def _plain(value: Any) -> Any:
-    """A figure of a trail as JSON takes it, which has no infinity."""
-    if isinstance(value, (np.generic, Tensor)):
-        value = value.item() if isinstance(value, Tensor) or value.size == 1 else str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
 @functools.cache

@@ -115,4 +115,4 @@ def _trained(model: nn.Module, case: Case, lr: float, progress: Progress) -> Att
     with torch.no_grad():
         broken = not torch.isfinite(logits(model, photos.images[:1])).all()
     words = 'the training diverged' if broken else ''
-    return Attempt({}, model, len(photos), exhausted=course.exhausted, notes=words, trail=course.trail)
+    return Attempt({}, model, len(photos), exhausted=course.exhausted, notes=words)

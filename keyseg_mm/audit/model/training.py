@@ -99,11 +99,6 @@ class Course:
         """Mean loss of the last steps; infinite if no step was taken."""
         return float(np.mean(self.losses[-5:])) if self.losses else math.inf
 
-    @property
-    def trail(self) -> list[dict[str, Any]]:
-        """The losses as the curve of an attempt, of some forty steps."""
-        return [{'step': at, 'loss': loss} for at, loss in enumerate(self.losses, 1)][:: max(1, self.steps // 40)]
-
 
 def train(
     model: nn.Module,

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from keyseg_mm.audit.engine.budget import Progress
 from keyseg_mm.audit.model.attack import Attack, Attempt, Case, Photos, register
 from keyseg_mm.audit.model.attacks.points import AttackedPoint, Guesses, Matrix, array_of, points_of
-from keyseg_mm.audit.model.attacks.probing import channel_dim, columns_of, hooked, readers_of
+from keyseg_mm.audit.model.attacks.probing import columns_of, hooked, readers_of
 from keyseg_mm.audit.model.forward import logits
 from keyseg_mm.maps import ChannelMap
 
 IMAGES, BATCH = 32, 8  # photos that are looked at, at most, and at once
-POSITIONS = 1500  # of a map and photo whose patches are looked at
+POSITIONS = 500  # of a map and photo whose patches are looked at
 RUNS = 8  # searches from random starts, at least; then they go on until the two best ends meet
 MOST_RUNS = 200
 #: How far the statistics of other photos are off, in standard deviations of the outputs and in log variances.
@@ -118,13 +118,14 @@ def equations_at(case: Case, point: AttackedPoint, guesses: Guesses) -> list[Nor
     """
     model, photos = case.model(guesses), case[Photos].images[:IMAGES]
     names = [n for n, _ in readers_of(case, point) if case.weights[f'{n}.weight'].shape[1] == point.channels]
-    moments = {name: _Moments(model.get_submodule(name), point.channels, case.seed) for name in names}
+    patches: dict[str, list[Tensor]] = {name: [] for name in names}
+    draw = torch.Generator().manual_seed(case.seed)
     left: dict[int, tuple[str, Tensor]] = {}  # by id, kept alive so that the id is not given away
     norms: dict[str, nn.Module] = {}
 
     def leaving(name: str) -> Any:
         def note(layer: nn.Module, args: Any, output: Tensor) -> None:
-            moments[name].add(args[0])
+            patches[name].append(_patches(layer, args[0], draw))
             left[id(output)] = name, output
 
         return note
@@ -133,7 +134,7 @@ def equations_at(case: Case, point: AttackedPoint, guesses: Guesses) -> list[Nor
         if id(args[0]) in left:
             norms[left[id(args[0])][0]] = norm
 
-    handles = [moments[name].layer.register_forward_hook(leaving(name)) for name in names]
+    handles = [model.get_submodule(name).register_forward_hook(leaving(name)) for name in names]
     for norm in (m for m in model.modules() if isinstance(m, _Norm) and m.running_mean is not None):
         # a pooled map of one photo has a single value for each channel, and synchronised norms wait for others
         norm.train(len(photos) > 1 and not isinstance(norm, nn.SyncBatchNorm))
@@ -143,40 +144,30 @@ def equations_at(case: Case, point: AttackedPoint, guesses: Guesses) -> list[Nor
         for images in torch.split(photos, BATCH) if names else ():
             left.clear()
             logits(model, images)
-    return [moments[name].equations(case, name, norm) for name, norm in norms.items()]
+    return [_equations(case, name, norm, torch.cat(patches[name], 1)) for name, norm in norms.items()]
 
 
-class _Moments:
-    """Running sums of the patches of a map that a layer reads."""
+def _patches(layer: Any, x: Tensor, draw: torch.Generator) -> Tensor:
+    """Some of the patches (c K, n) of a map that a layer reads, K positions of its kernel."""
+    if isinstance(layer, nn.Linear):
+        found = x.movedim(-1, 0).flatten(1)
+    else:
+        how = {k: getattr(layer, k) for k in ('kernel_size', 'dilation', 'stride')}
+        padding = layer.padding if isinstance(layer.padding, tuple) else (0, 0)
+        found = F.unfold(x, padding=padding, **how).movedim(1, 0).flatten(1)
+    some = torch.randperm(found.shape[1], generator=draw)[: POSITIONS * len(x)]
+    return found[:, some.to(x.device)].cpu().double()
 
-    def __init__(self, layer: Any, channels: int, seed: int) -> None:
-        self.layer, self.channels = layer, channels
-        self.count, self.first, self.second = 0, torch.zeros(1), torch.zeros(1)
-        self.draw = torch.Generator().manual_seed(seed)
 
-    def add(self, x: Tensor) -> None:
-        """Take in a batch of the layer's inputs."""
-        if isinstance(self.layer, nn.Linear):
-            patches = x.detach().movedim(channel_dim(self.layer), 0).flatten(1)
-        else:
-            how = {k: getattr(self.layer, k) for k in ('kernel_size', 'dilation', 'stride')}
-            padding = self.layer.padding if isinstance(self.layer.padding, tuple) else (0, 0)
-            patches = F.unfold(x.detach(), padding=padding, **how).movedim(1, 0).flatten(1)
-        some = torch.randperm(patches.shape[1], generator=self.draw)[: POSITIONS * len(x)]
-        patches = patches[:, some.to(patches.device)].cpu().double()
-        self.count += patches.shape[1]
-        self.first = self.first + patches.sum(1)
-        self.second = self.second + patches @ patches.T
-
-    def equations(self, case: Case, name: str, norm: nn.Module) -> NormEquations:
-        """With the layer's protected weight, by what the norm behind it remembers."""
-        c, mean = self.channels, self.first / self.count
-        covariance = (self.second / self.count - torch.outer(mean, mean)).reshape(c, len(mean) // c, c, -1)
-        weight, bias = case.weights[f'{name}.weight'], case.weights.get(f'{name}.bias')
-        columns = torch.from_numpy(columns_of(weight, 0, c)).reshape(c, len(weight), -1)
-        wanted, variance = (getattr(norm, f'running_{what}').cpu().double() for what in ('mean', 'var'))
-        wanted = wanted if bias is None else wanted - bias.detach().cpu().double()
-        return NormEquations(columns, mean.reshape(c, -1), covariance, wanted, variance.clamp_min(1e-8))
+def _equations(case: Case, name: str, norm: nn.Module, patches: Tensor) -> NormEquations:
+    """Those of a layer's protected weight, by what the norm behind it remembers."""
+    weight, bias = case.weights[f'{name}.weight'], case.weights.get(f'{name}.bias')
+    c = weight.shape[1]
+    columns = torch.from_numpy(columns_of(weight, 0, c)).reshape(c, len(weight), -1)
+    covariance = torch.cov(patches, correction=0).reshape(c, columns.shape[2], c, -1)
+    wanted, variance = (getattr(norm, f'running_{what}').cpu().double() for what in ('mean', 'var'))
+    wanted = wanted if bias is None else wanted - bias.detach().cpu().double()
+    return NormEquations(columns, patches.mean(1).reshape(c, -1), covariance, wanted, variance.clamp_min(1e-8))
 
 
 def invert(
