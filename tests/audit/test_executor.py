@@ -180,7 +180,8 @@ def test_keys_do_not_travel(local, key):
 @pytest.mark.parametrize(('how', 'status'), [(signal.SIGINT, 1), (signal.SIGKILL, -signal.SIGKILL)])
 def test_what_was_started_ends_with_the_caller(how, status, tmp_path):
     code = (
-        'import sys; from pathlib import Path; import tests.audit.test_executor as t\n'
+        'import signal, sys; from pathlib import Path; import tests.audit.test_executor as t\n'
+        'signal.signal(signal.SIGINT, signal.default_int_handler)\n'  # a background shell has it ignored
         'with t.make_executor(jobs=2) as way:\n'
         '    try:\n'
         '        t.results(way, t.starts_another, Path(sys.argv[1]))\n'
