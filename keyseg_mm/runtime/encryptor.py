@@ -87,12 +87,16 @@ class Encryptor(Gate):
 
 def encryptors_for(model: nn.Module, sites: Iterable[Site], maps: Iterable[Map]) -> list[Encryptor]:
     """Encryptors with their tables where the modules of their sites are."""
-    found = []
+    found, whole = [], _first_weight(model, torch.empty(0))
     for site, secret in zip(sites, maps):
-        tensors = (*module_of(model, site.point.name).parameters(), *model.parameters(), torch.empty(0))
-        like = next(t for t in tensors if t.is_floating_point())
+        like = _first_weight(module_of(model, site.point.name), whole)
         found.append(Encryptor(site, secret, like.device, like.dtype))
     return found
+
+
+def _first_weight(module: nn.Module, default: Tensor) -> Tensor:
+    """A module's first floating-point parameter, found without listing all of them, which takes a large model long."""
+    return next((p for p in module.parameters() if p.is_floating_point()), default)
 
 
 def add_encryptors(model: nn.Module, encryptors: Iterable[Encryptor]) -> list[Gate]:
