@@ -28,7 +28,6 @@ from locking import keyseg
 from run import HERE, keyed_as, suffix_of, train
 
 from keyseg_mm import SecretKey, write_key_file
-from keyseg_mm.audit.engine.results import from_json
 from keyseg_mm.audit.engine.suites import ModelSuite
 from keyseg_mm.audit.model import audit as model_audit
 from keyseg_mm.audit.model.report import ModelReport
@@ -104,10 +103,8 @@ class Files:
 def audit(files: Files, name: str, checkpoint: Path) -> ModelReport:
     """The report of one file's audit."""
     out = files.folder / f'audit-{name.replace(" ", "-")}'
-    if (out / 'report.json').exists():
-        return from_json(ModelReport, json.loads((out / 'report.json').read_text()))
     config = out / 'config.py'  # the audit takes its photos from a config
-    out.mkdir(exist_ok=True)
+    out.mkdir(exist_ok=True)  # finished runs in it are taken over
     roots = '\n'.join(f'{part}_dataloader = dict(dataset=dict(data_root={files.root!r}))' for part in ('train', 'test'))
     config.write_text(f"_base_ = '{files.plain_config}'\n{roots}\n")
     named = {'config': config, 'checkpoint': checkpoint, 'key': f'file:{files.key_file}', 'public': files.public()}

@@ -7,12 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from keyseg_mm import __version__
 from keyseg_mm.atomic import write_json, write_new
 from keyseg_mm.audit.engine.results import to_json
-from keyseg_mm.audit.report.charts import bar_chart
 from keyseg_mm.audit.report.page import figure, page
 from keyseg_mm.compare.choices import NONE
 from keyseg_mm.compare.methods import PLAIN, Method
@@ -56,7 +53,7 @@ def as_page(subjects: Sequence[Subject], methods: Sequence[Method], **header: An
     words = {
         'head': HEAD,
         'cells': cells,
-        'chart': _chart,
+        'none_key': NONE,
         'methods': methods,
         'subjects': subjects,
         'key_bits': KEY_BITS,
@@ -83,13 +80,3 @@ def _audit(found: Audited) -> str:
     if found.why:
         return f'none: {found.why}'
     return f'{_LEVELS.get(found.level, "")}{found.advantage:+.1f} ({found.attack}, {found.attack_miou:.1f})'
-
-
-def _chart(subject: Subject) -> Markup:
-    """Right key, no key and worst wrong key of each method, beside the floor."""
-    groups: list[tuple[str, list[tuple[str, float]]]] = []
-    for row in subject.rows:
-        values = (('right', row.right), ('none', row.miou.get(NONE)), ('wrong', row.worst))
-        bars = [(style, value) for style, value in values if value is not None]
-        groups += [(row.title, bars)] if bars else []
-    return Markup(bar_chart(groups, subject.data.floor, 'mIoU'))  # noqa: S704 - made of numbers and escaped names

@@ -399,7 +399,7 @@ def test_the_page_stands_alone_and_says_it_all(compared, page):
         assert ' '.join(words.split()) in text, words
     assert all(method['does'] in text and method['lacks'] in text for method in report['methods'])
     # three photos and their truth, the plain model, and two strips for each of the three methods
-    assert parsed.tags.count('img') == 3 * (2 + 1 + 2 * 3) and parsed.tags.count('svg') == 1
+    assert parsed.tags.count('img') == 3 * (2 + 1 + 2 * 3) and parsed.tags.count('dl') == 2
 
 
 def test_nothing_from_outside_becomes_markup():

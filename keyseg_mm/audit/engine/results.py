@@ -1,19 +1,16 @@
-"""What comes of runs, typed from the attack to the page, and how that goes to JSON and back."""
+"""What comes of runs, typed from the attack to the page, and as JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Generic, Literal, TypeVar
 
 #: A key holder's run is made by the referee, with the true key on.
 Kind = Literal['control', 'key-holder', 'attack']
 S = TypeVar('S')
-T = TypeVar('T')
 
 
 @dataclass(frozen=True)
@@ -91,48 +88,16 @@ def to_json(value: Any) -> Any:
     return None if value == math.inf else value
 
 
-def from_json(kind: Any, value: Any) -> Any:
-    """Undo :func:`to_json`.
+def read_result(row: Mapping[str, Any], score: Callable[..., S]) -> Result[S]:
+    """A result from the JSON of its fields.
 
     Args:
-        kind: a dataclass, or any type that its fields have.
-        value: what was read.
+        row: what was read.
+        score: the class of its score.
 
     Raises:
-        KeyError, TypeError, ValueError: the value is not of that type.
+        KeyError, TypeError: it is none.
     """
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return None if value is None else from_json(_member(inner, value), value)
-    cls = origin or kind
-    if dataclasses.is_dataclass(cls):
-        hints, chosen = get_type_hints(cls), dict(zip(getattr(cls, '__parameters__', ()), inner))
-        parts = {f.name: (hints[f.name], value[f.name]) for f in dataclasses.fields(cls)}
-        return cls(**{name: from_json(_filled(hint, chosen), part) for name, (hint, part) in parts.items()})  # type: ignore[operator]
-    if kind is float:
-        return math.inf if value is None else float(value)
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return kind(value)
-    if origin in (tuple, list) and not isinstance(value, str):
-        return origin(from_json(inner[0], item) for item in value)
-    if origin is dict:
-        return {name: from_json(inner[1], item) for name, item in value.items()}
-    return value
-
-
-def _filled(hint: Any, chosen: dict[Any, Any]) -> Any:
-    """A hint with the type that a generic class was given in place of its variable."""
-    if hint in chosen:
-        return chosen[hint]
-    free = getattr(hint, '__parameters__', ())
-    return hint[tuple(chosen.get(one, Any) for one in free)] if free else hint
-
-
-def _member(kinds: tuple[Any, ...], value: Any) -> Any:
-    """Which type of a union a value has: of several dataclasses, the one with its fields."""
-    known = [kind for kind in kinds if kind is not type(None)]
-    for kind in known:
-        cls = get_origin(kind) or kind
-        if dataclasses.is_dataclass(cls) and {f.name for f in dataclasses.fields(cls)} == set(value):
-            return kind
-    return known[0]
+    about = About(**{**row['about'], 'needs': tuple(row['about']['needs'])})
+    parts = {'about': about, 'score': score(**row['score']), 'pictures': tuple(row['pictures'])}
+    return Result(**{**row, **parts})

@@ -7,15 +7,13 @@ changed: the case, what it is scored on, and the code.
 from __future__ import annotations
 
 import abc
-import ast
 import dataclasses
 import functools
 import hashlib
 import json
-import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic
 
@@ -27,13 +25,12 @@ from tqdm import tqdm
 from keyseg_mm.atomic import write_json
 from keyseg_mm.audit.engine.attack import A, C, Run
 from keyseg_mm.audit.engine.budget import Progress, seed_everything
-from keyseg_mm.audit.engine.results import Failure, Result, S, from_json, to_json
+from keyseg_mm.audit.engine.results import Failure, Result, S, read_result
 
 _BAR = '  {desc:<44.44} {percentage:3.0f}% |{bar:20}| {postfix}'
 #: A run may exceed its seconds by this much, for what cannot be cut short, before it is flagged.
 _GRACE = 1.25
-_PACKAGE = 'keyseg_mm.audit.'
-_REDRAW = 0.2  # seconds between two redraws of a bar
+_PACKAGE = Path(__file__).parents[1]
 
 
 class Runner(abc.ABC, Generic[C, A, S]):
@@ -45,7 +42,7 @@ class Runner(abc.ABC, Generic[C, A, S]):
         bars: show a progress bar for each run.
     """
 
-    score: ClassVar[Any]  # the class of scores; its module makes them
+    score: ClassVar[Any]  # the class of scores
 
     def __init__(self, folder: Path, scored_on: tuple[Any, ...], bars: bool = True) -> None:
         self.folder, self.bars, self._scored_on = folder, bars, scored_on
@@ -67,7 +64,7 @@ class Runner(abc.ABC, Generic[C, A, S]):
         """The result of an earlier run of the same inputs; damaged files and failures are run again."""
         try:
             read = json.loads(self._path(run).read_text(encoding='utf-8'))
-            result: Result[S] = from_json(Result[self.score], read)  # type: ignore[name-defined]
+            result: Result[S] = read_result(read, self.score)
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return result if result.digest == self.digest(run) else None
@@ -75,13 +72,13 @@ class Runner(abc.ABC, Generic[C, A, S]):
     def keep(self, run: Run[C, A], outcome: Result[S] | Failure) -> Result[S] | Failure:
         """Store what came of a run; returns it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self._path(run), to_json(outcome))
+        write_json(self._path(run), dataclasses.asdict(outcome))
         return outcome
 
     def digest(self, run: Run[C, A]) -> str:
         """SHA-256 of all that a result depends on."""
         case = run.scenario.case
-        parts = [run.name, _code_of(run.attack.__module__), _code_of(self.score.__module__)]
+        parts = [run.name, _code()]
         parts += [f'{item.name}={self._digest_of(getattr(case, item.name))}' for item in dataclasses.fields(case)]
         return hashlib.sha256(json.dumps([*parts, self._digest_of(self._scored_on)]).encode()).hexdigest()
 
@@ -90,7 +87,7 @@ class Runner(abc.ABC, Generic[C, A, S]):
         case, start = run.scenario.case, time.monotonic()
         about, digest = run.about(), self.digest(run)
         seed_everything(case.seed)
-        with tqdm(desc=run.title, total=1.0, disable=not self.bars, leave=False, bar_format=_BAR) as bar:
+        with tqdm(desc=run.title, total=1.0, miniters=0, disable=not self.bars, leave=False, bar_format=_BAR) as bar:
             try:
                 found = self.attack(run, _progress_on(bar))
                 seconds = round(time.monotonic() - start, 2)
@@ -117,37 +114,19 @@ class Runner(abc.ABC, Generic[C, A, S]):
 
 def _progress_on(bar: Any) -> Progress:
     """What an attack calls, shown on a tqdm bar of a total of 1, not too often."""
-    shown = [0.0]
 
     def show(share: float, words: str) -> None:
-        now = time.monotonic()
-        if bar.disable or now - shown[0] < _REDRAW:
-            return
-        shown[0], bar.n = now, min(1.0, max(0.0, float(share)))
-        bar.set_postfix_str(words)
+        bar.set_postfix_str(words, refresh=False)
+        bar.update(min(1.0, max(0.0, float(share))) - bar.n)
 
     return show
 
 
 @functools.cache
-def _code_of(module: str) -> str:
-    """Digest of a module's source and of all that it imports of the audit, directly or not."""
-    seen: dict[str, bytes] = {}
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        path = getattr(sys.modules.get(name), '__file__', None)
-        if name not in seen and path is not None:
-            seen[name] = Path(path).read_bytes()
-            waiting += [found for found in _imported(ast.parse(seen[name])) if found.startswith(_PACKAGE)]
-    return hashlib.sha256(b''.join(seen[name] for name in sorted(seen))).hexdigest()
-
-
-def _imported(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f'{node.module}.{alias.name}' for alias in node.names)
+def _code() -> str:
+    """Digest of the audit's own source."""
+    files = sorted(_PACKAGE.rglob('*.py'))
+    return hashlib.sha256(b''.join(path.read_bytes() for path in files)).hexdigest()
 
 
 def _feed(state: Any, value: Any) -> None:
