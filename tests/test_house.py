@@ -64,6 +64,8 @@ PLANTED = {
         'host below mm: keyseg_mm.runtime.leaks imports mmseg',
     ),
     'torch in the stamp': ('stamp.py', 'import torch', 'torch: keyseg_mm.stamp'),
+    'torch in the envelope': ('envelope.py', 'import torch', 'torch: keyseg_mm.envelope'),
+    'torch in the cipher': ('seal/cipher.py', 'import torch', 'torch: keyseg_mm.seal.cipher'),
     'torch behind a key': ('errors.py', 'from torch import nn', 'torch: keyseg_mm.keys.secret, by way of'),
     'torch in a key': ('keys/key.py', 'def f():\n    import torch.nn', 'torch: keyseg_mm.keys.key'),
     'an attack with a key': (
@@ -133,6 +135,7 @@ def test_keys_and_stamp_work_without_torch():
     code = (
         "import sys; sys.modules['torch'] = None\n"
         'import keyseg_mm.keys.key, keyseg_mm.keys.keyfile, keyseg_mm.keys.locator, keyseg_mm.stamp\n'
+        'import keyseg_mm.envelope, keyseg_mm.seal.cipher\n'
     )
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

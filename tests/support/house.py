@@ -25,10 +25,11 @@ CHAIN = (
     'atomic',
     'keys | model',
     'maps',
-    'entries',
+    'entries | envelope',
     'stamp',
     'mac',
     'bind',
+    'seal',
     'lockplan',
     'locking',
     'runtime',
@@ -44,6 +45,7 @@ CHAIN = (
 )
 RANKS = {room: rank for rank, line in enumerate(CHAIN) for room in line.split(' | ')}
 COMPOSITION = (NAME, f'{NAME}.registry')  # put the house together, so they may import anything
+TORCHLESS = (f'{NAME}.seal.cipher', f'{NAME}.seal.meta')  # of a room where others need torch
 KEYLESS = (f'{NAME}.keys.derive', f'{NAME}.keys.secret')  # streams and what hides a value: no key is in there
 HOST = ('mmengine', 'mmcv', 'mmseg', 'mmdet', 'mmpretrain')
 LINES, FUNCTION_LINES, TOTAL = 300, 40, 15_000
@@ -198,7 +200,7 @@ def _host(house: House) -> Iterator[str]:
 
 def _torch(house: House) -> Iterator[str]:
     for name in house.texts:
-        if room_of(name) in ('keys', 'stamp'):
+        if room_of(name) in ('keys', 'stamp', 'envelope') or name in TORCHLESS:
             if any(found.target.split('.')[0] == 'torch' for found in house.imports[name]):
                 yield f'torch: {name}'
             via = next((by for target, by in house.at_once(name).items() if target.split('.')[0] == 'torch'), name)
@@ -217,21 +219,21 @@ def _attacks(house: House) -> Iterator[str]:
 
 def _public_half(house: House) -> Iterator[str]:
     for name in house.texts:
-        if room_of(name) in ('model', 'maps', 'stamp'):
+        if room_of(name) in ('model', 'maps', 'envelope', 'stamp'):
             for target in house.own(name):
                 if room_of(target) == 'keys' and target not in KEYLESS:
                     yield f'the public half sees a key: {name} -> {target}'
 
 
 def _derivation(house: House) -> Iterator[str]:
-    """Streams are made of keys in bind alone; nothing secret is drawn by the generators of torch, numpy and random."""
+    """Keys are made of keys in bind and seal alone; no secret is drawn by the generators of torch, numpy and random."""
     generators = {'default_rng', 'rand', 'randn', 'randint', 'randperm', 'manual_seed'}
     for name, text in house.texts.items():
         called = {_called(node) for node in nodes(text)}
-        if room_of(name) not in ('keys', 'bind') and called & {'KeyStream', 'subkey'}:
+        if room_of(name) not in ('keys', 'bind', 'seal') and called & {'KeyStream', 'subkey'}:
             yield f'derives from keys: {name}'
         elsewhere = called & generators or Import('random', True) in house.imports[name]
-        if room_of(name) in ('keys', 'maps', 'bind', 'stamp') and elsewhere:
+        if room_of(name) in ('keys', 'maps', 'bind', 'stamp', 'seal') and elsewhere:
             yield f'draws by other generators: {name}'
 
 

@@ -1,0 +1,273 @@
+"""The file cipher on tensors: a state_dict, say, sealed as it is written to a file and opened as it is read.
+
+Every bit of every tensor counts, in the order of its indices; how it lies in memory does not. Values that are no
+tensors, and stamps, stay as they are; stamps of parts are authenticated, other values are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from keyseg_mm.envelope import CHUNK, SEALED, SIGNED, Seal
+from keyseg_mm.errors import IntegrityError, LockError, StampError
+from keyseg_mm.seal.cipher import Around, Buffer, open_buffers, seal_buffers
+from keyseg_mm.seal.meta import Content
+from keyseg_mm.stamp import DAMAGED, is_stamp
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def seal_tensors(
+    tensors: Mapping[str, Any],
+    content: Content,
+    section: str,
+    head: bytes,
+    meta: Mapping[str, Any] | None,
+    mode: str = SEALED,
+    own: bool = False,
+    chunk: int = CHUNK,
+) -> tuple[dict[str, Any], Seal]:
+    """Seal a section of a file that is about to be written.
+
+    Args:
+        tensors: a state_dict, with or without its stamp; they may be those of a live model.
+        content: content key, **fresh for this file**: under one, a section of this name is sealed once.
+        head: the stamp's bytes without its seals.
+        meta: of the file; what is plain of them counts, see :func:`keyseg_mm.seal.meta.plain_values`.
+        mode: ``'sealed'``, or ``'signed'``: they stay readable.
+        own: the tensors' memory may be overwritten, where nothing else lies in it; it is garbage after an error.
+        chunk: bytes that are encrypted at once.
+
+    Returns:
+        The section as it is to be written, names in the same order, and its seal. The very same views of the same
+        memory are one tensor there, too.
+
+    Raises:
+        LockError: some tensors cannot be sealed; all of them are named.
+        StampError: a part's stamp is none.
+        ValueError: a section, mode or chunk that is none.
+    """
+    weights = _weights(tensors)
+    shared = _shared(weights)
+    sources = {name: _ordinary(t) for name, t in weights.items() if name not in shared}
+    results = {name: weights[name] for name in sources}
+    if mode != SIGNED:
+        given = {name: sources[name] for name in _whole(results)} if own else {}
+        results = _rooms(results, sources, given)
+    around = Around(head, _public(tensors), shared, meta)
+    seal = seal_buffers(_buffers(sources), _views(results, mode), content, section, mode, chunk, around)
+    return _result(tensors, results, shared), seal
+
+
+def open_tensors(
+    tensors: Mapping[str, Any],
+    content: Content,
+    seal: Seal,
+    head: bytes,
+    meta: Mapping[str, Any] | None,
+    into: Mapping[str, Tensor] | None = None,
+    own: bool = False,
+) -> dict[str, Any]:
+    """Open a section that was read from a file, and check every bit of it.
+
+    Args:
+        tensors: the section, as it was read; names in any order.
+        content, seal, head: content key, the section's seal, and the stamp's bytes without its seals.
+        meta: of the file; a file that lost them opens.
+        into: memory to hold them, by name, as a model's parameters: taken where dtype and shape are the same, it is
+            contiguous on the CPU, and nothing else that is read or opened lies in it.
+        own: the tensors' memory may be overwritten; taken where ``into`` has none.
+
+    Returns:
+        The section, names in the same order; those opened into given memory are that very tensor. Where it was only
+        signed, they are as they were read.
+
+    Raises:
+        IntegrityError: not what was sealed. What was opened of it, in given memory too, is zeroed.
+        LockError: some tensors are not of the kind that is sealed; all of them are named.
+        StampError: a part's stamp is none.
+    """
+    weights = _weights(tensors)
+    _check_copies(weights, seal)
+    singles = {name: t for name, t in weights.items() if name not in seal.shared}
+    sources = {name: _ordinary(t) for name, t in singles.items()}
+    signed = seal.mode == SIGNED
+    results = singles if signed else _rooms(singles, sources, _fitting(singles, into or {}, own))
+    around = Around(head, _public(tensors), seal.shared, meta)
+    open_buffers(_buffers(sources), _views(results, seal.mode), content, seal, around)
+    for tensor in () if signed else results.values():
+        torch.autograd.graph.increment_version(tensor)  # written to behind torch's back
+    return _result(tensors, results, seal.shared)
+
+
+def verify_tensors(
+    tensors: Mapping[str, Any], content: Content, seal: Seal, head: bytes, meta: Mapping[str, Any] | None
+) -> None:
+    """Check a section and leave it as it is; see :func:`open_tensors` for arguments and errors."""
+    open_tensors(tensors, content, seal, head, meta)
+
+
+def _weights(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What is sealed of a section, in the order of names."""
+    found = {n: t for n, t in tensors.items() if isinstance(n, str) and isinstance(t, Tensor) and not is_stamp(n)}
+    problems = [f'{n!r:.80} (no name)' for n, t in tensors.items() if not isinstance(n, str) and isinstance(t, Tensor)]
+    problems += [f'{name} ({why})' for name, tensor in found.items() if (why := _why_not(tensor))]
+    if problems:
+        raise LockError(f'these tensors cannot be sealed, nor opened: {", ".join(problems)}')
+    return dict(sorted(found.items()))
+
+
+def _why_not(tensor: Tensor) -> str:
+    """Why a tensor has no bytes of its own that could be sealed; empty where it has."""
+    if type(tensor) not in (Tensor, nn.Parameter):
+        return f'a {type(tensor).__name__}: take the ordinary tensor out of it'
+    if tensor.is_meta:
+        return 'a meta tensor, without values'
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return f'its layout is {tensor.layout}: make it dense'
+    return 'quantised: keep its integers and its scales' if tensor.is_quantized else ''
+
+
+def _shared(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names of tensors that are the very same view as one before them."""
+    firsts: dict[object, str] = {}
+    found = {}
+    for name, t in weights.items():
+        where = (t.device, t.untyped_storage().data_ptr(), t.storage_offset(), t.dtype, t.is_conj(), t.is_neg())
+        first = firsts.setdefault((*where, t.shape, t.stride()), name) if t.numel() else name
+        if first != name:
+            found[name] = first
+    return found
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    """A tensor's values on the CPU, one by one in the order of their indices: itself, if it has them so."""
+    found = tensor.detach().resolve_conj().resolve_neg().cpu()
+    if found.is_contiguous():
+        return found
+    bits = _BITS.get(found.element_size())
+    return found.view(bits).contiguous().view(found.dtype) if bits else found.contiguous()
+
+
+def _rooms(
+    tensors: Mapping[str, Tensor], sources: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Where the result of each tensor goes: to what is given for it, to its source if that is a copy, to new memory."""
+    rooms = {}
+    for name, source in sources.items():
+        copied = source.device != tensors[name].device or source.data_ptr() != tensors[name].data_ptr()
+        room = source if copied else None
+        room = given.get(name, room)
+        rooms[name] = torch.empty(source.shape, dtype=source.dtype) if room is None else room
+    return rooms
+
+
+def _whole(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Tensors that fill the memory they lie in, alone: what else lay there would be written in the open, or lost."""
+    owners: dict[int, list[str]] = {}
+    for name, t in tensors.items():
+        owners.setdefault(t.untyped_storage().data_ptr(), []).append(name)
+    alone = [names[0] for names in owners.values() if len(names) == 1]
+    return [name for name in alone if _lies_plain(t := tensors[name]) and t.nbytes == t.untyped_storage().nbytes()]
+
+
+def _lies_plain(tensor: Tensor) -> bool:
+    """Whether a tensor's bytes lie in the CPU's memory as they are."""
+    plain = tensor.layout == torch.strided and tensor.device.type == 'cpu' and tensor.is_contiguous()
+    return plain and not tensor.is_conj() and not tensor.is_neg()
+
+
+def _fitting(tensors: Mapping[str, Tensor], into: Mapping[str, Tensor], own: bool) -> dict[str, Tensor]:
+    """Where each tensor can be opened: in given memory, or in its own. None of it may overlap what else is used."""
+    wanted = {name: into[name] for name, t in tensors.items() if name in into and _takes(into[name], t)}
+    spans = [(*_span(t), 'from', name) for name, t in tensors.items() if t.device.type == 'cpu' and t.numel()]
+    spans += [(*_span(t), 'into', name) for name, t in wanted.items()]
+    apart = _apart(spans)
+    found = {name: t for name, t in wanted.items() if ('into', name) in apart}
+    if own:
+        for name, t in tensors.items():
+            if name not in found and ('from', name) in apart and _lies_plain(t):
+                found[name] = t.detach()
+    return found
+
+
+def _takes(room: Any, tensor: Tensor) -> bool:
+    ordinary = isinstance(room, Tensor) and not _why_not(room) and _lies_plain(room)
+    return ordinary and room.dtype == tensor.dtype and room.shape == tensor.shape and bool(room.numel())
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """Where a tensor begins in memory, and where it ends."""
+    steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    return tensor.data_ptr(), tensor.data_ptr() + (steps + 1) * tensor.element_size()
+
+
+def _apart(spans: list[tuple[int, int, str, str]]) -> set[tuple[str, str]]:
+    """Those of several spans that overlap none of the others."""
+    clashing: set[tuple[str, str]] = set()
+    furthest, owner = 0, ('', '')
+    for start, stop, *rest in sorted(spans):
+        key = (rest[0], rest[1])
+        if start < furthest:
+            clashing |= {key, owner}
+        if stop > furthest:
+            furthest, owner = stop, key
+    return {(kind, name) for _, _, kind, name in spans} - clashing
+
+
+def _check_copies(weights: Mapping[str, Tensor], seal: Seal) -> None:
+    """Tensors that were the very same one still are, or are copies; how they lie in memory does not matter.
+
+    Raises:
+        IntegrityError: they are not, or one is missing.
+    """
+    for name, first in seal.shared.items():
+        one, other = weights.get(first), weights.get(name)
+        if one is None or other is None or one.dtype != other.dtype or one.shape != other.shape:
+            raise IntegrityError(f'{name} and {first} in {seal.section} are to be one tensor, and are not in this file')
+        if not _same_view(one, other) and not torch.equal(_flat(_ordinary(one)), _flat(_ordinary(other))):
+            raise IntegrityError(f'{name} in {seal.section} was altered after it was sealed: it is {first} no more')
+
+
+def _same_view(one: Tensor, other: Tensor) -> bool:
+    return one.data_ptr() == other.data_ptr() and one.stride() == other.stride() and one.device == other.device
+
+
+def _public(tensors: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The stamps of parts, by name, with their bytes in hex; that of the whole is given apart."""
+    names = [name for name in tensors if isinstance(name, str) and is_stamp(name)]
+    if len([name for name in names if '.' not in name]) > 1:
+        raise StampError(DAMAGED)
+    found = []
+    for name in sorted(name for name in names if '.' in name):
+        value = tensors[name]
+        if not isinstance(value, Tensor) or _why_not(value) or value.dtype != torch.uint8 or value.dim() != 1:
+            raise StampError(DAMAGED)
+        found.append((name, bytes(_flat(_ordinary(value)).numpy()).hex()))
+    return tuple(found)
+
+
+def _buffers(tensors: Mapping[str, Tensor]) -> list[Buffer]:
+    return [Buffer(n, str(t.dtype).removeprefix('torch.'), tuple(t.shape), _bytes(t)) for n, t in tensors.items()]
+
+
+def _views(tensors: Mapping[str, Tensor], mode: str) -> dict[str, memoryview]:
+    return {} if mode == SIGNED else {name: _bytes(t) for name, t in tensors.items()}
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.detach().view(-1).view(torch.uint8)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The memory of a tensor that lies plain; it keeps the tensor alive."""
+    return _flat(tensor).numpy().data if tensor.numel() else memoryview(b'')
+
+
+def _result(tensors: Mapping[str, Any], found: Mapping[str, Tensor], shared: Mapping[str, str]) -> dict[str, Any]:
+    """A section with what was found in place of its tensors."""
+    return {name: found.get(shared.get(name, name), value) for name, value in tensors.items()}
