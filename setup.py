@@ -25,7 +25,9 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['keyseg_mm*']),
-    package_data={'keyseg_mm': ['py.typed', '.mim/**/*', 'audit/report/*.j2', 'compare/*.j2', 'demo/*.in']},
+    package_data={
+        'keyseg_mm': ['py.typed', '.mim/**/*', 'audit/report/*.j2', 'compare/*.j2', 'compare/*.json', 'demo/*.in']
+    },
     include_package_data=False,
     install_requires=['torch>=2.1', 'numpy>=1.23', 'cryptography>=41', 'tqdm>=4.60', 'scipy>=1.10', 'jinja2>=3.1'],
     extras_require={

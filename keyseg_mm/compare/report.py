@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from keyseg_mm import __version__
 from keyseg_mm.atomic import write_json, write_new
 from keyseg_mm.audit.engine.results import to_json
 from keyseg_mm.audit.report.page import figure, page
-from keyseg_mm.compare.choices import NONE
-from keyseg_mm.compare.methods import PLAIN, Method
-from keyseg_mm.compare.rows import Audited, Row
-from keyseg_mm.compare.trial import Subject
+from keyseg_mm.compare.methods import PLAIN
+from keyseg_mm.compare.rows import NONE, Audited, Row
+from keyseg_mm.compare.run import Comparison
 from keyseg_mm.maps.keyspace import KEY_BITS
 
 FIGURES, PAGE = 'compare.json', 'compare.html'
@@ -26,46 +23,26 @@ _NOTHING = '–'
 _LEVELS = {'void': 'void: ', 'idle': 'nothing to steal: '}
 
 
-def write(out: Path, subjects: Sequence[Subject], methods: Sequence[Method]) -> Path:
+def write(out: Path, found: Comparison) -> Path:
     """Write what was found, all of it public; returns the page's path."""
     header = {'format': 'keyseg_mm compare', 'version': 1, 'made_by': __version__, 'when': time.strftime('%Y-%m-%d')}
-    choices = subjects[0].choices
-    figures = [
-        {
-            'name': s.folder.name,
-            'config': s.file,
-            'floor': s.data.floor,
-            'photos': s.data.photos,
-            'rows': to_json(s.rows),
-        }
-        for s in subjects
-    ]
-    asked = {'suite': choices.suite, 'seed': choices.seed, 'wrong_keys': choices.wrong_keys}
-    write_json(out / FIGURES, {**header, **asked, 'methods': to_json(methods), 'subjects': figures})
-    text = as_page(subjects, methods, **header, **asked)
+    write_json(out / FIGURES, {**header, **to_json(found)})
+    text = as_page(found, header['when'])
     write_new(out / PAGE, lambda file: file.write(text.encode('utf-8')), overwrite=True)
     return out / PAGE
 
 
-def as_page(subjects: Sequence[Subject], methods: Sequence[Method], **header: Any) -> str:
+def as_page(found: Comparison, when: object) -> str:
     """The page."""
-    folder = Path(__file__).parent
-    words = {
-        'head': HEAD,
-        'cells': cells,
-        'none_key': NONE,
-        'methods': methods,
-        'subjects': subjects,
-        'key_bits': KEY_BITS,
-    }
-    return page('compare.html.j2', folder, **header, **words)
+    words = {'head': HEAD, 'cells': cells, 'key_bits': KEY_BITS, 'made_by': __version__}
+    return page('compare.html.j2', Path(__file__).parent, found=found, when=when, **words)
 
 
-def cells(subject: Subject, row: Row) -> list[str]:
+def cells(found: Comparison, row: Row) -> list[str]:
     """A row of the table, in the order of :data:`HEAD`."""
-    plain, time_, bits = subject.rows[0].right, row.overhead, row.key_space
+    plain, time_, bits = found.rows[0].right, row.overhead, row.key_space
     drop = None if row.right is None or plain is None or row.name == PLAIN else plain - row.right
-    mious = [figure(value, 2) for value in (row.right, drop, row.miou.get(NONE), row.worst, subject.data.floor)]
+    mious = [figure(value, 2) for value in (row.right, drop, row.miou.get(NONE), row.worst, found.floor)]
     return [
         row.title,
         *mious,

@@ -1,11 +1,11 @@
-"""The rows of a comparison: what is known of each method."""
+"""What a comparison was asked for, and what is known of each method: a row."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from keyseg_mm.compare.choices import NONE, RIGHT
-
+RIGHT, NONE = 'right', 'none'
 DONE, NOT_APPLICABLE, FAILED = 'done', 'not applicable', 'failed'
 
 
@@ -53,9 +53,8 @@ class Row:
     audit: Audited | None = None
 
     def fail(self, why: str, status: str = FAILED) -> None:
-        """Note why the row ends here; of several reasons, the first."""
-        if self.status == DONE:
-            self.status, self.why = status, why
+        """Note why the row ends here."""
+        self.status, self.why = status, why
 
     @property
     def right(self) -> float | None:
@@ -66,3 +65,26 @@ class Row:
     def worst(self) -> float | None:
         """The most that a wrong key gives."""
         return max((value for who, value in self.miou.items() if who not in (RIGHT, NONE)), default=None)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all results of a comparison depend on, besides what its config says.
+
+    Attributes:
+        config: path of the plain config.
+        cfg_options: put into it.
+        plain: path of a trained plain checkpoint, if there is one.
+        key: locator.
+        seed: of training and audit.
+        suite: of the audit, or ``none``.
+        wrong_keys: how many.
+    """
+
+    config: str
+    cfg_options: Sequence[str]
+    plain: str | None
+    key: str
+    seed: int
+    suite: str
+    wrong_keys: int

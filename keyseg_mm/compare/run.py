@@ -1,115 +1,161 @@
-"""The course of a comparison: models are made, tested, attacked, and timed at the end; what is known is not redone."""
+"""The course of a comparison: models are made, tested and attacked, and timed at the end, one by one."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import itertools
+import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from keyseg_mm.audit.engine.executor import Executor, Failed, make_executor
+from keyseg_mm.atomic import write_json
+from keyseg_mm.audit.engine.executor import Executor, Failed
 from keyseg_mm.audit.engine.suites import Say
-from keyseg_mm.compare.choices import Choices, begin
-from keyseg_mm.compare.configs import read_plain
-from keyseg_mm.compare.data import TestData
-from keyseg_mm.compare.methods import Method
-from keyseg_mm.compare.rows import DONE, Audited
-from keyseg_mm.compare.steps import Ended, Step, perform
-from keyseg_mm.compare.trial import Subject, Trial
-from keyseg_mm.errors import KeysegError
+from keyseg_mm.audit.model.loading import num_classes_of
+from keyseg_mm.compare.configs import protect
+from keyseg_mm.compare.methods import PLAIN, Method
+from keyseg_mm.compare.rows import DONE, FAILED, NOT_APPLICABLE, Options, Row
+from keyseg_mm.compare.trial import Trial
+from keyseg_mm.errors import KeyFileError, KeysegError
+from keyseg_mm.keys.key import SecretKey
+from keyseg_mm.keys.keyfile import write_key_file
+from keyseg_mm.keys.locator import locate, refuse_secret
+from keyseg_mm.mm.config import build_plain_model
+from keyseg_mm.mm.floor import floor_of_dataset
 
-_MAKING = ('train', 'lock')  # steps that make a model
+NOTED, KEY = 'options.json', 'compare.key'
 
 
-def take_up(out: Path, choices: Choices, methods: Sequence[Method], commands: str) -> list[Subject]:
-    """Begin a comparison in a folder, or go on with the one that is there.
+@dataclass(frozen=True)
+class Comparison:
+    """What came out.
+
+    Attributes:
+        options: what it depends on.
+        methods: the plain model first.
+        floor: constant-prediction floor, mIoU in percent.
+        rows: of the methods.
+    """
+
+    options: Options
+    methods: Sequence[Method]
+    floor: float
+    rows: Sequence[Row]
+
+
+def locator_of(out: Path, wanted: str | None) -> str:
+    """The locator of a comparison's key, which means the same wherever it is followed from.
 
     Args:
-        out: the folder.
-        choices: what its results depend on.
-        methods: the plain model first.
-        commands: the module whose ``main`` runs the commands of ``keyseg``.
+        out: the comparison's folder.
+        wanted: what the user gave; None for a key of the comparison's own.
 
     Raises:
-        KeysegError: the folder holds something else, or the configs are no plain ones that can be read.
+        KeyFileError: it leads to no real key. Standard input is none: each command follows the locator anew.
     """
-    cfgs = [read_plain(Path(config), choices.cfg_options) for config in choices.configs]
-    begin(out, choices, [hashlib.sha256(cfg.pretty_text.encode()).hexdigest() for cfg in cfgs])
-    subjects: list[Subject] = []
-    for path, cfg in zip(map(Path, choices.configs), cfgs):
-        same = sum(subject.file == path.name for subject in subjects)
-        folder = out.resolve() / (f'{path.stem}-{same + 1}' if same else path.stem)
-        cfg.merge_from_dict({'randomness.seed': choices.seed})
-        given = None if subjects else choices.plain
-        subjects.append(Subject(cfg, path.name, folder, TestData.read(cfg), choices, given, commands))
-        for method in methods:
-            plain = next(iter(subjects[-1].trials), None)
-            subjects[-1].trials.append(Trial(subjects[-1], method, plain))
-    return subjects
+    if wanted is None:
+        return f'file:{(out / KEY).resolve()}'
+    refuse_secret(wanted)
+    scheme, _, path = wanted.partition(':')
+    locator = f'file:{Path(path).expanduser().resolve()}' if scheme == 'file' and path else wanted
+    found = locate(locator)
+    if found.key is None or found.deliberate:
+        raise KeyFileError('--key takes the locator of a real key, as file:PATH')
+    return locator
 
 
-def compare(subjects: Sequence[Subject], executor: Executor, say: Say) -> None:
-    """Apply the methods to the configs; what is found is in the subjects' rows then.
+def begin(out: Path, options: Options, cfg: Config) -> None:
+    """Take a folder into use, or take it up again; the comparison's own key is made there where it is missing.
+
+    Raises:
+        KeysegError: it is no folder, holds something else, or was made with other options.
+    """
+    noted, own = out / NOTED, out / KEY
+    asked = {**asdict(options), 'contents of the config': hashlib.sha256(cfg.pretty_text.encode()).hexdigest()}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not noted.exists():
+            if foreign := [path.name for path in out.iterdir() if path != own]:
+                raise KeysegError(f'{out} holds {foreign[0]} and no comparison to go on with; give another folder')
+            write_json(noted, asked)
+        before = json.loads(noted.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise KeysegError(f'{out} cannot be used as the folder of a comparison: {error}') from None
+    if changed := [name for name, value in asked.items() if before.get(name) != value]:
+        raise KeysegError(
+            f'{out} holds a comparison with other options ({", ".join(changed)}), and their results cannot stand side '
+            'by side. Give the same options to go on, or another folder with --out'
+        )
+    if options.key == locator_of(out, None) and not own.exists():
+        write_key_file(own, SecretKey.generate(), comment='made by keyseg compare')
+    locate(options.key)
+
+
+def compare(
+    out: Path, cfg: Config, options: Options, methods: Sequence[Method], commands: str, executor: Executor, say: Say
+) -> Comparison:
+    """Apply the methods to a config.
 
     Args:
-        subjects: the configs.
-        executor: runs the steps; timings are run alone at the end, and here, since they mean nothing under load.
+        out: folder, which :func:`begin` took into use.
+        cfg: the plain config.
+        options: what results depend on.
+        methods: the plain model first.
+        commands: the module whose ``main`` runs the commands of ``keyseg``.
+        executor: does what is independent; times are taken here, since they mean nothing under load.
         say: told what is done.
     """
-    init_default_scope('mmseg')
-    trials = [trial for subject in subjects for trial in subject.trials]
-    for trial in trials:
-        trial.prepare()
-    with make_executor() as alone:
-        for steps_of in (Trial.training, Trial.locking, Trial.judging, Trial.timing):
-            steps = [(trial, step) for trial in trials if trial.row.status == DONE for step in steps_of(trial)]
-            new = [(trial, step) for trial, step in steps if not _is_known(trial, step)]
-            _run(new, alone if steps_of == Trial.timing else executor, say)
-    for trial in trials:
-        if trial.row.why:
-            say(f'{trial.title}: {trial.row.status}: {trial.row.why}')
-
-
-def _is_known(trial: Trial, step: Step) -> bool:
-    """Take over the result of an earlier run, if there is a sound one."""
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
     try:
-        if step.mark.exists():
-            trial.read(step)
-            return True
-    except Exception:  # whatever became of its files, it is run again
-        step.mark.unlink()
-    return False
+        floor = floor_of_dataset(cfg.test_dataloader.dataset, num_classes_of(build_plain_model(cfg)))
+    except Exception as error:  # the host raises whatever it likes for missing folders
+        raise KeysegError(f'test_dataloader.dataset: {type(error).__name__}: {error}; check data_root') from None
+    cfg.merge_from_dict({'randomness.seed': options.seed})
+    plain = Trial(methods[0], out.resolve() / PLAIN, options, commands, None)
+    trials = [plain, *(Trial(method, out.resolve() / method.name, options, commands, plain) for method in methods[1:])]
+    rows = {trial.method.name: _prepare(trial, cfg) for trial in trials}
+    for locks in (False, True):  # the latter from the plain checkpoint, once it is there
+        ready = [t for t in trials if rows[t.method.name].status == DONE and bool(t.method.lock) == locks]
+        if locks and rows[PLAIN].why:
+            for trial in ready:
+                rows[trial.method.name].fail('the plain model, from which it is made, failed')
+            break
+        _attempt(ready, rows, executor, say)
+    for trial in trials[1:]:
+        if rows[PLAIN].status == rows[trial.method.name].status == DONE:
+            say(f'{trial.method.title}: timing')
+            try:
+                rows[trial.method.name].overhead = trial.time()
+            except KeysegError as error:
+                rows[trial.method.name].fail(str(error))
+    return Comparison(options, methods, floor, list(rows.values()))
 
 
-def _run(steps: Sequence[tuple[Trial, Step]], executor: Executor, say: Say) -> None:
-    count = itertools.count(1)
-
-    def done(index: int, ended: Ended | Failed) -> None:
-        trial, step = steps[index]
-        _end(trial, step, Ended(ended.why) if isinstance(ended, Failed) else ended)
-        say(f'{next(count)}/{len(steps)} {trial.title}: {step.words}')
-
-    executor.run(perform, [step for _, step in steps], done)
-
-
-def _end(trial: Trial, step: Step, ended: Ended) -> None:
-    """Take over what a step that was run came to, and mark it as done."""
-    if ended.why:
-        if ended.refused and step.name == 'audit':
-            trial.row.audit = Audited(ended.why)
-        else:
-            trial.row.fail(ended.why)
-        return
+def _prepare(trial: Trial, plain: Config) -> Row:
+    """Find out whether a method can be applied, before anything long begins, and write its config."""
+    row, cfg = Row(trial.method.name, trial.method.title), copy.deepcopy(plain)
     try:
-        trial.read(step)
-    except Exception as error:  # whatever a tool left behind, the other methods go on
-        trial.row.fail(str(error) if isinstance(error, KeysegError) else f'{type(error).__name__}: {error}')
-        return
-    if step.name in _MAKING:  # what was found of another model, or was made of it, is done again
-        for other in trial.subject.trials:
-            if other is trial or (trial.plain is None and other.method.lock):
-                for mark in other.folder.glob('*.done'):
-                    mark.unlink()
-    step.mark.touch()
+        protect(cfg, trial.method, trial.options.key)
+        trial.folder.mkdir(parents=True, exist_ok=True)
+        cfg.dump(trial.config)
+    except KeysegError as error:
+        row.fail(str(error), NOT_APPLICABLE)
+    except Exception as error:  # whatever it is, the other methods go on
+        row.fail(f'{type(error).__name__}: {error}')
+    return row
+
+
+def _attempt(trials: Sequence[Trial], rows: dict[str, Row], executor: Executor, say: Say) -> None:
+    """Try methods that do not depend on each other."""
+
+    def done(index: int, found: Row | Failed) -> None:
+        trial = trials[index]
+        row = found if isinstance(found, Row) else Row(trial.method.name, trial.method.title, FAILED, found.why)
+        rows[row.name] = row
+        say(': '.join(filter(None, (trial.method.title, row.status, row.why))))
+
+    executor.run(Trial.attempt, trials, done)

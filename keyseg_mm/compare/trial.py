@@ -1,194 +1,225 @@
-"""A method applied to a config: the steps by which it is made, tested, attacked and timed, and what is read of each."""
+"""A method tried on a config: a model is made, tested, attacked and timed, each by a command in a process of its own.
+
+A command that did its work leaves a mark, which holds as long as it is younger than the checkpoint that the command
+worked on. So what is known is not done again, and what is known of another checkpoint is.
+"""
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import json
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from mmengine.config import Config
 
 from keyseg_mm.checkpoint.files import read_checkpoint
-from keyseg_mm.compare.choices import NONE, RIGHT, Choices
-from keyseg_mm.compare.configs import key_options, protect
-from keyseg_mm.compare.data import TestData
+from keyseg_mm.compare.configs import key_options
 from keyseg_mm.compare.methods import Method
-from keyseg_mm.compare.rows import NOT_APPLICABLE, Audited, Row, Timed
-from keyseg_mm.compare.steps import Step
+from keyseg_mm.compare.rows import NONE, RIGHT, Audited, Options, Row, Timed
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.locking.scheme import key_space
+from keyseg_mm.mm.config import read_config
 from keyseg_mm.stamp import stamps_of
 
 _AUDITED = (0, 4)  # exit statuses of `keyseg audit` with a result
-_MEASURE = 'keyseg_mm.compare.measure'
+_LONGEST = 400  # characters of a reason
+
+_Found = TypeVar('_Found')
 
 
-@dataclass
-class Subject:
-    """One config of a comparison.
+class RefusedError(KeysegError):
+    """A command ended with an error of this package's own."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A method, its folder, and all that its commands have to know.
 
     Attributes:
-        cfg: the plain config.
-        file: name of its file.
-        folder: for all that is made of it.
-        data: what its test data say.
-        choices: what all results depend on.
-        given: a trained plain checkpoint, if there is one.
+        method: the method.
+        folder: for all that is made; ``config.py`` in it is the method's config.
+        options: of the comparison.
         commands: the module whose ``main`` runs the commands of ``keyseg``.
-        trials: the methods applied to it, the plain model first.
+        plain: the trial of the plain model; None for itself.
     """
 
-    cfg: Config
-    file: str
+    method: Method
     folder: Path
-    data: TestData
-    choices: Choices
-    given: str | None
+    options: Options
     commands: str
-    trials: list[Trial] = field(default_factory=list)
+    plain: Trial | None
 
     @property
-    def rows(self) -> list[Row]:
-        """What is known of each method."""
-        return [trial.row for trial in self.trials]
+    def config(self) -> Path:
+        """The method's config."""
+        return self.folder / 'config.py'
 
+    @property
+    def checkpoint(self) -> Path:
+        """The method's model, once it was made.
 
-class Trial:
-    """A method applied to a config: its folder, its row, and the steps that fill it.
-
-    Args:
-        subject: the config.
-        method: the method.
-        plain: the plain model's trial; None if it is this one.
-    """
-
-    def __init__(self, subject: Subject, method: Method, plain: Trial | None) -> None:
-        self.subject, self.method, self.plain, self.choices = subject, method, plain, subject.choices
-        self.title = f'{subject.folder.name}, {method.title}'
-        self.folder = subject.folder / method.name
-        self.config, self.checkpoint = self.folder / 'config.py', Path()
-        self.row = Row(method.name, method.title)
-        self.cfg = copy.deepcopy(subject.cfg)
-
-    def prepare(self) -> None:
-        """Find out whether the method can be applied, before anything long begins, and write its config."""
-        try:
-            protect(self.cfg, self.method, self.choices.key)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.cfg.dump(self.config)
-        except KeysegError as error:
-            self.row.fail(str(error), NOT_APPLICABLE)
-        except Exception as error:  # whatever it is, the other methods go on
-            self.row.fail(f'{type(error).__name__}: {error}')
-
-    def training(self) -> list[Step]:
-        """Train the method's model."""
+        Raises:
+            KeysegError: its training saved none.
+        """
         if self.method.lock:
-            return []
-        if self.plain is None and self.subject.given is not None:
-            self._made(Path(self.subject.given))
-            return []
+            return self.folder / 'locked.pth'
+        if self.plain is None and self.options.plain is not None:
+            return Path(self.options.plain)
+        last = self.folder / 'train' / 'last_checkpoint'
+        if not last.exists():
+            raise KeysegError('the training saved no checkpoint: give its config a CheckpointHook that does')
+        return Path(last.read_text(encoding='utf-8').strip())
+
+    def attempt(self) -> Row:
+        """Make, test and attack the model, as far as that was not done already; says what is known then."""
+        row = Row(self.method.name, self.method.title)
+        try:
+            row.key_space = self._make()
+            for who, key in self._testers().items():
+                row.miou[who] = self._test(who, key)
+            if self.plain is not None and self.options.suite != 'none':
+                row.audit = self._audit()
+        except KeysegError as error:
+            row.fail(str(error))
+        return row
+
+    def time(self) -> Timed:
+        """Time the model beside the plain one.
+
+        Raises:
+            KeysegError: it could not be timed.
+        """
+        out, plain = self.folder / 'overhead.json', self.plain or self
+        given = [self.config, self.checkpoint, plain.config, plain.checkpoint, out]
+
+        def read() -> Timed:
+            return Timed(**json.loads(out.read_text(encoding='utf-8')))
+
+        return self._step('overhead', given, read, self.checkpoint, 'keyseg_mm.compare.measure')
+
+    def _make(self) -> float | None:
+        """Train or lock the model; log2 of the number of its tables."""
+        if self.method.lock:
+            plain = self.plain or self
+            source = plain.checkpoint
+            given = ['lock', plain.config, source, '--key', self.options.key]
+            given += ['--out', self.folder / 'locked.pth', '--overwrite', *self.method.lock]
+            return self._step('lock', given, self._made, source)
+        if self.plain is None and self.options.plain is not None:
+            return self._made()
         work = self.folder / 'train'
         # the host goes on from its last checkpoint only where no other one is given to start from
         more = ['--resume', '--cfg-options', 'load_from=None'] if (work / 'last_checkpoint').exists() else []
-        return [self._step('train', 'training', ['train', self.config, '--work-dir', work, *more])]
+        return self._step('train', ['train', self.config, '--work-dir', work, *more], self._made)
 
-    def locking(self) -> list[Step]:
-        """Make the method's model from the plain one."""
-        if not self.method.lock or self.plain is None:
-            return []
-        if self.plain.row.why:
-            self.row.fail('there is no plain checkpoint to lock: the plain training failed')
-            return []
-        command, *how = self.method.lock
-        given = [command, self.plain.config, self.plain.checkpoint, '--key', self.choices.key]
-        given += ['--out', self.folder / 'locked.pth', '--overwrite', *how]
-        return [self._step('lock', 'locking the plain checkpoint', given)]
-
-    def judging(self) -> list[Step]:
-        """Test the model with each key, by the host's test tool, and attack it."""
-        if self.plain is None:
-            return [self._test(RIGHT, '', 'testing as it is')]
-        steps = []
-        for who, key in self.choices.testers.items():
-            steps.append(self._test(who, key, f'testing with {"the right key" if who == RIGHT else f"key {key}"}'))
-        if self.choices.suite != 'none':
-            given = ['audit', self.config, self.checkpoint, '--out', self.folder / 'audit', '--key', self.choices.key]
-            given += ['--suite', self.choices.suite, '--seed', self.choices.seed]
-            steps.append(self._step('audit', f'audit, suite {self.choices.suite}', given, fine=_AUDITED))
-        return steps
-
-    def _test(self, who: str, key: str, words: str) -> Step:
-        work = self.folder / f'test-{who}'
-        given = ['test', self.config, self.checkpoint, '--work-dir', work]
-        if who in (RIGHT, NONE) and isinstance(self.cfg.get('test_evaluator'), dict):
-            given += ['--out', work / 'labels']
-        if key:
-            given += ['--cfg-options', *(f'{option}={key}' for option in key_options(self.cfg))]
-        return self._step(work.name, words, given)
-
-    def timing(self) -> list[Step]:
-        """Time the model beside the plain one."""
-        if self.plain is None or self.plain.row.why:
-            return []
-        out = self.folder / 'overhead.json'
-        given = [self.config, self.checkpoint, self.plain.config, self.plain.checkpoint, out]
-        return [self._step('overhead', 'timing', given, module=_MEASURE)]
-
-    def _step(
-        self, name: str, words: str, given: Iterable[object], module: str = '', fine: tuple[int, ...] = (0,)
-    ) -> Step:
-        return Step(self.folder, name, words, tuple(map(str, given)), module or self.subject.commands, fine)
-
-    def read(self, step: Step) -> None:
-        """Read what a step left behind into the row.
-
-        Raises:
-            KeysegError: it is of no use.
-        """
-        kind, _, who = step.name.partition('-')
-        if kind == 'train':
-            self._trained(self.folder / 'train' / 'last_checkpoint')
-        elif kind == 'lock':
-            self._made(self.folder / 'locked.pth')
-        elif kind == 'test':
-            self._tested(who, self.folder / step.name)
-        elif kind == 'audit':
-            summary = json.loads((self.folder / 'audit' / 'report.json').read_text(encoding='utf-8'))['summary']
-            headline, level = summary['headline'], summary['level']
-            best, miou = headline['attack']['about']['title'], headline['attack']['score']['miou']
-            self.row.audit = Audited('', headline['advantage'], level, best, miou)
-        else:
-            self.row.overhead = Timed(**json.loads((self.folder / 'overhead.json').read_text(encoding='utf-8')))
-
-    def _trained(self, last: Path) -> None:
-        if not last.exists():
-            raise KeysegError('the training saved no checkpoint: give its config a CheckpointHook that does')
-        self._made(Path(last.read_text(encoding='utf-8').strip()))
-
-    def _made(self, path: Path) -> None:
-        tensors = read_checkpoint(path)['state_dict']
+    def _made(self) -> float | None:
+        tensors = read_checkpoint(self.checkpoint)['state_dict']
         for name, value in tensors.items():
             if isinstance(value, torch.Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
                 raise KeysegError(f'the training diverged: {name} has values that are no numbers')
         bits = sum(map(key_space, stamps_of(tensors).values()))
-        self.row.key_space = bits if 0 < bits < math.inf else None
-        self.checkpoint = path.resolve()
+        return bits if 0 < bits < math.inf else None
 
-    def _tested(self, who: str, work: Path) -> None:
-        found = max(work.glob('*/*.json'), key=lambda path: path.stat().st_mtime, default=None)
-        miou = json.loads(found.read_text(encoding='utf-8')).get('mIoU') if found else None
-        if not isinstance(miou, (int, float)) or not math.isfinite(miou):
-            raise KeysegError(f'the test gave no mIoU ({work}): its evaluator has to be IoUMetric')
-        for path in {*(work / 'labels').glob('*.png')} - {*self.subject.data.shown(work / 'labels')}:
-            path.unlink()  # as many as there are test photos
-        known = {**self.row.miou, who: float(miou)}
-        self.row.miou = {who: known[who] for who in self.choices.testers if who in known}
+    def _testers(self) -> dict[str, str]:
+        """Who tests, and with which key, by its locator; the plain model takes none."""
+        if self.plain is None:
+            return {RIGHT: ''}
+        wrong = {f'wrong-{i}': f'random:{i}' for i in range(1, self.options.wrong_keys + 1)}
+        return {RIGHT: self.options.key, NONE: 'none', **wrong}
 
-    def pictures(self, who: str) -> list[str]:
-        """What the model made of the shown photos, as base64 PNGs."""
-        return self.subject.data.segmented(self.folder / f'test-{who}' / 'labels')
+    def _test(self, who: str, key: str) -> float:
+        """mIoU by the host's test tool, in percent."""
+        work = self.folder / f'test-{who}'
+        given: list[object] = ['test', self.config, self.checkpoint, '--work-dir', work]
+        if key:
+            given += ['--cfg-options', *(f'{option}={key}' for option in key_options(read_config(self.config)))]
+
+        def read() -> float:
+            found = max(work.glob('*/*.json'), key=lambda path: path.stat().st_mtime, default=None)
+            miou = json.loads(found.read_text(encoding='utf-8')).get('mIoU') if found else None
+            if not isinstance(miou, (int, float)) or not math.isfinite(miou):
+                raise KeysegError(f'the test gave no mIoU ({work}): its evaluator has to be IoUMetric')
+            return float(miou)
+
+        return self._step(work.name, given, read, self.checkpoint)
+
+    def _audit(self) -> Audited:
+        out, suite, seed = self.folder / 'audit', self.options.suite, self.options.seed
+        given = ['audit', self.config, self.checkpoint, '--out', out, '--key', self.options.key]
+
+        def read() -> Audited:
+            summary = json.loads((out / 'report.json').read_text(encoding='utf-8'))['summary']
+            headline, best = summary['headline'], summary['headline']['attack']
+            return Audited('', headline['advantage'], summary['level'], best['about']['title'], best['score']['miou'])
+
+        try:
+            return self._step('audit', [*given, '--suite', suite, '--seed', seed], read, self.checkpoint)
+        except RefusedError as error:
+            return Audited(str(error))
+
+    def _step(
+        self,
+        name: str,
+        given: Iterable[object],
+        read: Callable[[], _Found],
+        source: Path | None = None,
+        module: str = '',
+    ) -> _Found:
+        """Run a command, unless its mark holds and what it left behind can be read; gives what is read of that.
+
+        Args:
+            name: of its log and its mark.
+            given: arguments of the command line.
+            read: reads what it left behind.
+            source: the checkpoint that it works on.
+            module: whose ``main`` is given the arguments; that of the commands by default.
+
+        Raises:
+            KeysegError: the command failed, or what it left behind is of no use.
+        """
+        mark, log = self.folder / f'{name}.done', self.folder / f'{name}.log'
+        if mark.exists() and (source is None or mark.stat().st_mtime_ns >= source.stat().st_mtime_ns):
+            with contextlib.suppress(Exception):  # whatever became of its files, it is run again
+                return read()
+        mark.unlink(missing_ok=True)
+        status = run_command(module or self.commands, [str(part) for part in given], log)
+        if status not in (_AUDITED if name == 'audit' else (0,)):
+            raise reason_in(log)
+        try:
+            found = read()
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise KeysegError(f'{log} says that all is well, and {type(error).__name__}: {error}') from None
+        mark.touch()
+        return found
+
+
+def run_command(module: str, arguments: Sequence[str], log: Path) -> int:
+    """Run ``main(arguments)`` of a module in a process of its own; returns its exit status."""
+    code = f'import sys; from {module} import main; sys.exit(main(sys.argv[1:]))'
+    with log.open('wb') as file:
+        process = subprocess.Popen([sys.executable, '-c', code, *arguments], stdout=file, stderr=subprocess.STDOUT)
+        try:
+            return process.wait()
+        finally:
+            process.terminate()  # interrupted: nothing is left running
+            process.wait()
+
+
+def reason_in(log: Path) -> KeysegError:
+    """Why a command failed, from the end of its log: an error's message, or the last line of a traceback."""
+    lines = [line.strip() for line in log.read_text(encoding='utf-8', errors='replace').splitlines() if line.strip()]
+    own = [i for i, line in enumerate(lines) if re.match(r'keyseg [\w-]+: ', line)]
+    if own:
+        text = ' '.join(lines[own[-1] :]).partition(': ')[2]
+        return RefusedError(textwrap.shorten(text, _LONGEST, placeholder=' ...'))
+    errors = [line for line in lines if re.match(r'[\w.]*(Error|Exception|Interrupt|Warning)\b', line)]
+    text = (errors or lines or ['it printed nothing'])[-1]
+    return KeysegError(f'{textwrap.shorten(text, _LONGEST, placeholder=" ...")} ({log})')
