@@ -28,8 +28,9 @@ from locking import keyseg
 from run import HERE, keyed_as, suffix_of, train
 
 from keyseg_mm import SecretKey, write_key_file
+from keyseg_mm.audit.engine.audit import audit as run_audit
 from keyseg_mm.audit.engine.suites import ModelSuite
-from keyseg_mm.audit.model import audit as model_audit
+from keyseg_mm.audit.model.audit import ModelOrder
 from keyseg_mm.audit.model.report import ModelReport
 from keyseg_mm.audit.model.summary import advantage
 from keyseg_mm.errors import LockError
@@ -108,7 +109,8 @@ def audit(files: Files, name: str, checkpoint: Path) -> ModelReport:
     roots = '\n'.join(f'{part}_dataloader = dict(dataset=dict(data_root={files.root!r}))' for part in ('train', 'test'))
     config.write_text(f"_base_ = '{files.plain_config}'\n{roots}\n")
     named = {'config': config, 'checkpoint': checkpoint, 'key': f'file:{files.key_file}', 'public': files.public()}
-    return model_audit.audit(model_audit.ModelOrder(**named, out=out, suite='table', limits=SUITE, bars=False))
+    report: ModelReport = run_audit(ModelOrder(**named, out=out, suite='table', limits=SUITE, bars=False))[0]
+    return report
 
 
 def row(report: ModelReport) -> dict[str, Any]:

@@ -11,15 +11,16 @@ beside the best control's. Finished attacks in OUT are not run again. The key is
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 from pathlib import Path
 
 from run import LAYOUTS
 
 from keyseg_mm import SecretKey, write_key_file
-from keyseg_mm.audit.images.report import ImageReport
-from keyseg_mm.audit.images.summary import summarise
-from keyseg_mm.audit.report.page import decibels
+from keyseg_mm.audit.engine.suites import IMAGE_SUITES
+from keyseg_mm.audit.images.report import Gain
+from keyseg_mm.audit.report.summary import Summary
 
 METHODS = ('SHF', 'NP', 'FFX')
 BLOCKS = (4, 16)
@@ -33,16 +34,12 @@ test_dataloader = dict(dataset=dict(data_root='{root}', pipeline=test_pipeline))
 """
 
 
-def cells(report: ImageReport) -> list[str]:
+def cells(summary: Summary[Gain]) -> list[str]:
     """One cell for each attacker: the best attack against the best control."""
-    found = []
-    for row in summarise(report).advantages:
-        attack, control = row.attack, row.control
-        found.append(
-            f'{attack.score.ssim:.2f} ({decibels(attack.score.psnr)}), {attack.about.name}; '
-            f'control {control.score.ssim:.2f} ({decibels(control.score.psnr)}), {control.about.name}'
-        )
-    return found
+    return [
+        f'{row.attack.score}, {row.attack.about.name}; control {row.control.score}, {row.control.about.name}'
+        for row in summary.advantages
+    ]
 
 
 def main() -> None:
@@ -62,8 +59,12 @@ def main() -> None:
     if not key_file.exists():
         write_key_file(key_file, SecretKey.generate())
     import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
-    from keyseg_mm.audit.images.audit import ImageOrder, audit_images
+    from keyseg_mm.audit.engine.audit import audit
+    from keyseg_mm.audit.images.audit import ImageOrder
 
+    limits = IMAGE_SUITES[args.suite]
+    if args.photos:
+        limits = dataclasses.replace(limits, scored=args.photos, photos=args.photos)
     print('| layout, method, block | ciphers | encrypted images alone | and photos | and known pairs | minutes |')
     for layout, method, block in itertools.product(args.layout, args.methods, args.blocks):
         folder = out / f'{layout}-{method}-{block}-{args.suite}' / f'photos-{args.photos or "all"}'
@@ -71,10 +72,10 @@ def main() -> None:
         root = (args.data / LAYOUTS[layout]).resolve()
         config = folder / 'config.py'
         config.write_text(CONFIG.format(layout=layout, method=method, block=block, key=key_file, root=root))
-        how = {'suite': args.suite, 'photos': args.photos, 'bars': False}
-        report = audit_images(ImageOrder(config=config, key=f'file:{key_file}', out=folder, **how))
-        ciphers, minutes = f'2^{report.key_spaces[0].ciphers:.0f}', f'{report.seconds / 60:.1f}'
-        print(f'| {layout}, {method}, {block} | {ciphers} | {" | ".join(cells(report))} | {minutes} |', flush=True)
+        how = {'suite': args.suite, 'limits': limits, 'bars': False}
+        report, summary = audit(ImageOrder(config=config, key=f'file:{key_file}', out=folder, **how))
+        ciphers, minutes = f'2^{report.ciphers:.0f}', f'{report.seconds / 60:.1f}'
+        print(f'| {layout}, {method}, {block} | {ciphers} | {" | ".join(cells(summary))} | {minutes} |', flush=True)
 
 
 if __name__ == '__main__':

@@ -542,7 +542,7 @@ def test_the_command_refuses_what_does_not_belong_together(files, key_file, othe
         (status('plain.pth'), 'is plain'),
         (status(key=other_key_file), 'is protected with key'),
         (status('locked.pth', key_file, '--public', str(files / 'locked.pth')), '--public takes the plain'),
-        (status('locked.pth', key_file, '--photos', '3'), '--photos goes with the audit of encrypted images'),
+        (status('locked.pth', key_file, '--images', '--public', 'p.pth'), '--public goes with the audit of a model'),
     ):
         assert said[0] == 1 and words in said[1], said
     for options, words in ((['--data-share', '0,2'], 'shares above 0'), (['--seed', '-1'], 'from 0 on')):

@@ -8,10 +8,10 @@ import pickle
 import pytest
 
 from keyseg_mm import write_key_file
-from keyseg_mm.audit.engine.audit import Job, perform
+from keyseg_mm.audit.engine.audit import Job, audit, perform
 from keyseg_mm.audit.engine.executor import make_executor
 from keyseg_mm.audit.engine.suites import ModelSuite
-from keyseg_mm.audit.model.audit import ModelOrder, audit
+from keyseg_mm.audit.model.audit import ModelOrder
 from keyseg_mm.audit.model.runner import ModelRunner
 from keyseg_mm.errors import KeyFileError
 
@@ -30,16 +30,16 @@ def figures(report):
 
 
 def test_jobs_give_the_figures_of_a_sequence(order, files, monkeypatch):
-    alone = audit(order)
+    alone, _ = audit(order)
     assert len(alone.outcomes) > 15 and len({one.about.name for one in alone.outcomes}) > 10
     beside, said = dataclasses.replace(order, out=files / 'jobs'), []
     with make_executor(2) as executor:
-        found = audit(beside, executor=executor, say=said.append)
+        found, _ = audit(beside, executor=executor, say=said.append)
     assert figures(found) == figures(alone)
     assert any(text.startswith(f'{len(found.outcomes)}/{len(found.outcomes)}') for text in said)
     monkeypatch.setattr(ModelRunner, 'attempt', lambda *_: pytest.fail('a finished run was run again'))
     with make_executor(2) as executor:
-        assert figures(audit(beside, executor=executor)) == figures(alone)  # no process is started
+        assert figures(audit(beside, executor=executor)[0]) == figures(alone)  # no process is started
 
 
 def test_a_job_holds_no_key_and_says_where_it_lies(order, key):

@@ -17,11 +17,11 @@ from scipy.ndimage import gaussian_filter
 import keyseg_mm.audit as package
 from keyseg_mm import SecretKey, find_leaks, write_key_file
 from keyseg_mm.audit.engine.attack import Run, Scenario
+from keyseg_mm.audit.engine.audit import audit
 from keyseg_mm.audit.engine.budget import Budget
 from keyseg_mm.audit.engine.datasets import common_size
 from keyseg_mm.audit.engine.results import Failure, to_json
 from keyseg_mm.audit.engine.suites import IMAGE_SUITES, ImageSuite
-from keyseg_mm.audit.images import audit as suite
 from keyseg_mm.audit.images.attack import (
     ATTACKS,
     CONTROLS,
@@ -32,13 +32,11 @@ from keyseg_mm.audit.images.attack import (
     Restored,
     register,
 )
-from keyseg_mm.audit.images.audit import ImageOrder, ImageRunner
-from keyseg_mm.audit.images.page import render
-from keyseg_mm.audit.images.reading import bare_patch_stamp
+from keyseg_mm.audit.images.audit import ImageOrder, ImageRunner, ImageStage
 from keyseg_mm.audit.images.referee import ImageReferee
-from keyseg_mm.audit.images.scheme import Scheme, block_map, cut, drawn_map, join, key_spaces
-from keyseg_mm.audit.images.scoring import edge_agreement, psnr, similarity, ssim
-from keyseg_mm.audit.images.summary import summarise
+from keyseg_mm.audit.images.report import render, summarise
+from keyseg_mm.audit.images.scheme import Scheme, cut
+from keyseg_mm.audit.images.scoring import similarity, ssim
 from keyseg_mm.bind import derive_cipher, sign, stamp_tensor
 from keyseg_mm.cli import main
 from keyseg_mm.entries import EmbeddingEntry, ImageEntry
@@ -56,11 +54,15 @@ TINY = ImageSuite(12, 20.0, 6, 8, 96, (1, 2))
 AUDIT = Path(package.__file__).parent
 
 
-def plan(method, block):
+def scheme(method, block):
     if method in ('SHF', 'NP', 'FFX'):
-        return Stamp(KEY.id, SALT, (ImageEntry(method, block, SALT.hex()),))
+        return Scheme(method, block, salt=SALT.hex(), key_id=KEY.id)
     permute, negate = {'patches': ('all', True), 'channel': ('channel', False), 'signs': ('none', True)}[method]
-    return bare_patch_stamp(block, permute, negate, KEY.id, SALT)
+    return Scheme('PATCH', block, permute, negate, SALT.hex(), KEY.id)
+
+
+def stamp(method, block):
+    return Stamp(KEY.id, SALT, (ImageEntry(method, block, SALT.hex()),))
 
 
 @pytest.fixture(scope='module')
@@ -75,7 +77,7 @@ def scenes():
 def setting(scenes, method, block, public=True, budget=Budget(40, 30.0)):  # noqa: B008
     """A referee, and a case with all that an attacker may hold but pairs."""
     attacked, photos = scenes
-    referee = ImageReferee(KEY, plan(method, block), attacked)
+    referee = ImageReferee(KEY, scheme(method, block), attacked)
     grants = (OwnPhotos(photos),) if public else ()
     return referee, ImageCase(referee.scheme, referee.encrypted, grants=grants, budget=budget)
 
@@ -88,20 +90,19 @@ def attack(name, referee, case):
 # --- the model of ciphers
 
 
-@pytest.mark.parametrize('method', ['SHF', 'NP', 'FFX', 'patches', 'channel', 'signs'])
-def test_a_guess_undoes_itself_and_is_of_the_family(method):
-    scheme, rng = Scheme.of(plan(method, 4)), np.random.default_rng(0)
-    x = rng.integers(0, 256, (2, 8, 12, 3), dtype=np.uint8)
-    guess = drawn_map(scheme, rng)
-    assert (guess.encrypt(x) != x).mean() > 0.3
-    assert np.array_equal(guess.decrypt(guess.encrypt(x)), x)
-    assert np.array_equal(join(cut(x, 4), 4), x)
-    tables = guess.tables_of()
-    assert (tables.order is not None and (tables.order != np.arange(48)).any()) == (scheme.moves != 'none')
-    if scheme.moves == 'channel':
-        assert np.array_equal(tables.order % 3, np.arange(48) % 3)
-    if scheme.changes.startswith('half'):
-        assert tables.changed.sum() == 24
+@pytest.mark.parametrize(('method', 'found'), [
+    ('SHF', ('all', False, False)), ('NP', ('none', True, False)), ('FFX', ('none', False, True)),
+    ('patches', ('all', True, False)), ('channel', ('channel', False, False)), ('signs', ('none', True, False)),
+])  # fmt: skip
+def test_what_is_known_of_a_scheme_is_what_its_cipher_does(method, found):
+    about, rng = scheme(method, 4), np.random.default_rng(0)
+    assert (about.moves, about.negates, about.maps_bytes) == found
+    x = rng.integers(0, 256, (1, 64, 96, 3), dtype=np.uint8)
+    before, after = (cut(y, 4).reshape(-1, 48) for y in (x, ImageReferee(KEY, about, x).encrypted))
+    folded = [np.minimum(y, 255 - y) for y in (before, after)] if about.negates else [before, after]
+    assert (before != after).mean() > 0.3
+    assert np.array_equal(*(np.sort(y, axis=1) for y in folded)) == (not about.maps_bytes)
+    assert np.array_equal(*(folded)) == (about.moves == 'none' and not about.maps_bytes)
 
 
 def test_the_number_of_ciphers_is_exact():
@@ -109,19 +110,13 @@ def test_the_number_of_ciphers_is_exact():
         ('SHF', 1, 6), ('SHF', 2, math.factorial(12)), ('NP', 2, 924), ('NP', 1, 3), ('signs', 2, 2**12),
         ('FFX', 1, 3 * math.factorial(256)), ('channel', 2, 24**3), ('patches', 2, math.factorial(12) * 2**12),
     ):  # fmt: skip
-        assert Scheme.of(plan(method, block)).ciphers == pytest.approx(math.log2(count)), (method, block)
-    rows = key_spaces(Scheme.of(plan('FFX', 16)))
-    assert [row.method for row in rows] == ['FFX', 'SHF', 'NP', 'patches'] and rows[0].own
-    assert all(row.guess == 256.0 for row in rows) and '256 bytes' in rows[0].unknowns
+        assert scheme(method, block).ciphers == pytest.approx(math.log2(count)), (method, block)
+    assert '256 bytes' in scheme('FFX', 16).unknowns
 
 
-def test_bad_maps_and_images_are_refused():
+def test_images_of_parts_of_blocks_are_refused():
     with pytest.raises(KeysegError, match='whole blocks'):
         cut(np.zeros((1, 9, 8, 3), np.uint8), 4)
-    with pytest.raises(KeysegError, match='12 places'):
-        block_map(2, order=np.arange(11))
-    with pytest.raises(KeysegError, match='sideways'):
-        Scheme('SHF', 2, 'sideways', 'none')
 
 
 # --- scores
@@ -134,11 +129,9 @@ def test_scores_are_those_of_scikit_image():
     a = np.kron(rng.integers(0, 256, (6, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
     b = np.clip(a + rng.normal(0, 20, a.shape), 0, 255).astype(np.uint8)
     assert ssim(a, b) == pytest.approx(0.7943255524451757, abs=1e-9)
-    assert psnr(a, b) == pytest.approx(22.550578424542028, abs=1e-9)
-    assert 0.8 < edge_agreement(a, b) < 1
-    same, flat = similarity(a[None], a[None]), np.zeros_like(a)
+    assert similarity(a[None], b[None]).psnr == pytest.approx(22.550578424542028, abs=1e-9)
+    same = similarity(a[None], a[None])
     assert (same.psnr, same.ssim, same.exact) == (math.inf, pytest.approx(1), 1) and to_json(same)['psnr'] is None
-    assert edge_agreement(a, flat) == 0
     with pytest.raises(KeysegError, match='compared'):
         similarity(a[None], b[None, :8])
     with pytest.raises(KeysegError, match='float'):
@@ -185,7 +178,7 @@ def test_moved_values_fall_to_a_comparison_with_photos(scenes, method, block):
 def test_moved_values_fall_to_a_comparison_with_noise(scenes):
     referee, case = setting(scenes, 'SHF', 4, public=False)
     score, _ = attack('neighbour-order-noise', referee, case)
-    assert score.ssim > 0.7 and score.edges > 0.9
+    assert score.ssim > 0.7
     assert score.ssim > 0.2 + max(attack(name, referee, case)[0].ssim for name in ('as-is', 'flat'))
 
 
@@ -196,21 +189,14 @@ def test_byte_maps_fall_to_interpolation(scenes, block):
     assert score.psnr > 30 and score.ssim > 0.9 and found > 0.5
 
 
-def test_an_inverse_network_beats_one_colour_everywhere(scenes):
-    referee, case = setting(scenes, 'SHF', 2, budget=Budget(20, 60.0))
-    score, flat = (attack(name, referee, case)[0] for name in ('inverse-network', 'flat'))
-    assert score.psnr > flat.psnr + 2
-
-
 def test_attacks_that_draw_give_the_same_again(scenes):
     referee, case = setting(scenes, 'SHF', 8, budget=Budget(3, 60.0))
-    for name in ('inverse-network', 'neighbour-order-noise'):
-        first, second = (ATTACKS[name]().run(case, lambda share, words: None).images for _ in range(2))
-        assert np.array_equal(first, second), name
+    first, second = (ATTACKS['neighbour-order-noise']().run(case, lambda share, words: None).images for _ in range(2))
+    assert np.array_equal(first, second)
 
 
 def test_every_attack_says_what_the_report_shows():
-    assert len(ATTACKS) >= 6
+    assert len(ATTACKS) == 5
     for found in (*ATTACKS.values(), *CONTROLS.values()):
         assert found.__doc__ and found.title and found.source and found.cost
     for changes, words in (({'needs': frozenset({'luck'})}, 'luck'), ({'source': ''}, 'source'), ({}, 'two attacks')):
@@ -232,7 +218,7 @@ def test_attacks_do_not_know_the_referee():
         *(AUDIT / 'images' / 'attacks').glob('*.py'),
         *(AUDIT / 'images' / f'{name}.py' for name in ('attack', 'controls', 'scheme')),
     ]
-    assert len(files) > 8
+    assert len(files) > 7
     for path in files:
         nodes = [
             node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, (ast.Import, ast.ImportFrom))
@@ -244,15 +230,12 @@ def test_attacks_do_not_know_the_referee():
 # --- cases, the referee and runs
 
 
-def test_a_case_holds_no_secret_and_only_images(scenes):
+def test_a_case_holds_no_secret(scenes):
     referee, case = setting(scenes, 'SHF', 4)
-    cipher = derive_cipher(KEY, SALT, plan('SHF', 4).images[0])
+    cipher = derive_cipher(KEY, SALT, stamp('SHF', 4).images[0])
     for changes in ({'grants': (OwnPhotos(referee),)}, {'grants': (KnownPairs(cipher, cipher),)}, {'seed': KEY}):
         with pytest.raises(SecretExposedError):
             dataclasses.replace(case, **changes)
-    for bad in (case.encrypted[0], case.encrypted.astype(float), case.encrypted[:, :-1], case.encrypted[:0]):
-        with pytest.raises(KeysegError, match='images under attack'):
-            dataclasses.replace(case, encrypted=bad)
 
 
 @pytest.mark.parametrize('method', ['SHF', 'NP', 'FFX', 'patches'])
@@ -262,17 +245,15 @@ def test_the_referee_checks_itself(scenes, method):
     assert positive.passed and positive.score.psnr == math.inf and positive.score.ssim == pytest.approx(1)
     assert negative.passed and negative.score.psnr < 25
     assert not np.array_equal(case.encrypted, scenes[0]) and 'KEY' not in repr(referee)
-    with pytest.raises(KeysegError, match='key given'):
-        ImageReferee(SecretKey(bytes(32)), plan(method, 4), scenes[0])
 
 
 def test_the_referee_encrypts_as_the_pipeline_does(scenes):
     """The host's images are blue first, and so are those that EncryptImage numbers."""
     image = scenes[0][0]
-    expected = derive_cipher(KEY, SALT, plan('SHF', 4).images[0]).encrypt(np.ascontiguousarray(image[..., ::-1]))[
+    expected = derive_cipher(KEY, SALT, stamp('SHF', 4).images[0]).encrypt(np.ascontiguousarray(image[..., ::-1]))[
         ..., ::-1
     ]
-    assert np.array_equal(ImageReferee(KEY, plan('SHF', 4), scenes[0]).encrypted[0], expected)
+    assert np.array_equal(ImageReferee(KEY, scheme('SHF', 4), scenes[0]).encrypted[0], expected)
 
 
 def test_finished_runs_are_taken_over_and_failures_tried_again(scenes, tmp_path):
@@ -291,19 +272,29 @@ def test_finished_runs_are_taken_over_and_failures_tried_again(scenes, tmp_path)
 
     referee, case = setting(scenes, 'NP', 4)
     runner = ImageRunner(referee, tmp_path, [0], bars=False)
-    run = Run(Counting, Scenario('images', 'images', case, group='images'))
+    run = Run(Counting, Scenario('images', 'images', case))
     first = runner.run(run)
     assert isinstance(first, Failure) and first.error.startswith('ValueError: the first time')
     second, third = runner.run(run), runner.run(run)
     assert second == third and len(calls) == 2 and len(second.pictures) == 1
-    other = Run(Counting, Scenario('images', 'images', dataclasses.replace(case, seed=1), group='images'))
+    other = Run(Counting, Scenario('images', 'images', dataclasses.replace(case, seed=1)))
     ImageRunner(referee, tmp_path, [0], bars=False).run(other)
     assert len(calls) == 3
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MadeOrder(ImageOrder):
+    """Of made photos."""
+
+    scenes: list
+
+    def stage(self, key, say):
+        return ImageStage(self, TINY, ImageReferee(key, scheme('SHF', 8), self.scenes[0]), *self.scenes)
+
+
 def made_audit(scenes, folder):
-    order = ImageOrder(config=Path('a.py'), key='none', out=folder, suite='quick', bars=False)
-    return suite.attack_images(order, KEY, suite.Subject(plan('SHF', 8), *scenes, TINY, (96, 192)))
+    order = MadeOrder(config=Path('a.py'), key='none', out=folder, suite='quick', bars=False, scenes=scenes)
+    return audit(order, KEY)[0]
 
 
 @pytest.fixture(scope='module')
@@ -317,10 +308,10 @@ def test_a_whole_audit_says_what_falls(report):
     found, folder = report
     read = json.loads((folder / 'report.json').read_text())
     assert not errors_in(read['outcomes'])
-    assert names_in(read['outcomes']) >= {'neighbour-order', 'known-pairs', 'inverse-network', 'as-is'}
+    assert names_in(read['outcomes']) >= {'neighbour-order', 'known-pairs', 'as-is'}
     summary = summarise(found)
     assert summary.level == 'falls' and 'restored' in summary.verdict and 'known pairs' in summary.verdict
-    assert [row.group for row in summary.advantages] == ['images', 'photos', 'pairs']
+    assert [row.has for row in summary.advantages] == ['images', 'photos', 'pairs']
     assert summary.advantages[2].attack.about.name == 'known-pairs'
     assert read == {**to_json(found), 'summary': to_json(summary)}
 
@@ -333,11 +324,11 @@ def test_an_interrupted_audit_goes_on(report, scenes, monkeypatch):
 
 def test_nothing_secret_is_written(report):
     _, folder = report
-    assert find_leaks(folder, KEY, [plan('SHF', 8)]) == []
-    order = derive_cipher(KEY, SALT, plan('SHF', 8).images[0]).tables_of().order
+    assert find_leaks(folder, KEY, [stamp('SHF', 8)]) == []
+    order = derive_cipher(KEY, SALT, stamp('SHF', 8).images[0]).tables_of().order
     wrong = np.array2string(order[:40], separator=',')
     (folder / 'leak.txt').write_text(wrong.strip('[]').replace('\n', '').replace(' ', ''))
-    assert find_leaks(folder, KEY, [plan('SHF', 8)])  # the search would have found it
+    assert find_leaks(folder, KEY, [stamp('SHF', 8)])  # the search would have found it
     (folder / 'leak.txt').unlink()
 
 
@@ -349,7 +340,7 @@ def test_the_verdict_goes_by_what_the_best_attack_without_pairs_has_over_the_bes
     found, _ = report
     kinds, outcomes = {'control': ssims[0], 'attack': ssims[1]}, []
     for result in found.outcomes:
-        value = 1.0 if result.about.group == 'pairs' else kinds[result.about.kind]
+        value = 1.0 if result.about.scenario.startswith('pairs') else kinds[result.about.kind]
         if value is None:
             outcomes.append(Failure(result.about, '', 1.0, 'ValueError: x'))
         else:
@@ -381,9 +372,9 @@ def test_the_page_stands_alone_and_says_it_all(report):
     assert not parsed.open and all(address.startswith('data:image/png;base64,') for address in parsed.addresses)
     assert '<b>x</b>' not in page and '<script' not in page
     text = ' '.join(' '.join(parsed.texts).split())
-    for words in (summary.verdict, *summary.means, *summary.change, *summary.warnings, 'under attack', '∞'):
+    for words in (summary.verdict, *summary.means, *summary.change, *summary.warnings, '∞ dB'):
         assert words in text, words
-    assert text.index(summary.verdict) < text.index('What everybody sees') < text.index('How many ciphers')
+    assert text.index(summary.verdict) < text.index('What everybody sees') < text.index('All runs')
 
 
 @pytest.mark.parametrize('width', [PHONE, SCREEN])
@@ -441,11 +432,9 @@ def test_the_command_audits_the_images_of_a_config(folder, tmp_path, capsys, tin
     assert 'can be restored' in told and 'bit for bit' in told and 'report.html' in told
     found = json.loads((tmp_path / 'out/report.json').read_text())
     assert found['scheme']['key_id'] == KEY.id and (found['images'], found['photos']) == (5, 6)
-    assert found['full_size'] == [96, 192] and found['size'] == [48, 96]
+    assert found['size'] == [48, 96]
     assert find_leaks(tmp_path, KEY, [Stamp(KEY.id, SALT, (ImageEntry('NP', 8),))]) == []
     assert str(folder) not in (tmp_path / 'out/report.json').read_text()
-    assert call(folder, config(folder, 'np', step()), tmp_path / 'few', '--photos', '2') == 4
-    assert json.loads((tmp_path / 'few/report.json').read_text())['images'] == 2
 
 
 def test_the_command_audits_the_images_of_a_checkpoint(folder, tmp_path, capsys, tiny):
@@ -456,11 +445,8 @@ def test_the_command_audits_the_images_of_a_checkpoint(folder, tmp_path, capsys,
     plain = config(folder, 'plain')
     assert call(folder, plain, tmp_path / 'out', str(tmp_path / 'locked.pth'), '--images') == 4
     found = json.loads((tmp_path / 'out/report.json').read_text())
-    assert (found['scheme']['method'], found['scheme']['moves'], found['scheme']['changes']) == (
-        'patches',
-        'all',
-        'negated',
-    )
+    expected = {'method': 'PATCH', 'block': 8, 'permute': 'all', 'negate': True, 'salt': SALT.hex(), 'key_id': KEY.id}
+    assert found['scheme'] == expected
     tensors['embed.bias'] = tensors['embed.bias'] + 1
     torch.save({'state_dict': tensors, 'meta': {}}, tmp_path / 'altered.pth')
     assert call(folder, plain, tmp_path / 'no', str(tmp_path / 'altered.pth'), '--images') == 1

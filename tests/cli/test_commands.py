@@ -62,8 +62,8 @@ def test_a_checkpoint_behind_options_is_found(capsys):
         assert keyseg('audit', 'config.py', *arguments) == 1
         return capsys.readouterr().err
 
-    assert '--photos goes with' in said('--photos', '3', '--key', 'none', '--out', 'out', 'locked.pth')
-    assert '--photos goes with' not in said('--photos', '3', '--key', 'none', '--out', 'out')
+    assert '--device goes with' in said('--device', 'cpu', '--key', 'none', '--out', 'out')
+    assert '--device goes with' not in said('--device', 'cpu', '--key', 'none', '--out', 'out', 'locked.pth')
     with pytest.raises(SystemExit):
         keyseg('audit', 'config.py', '--key', 'none', '--out', 'out', 'a.pth', 'b.pth')
 

@@ -160,7 +160,6 @@ class Scenario(Generic[C]):
     title: str
     case: C
     new: frozenset[type[Grant]] = frozenset()  # kinds of grants; an attack that uses none of them was run before
-    group: str = ''  # in a report's summary, where that has groups
     share: float | None = None  # of the training photos
     key_share: float | None = None  # of the key's rows, leaked
     photos: int = 0  # number of the attacker's
@@ -208,7 +207,6 @@ class Run(Generic[C, A]):
             family=attack.kind,
             scenario=where.name,
             scenario_title=where.title,
-            group=where.group,
             share=where.share,
             key_share=where.key_share,
             photos=where.photos,

@@ -1,4 +1,4 @@
-"""A whole audit: what is asked for, what is set up from it, and all its runs, one after another or side by side."""
+"""A whole audit: what is asked for, what is set up from it, all its runs, one by one or side by side, a report."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import functools
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from keyseg_mm.audit.engine.executor import Executor, Failed
 from keyseg_mm.audit.engine.results import Failure, Result
 from keyseg_mm.audit.engine.runner import Runner
 from keyseg_mm.audit.engine.suites import Say
+from keyseg_mm.audit.report.page import Report, write_report
+from keyseg_mm.audit.report.summary import Summary
 from keyseg_mm.errors import KeyFileError
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.keys.keyfile import PASSPHRASE_VARIABLE
@@ -39,8 +42,59 @@ class Order(abc.ABC):
     bars: bool = True  # show progress bars
 
     @abc.abstractmethod
-    def planned(self, key: SecretKey, say: Say) -> Planned:
-        """Read, check and set up all that the order asks for; its runs, controls first."""
+    def stage(self, key: SecretKey, say: Say) -> Stage:
+        """Read, check and set up all that the order asks for.
+
+        Raises:
+            KeysegError: config, checkpoints, key and photos do not belong together.
+        """
+
+
+class Stage(abc.ABC):
+    """Everything read, checked and set up for an audit."""
+
+    @property
+    @abc.abstractmethod
+    def planned(self) -> Planned:
+        """All runs, controls first: an interrupted audit then has something to compare with."""
+
+    @abc.abstractmethod
+    def report(self) -> Report:
+        """What was audited and how the referee's checks came out, without results: all public."""
+
+    @abc.abstractmethod
+    def conclude(self, report: Any, outcomes: tuple[Any, ...]) -> tuple[Report, Summary[Any], str]:
+        """The report with what came of the runs, what that comes to, and the page."""
+
+
+def audit(
+    order: Order, key: SecretKey | None = None, executor: Executor | None = None, say: Say = lambda text: None
+) -> tuple[Any, Any]:
+    """Run an audit and write ``report.json`` and ``report.html``.
+
+    Args:
+        order: what and how.
+        key: the true key, where its locator was followed already.
+        executor: runs attacks side by side; None: one after another, in this process.
+        say: told what is going on, a line at a time.
+
+    Returns:
+        The report, as it is written, and its summary.
+
+    Raises:
+        KeysegError: as of :meth:`Order.stage`; before anything long begins.
+    """
+    start = time.monotonic()
+    stage = order.stage(key or locate_real(order.key, 'key'), say)
+    say('the referee checks itself')
+    report = stage.report()
+    if not report.sound:
+        say('WARNING: the true key does not score full marks in the way guesses are scored: do not trust this audit')
+    outcomes = run_all(order, stage.planned, executor, say)
+    report = dataclasses.replace(report, seconds=round(time.monotonic() - start, 1))
+    report, summary, text = stage.conclude(report, tuple(outcomes))
+    write_report(order.out, report, summary, text)
+    return report, summary
 
 
 @dataclass(frozen=True)
@@ -59,8 +113,8 @@ def perform(job: Job) -> Outcome:
 
 @functools.lru_cache(maxsize=1)
 def _set_up(order: Order) -> Mapping[str, tuple[Runner[Any, Any, Any], Run[Any, Any]]]:
-    planned = order.planned(_key_of(order), lambda text: None)
-    return {run.name: (runner, run) for runner, run in planned}
+    stage = order.stage(_key_of(order), lambda text: None)
+    return {run.name: (runner, run) for runner, run in stage.planned}
 
 
 def run_all(order: Order, planned: Planned, executor: Executor | None, say: Say) -> list[Outcome]:

@@ -30,7 +30,6 @@ class PhotoSet:
 
     Attributes:
         size: height and width of all photos: that of the first one ever read, scaled.
-        full_size: the same before it was scaled.
 
     Raises:
         KeysegError: the config has no such data set, or it is empty or cannot be read.
@@ -47,7 +46,6 @@ class PhotoSet:
     ) -> None:
         self._where, self._step, self._longest, self._least = f'{split}_dataloader.dataset', step, longest, least
         self.size: tuple[int, int] | None = None
-        self.full_size: tuple[int, int] | None = None
         init_default_scope(cfg.get('default_scope', 'mmseg'))
         pipeline = change(pipeline_of(cfg))
         try:
@@ -84,7 +82,6 @@ class PhotoSet:
     def fit(self, size: Sequence[int]) -> tuple[int, int]:
         """The size of all photos, which the first one decides by its own height and width."""
         if self.size is None:
-            self.full_size = (size[0], size[1])
             self.size = common_size(size, self._step, self._longest, self._least)
         return self.size
 

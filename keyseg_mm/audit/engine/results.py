@@ -26,7 +26,6 @@ class About:
     family: str = ''
     scenario: str = ''
     scenario_title: str = ''
-    group: str = ''
     share: float | None = None
     key_share: float | None = None
     photos: int = 0

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from keyseg_mm.audit.engine.attack import BaseAttack, BaseAttempt, BaseCase, Grant, Registry
 from keyseg_mm.audit.images.scheme import Images, Scheme
-from keyseg_mm.errors import KeysegError
-from keyseg_mm.maps.pixels import COLOURS, BlockCipher
+from keyseg_mm.maps.pixels import BlockCipher
 
 
 @dataclass(frozen=True)
@@ -36,33 +35,19 @@ class ImageCase(BaseCase):
 
     Attributes:
         scheme: method, block and key id: public.
-        encrypted: the images under attack, uint8 (N, H, W, 3), red first, all under one key.
+        encrypted: the images under attack, uint8 (N, H, W, 3) of whole blocks, red first, all under one key.
 
     Raises:
         SecretExposedError: a field or grant holds a key or a cipher.
-        KeysegError: images are not as they should be.
     """
 
     scheme: Scheme
     encrypted: Images
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check('encrypted', self.encrypted)
-        if OwnPhotos in self:
-            self._check('public', self[OwnPhotos].images)
-        if KnownPairs in self:
-            self._check('pairs, plain', self[KnownPairs].plain)
-            self._check('pairs, encrypted', self[KnownPairs].encrypted)
-
-    def _check(self, name: str, images: Any) -> None:
-        shape: Any = getattr(images, 'shape', ())
-        block = self.scheme.block
-        good = isinstance(images, np.ndarray) and images.dtype == np.uint8 and len(shape) == 4 and shape[0]
-        if not good or shape[3] != COLOURS or shape[1] % block or shape[2] % block:
-            raise KeysegError(
-                f'{name}: images under attack are uint8 (N, H, W, 3) of whole blocks of {block} x {block}, not {shape}'
-            )
+    @property
+    def photos(self) -> Images | None:
+        """The attacker's own, if there are any."""
+        return self[OwnPhotos].images if OwnPhotos in self else None
 
     @property
     def rng(self) -> np.random.Generator:

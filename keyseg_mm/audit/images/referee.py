@@ -1,49 +1,49 @@
-"""The referee of attacks on images: it alone has the key and the plain images, and it checks itself."""
+"""The referee of attacks on images: it alone has the key and the plain images, and it checks itself.
+
+With the key it also says how images are encrypted, by a config or a checkpoint.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.config import Config
 
+from keyseg_mm.audit.engine.datasets import ENCRYPTING, pipeline_of, type_of
 from keyseg_mm.audit.images.attack import KnownPairs, Restored
 from keyseg_mm.audit.images.report import ImageCheck
-from keyseg_mm.audit.images.scheme import Images, Scheme, cut
+from keyseg_mm.audit.images.scheme import Images, Scheme
 from keyseg_mm.audit.images.scoring import ImageScore, similarity
-from keyseg_mm.bind import check_key, derive_cipher, verify
-from keyseg_mm.errors import KeyMismatchError
+from keyseg_mm.bind import check_key, verify
+from keyseg_mm.checkpoint.files import read_checkpoint
+from keyseg_mm.errors import KeysegError, PlanMismatchError
 from keyseg_mm.keys.key import SecretKey, wrong_key
 from keyseg_mm.keys.secret import Secret
-from keyseg_mm.maps.pixels import BlockCipher
-from keyseg_mm.stamp import Stamp, stamps_of
+from keyseg_mm.maps.pixels import PATCH, BlockCipher
+from keyseg_mm.mm.pipeline import EncryptImage
+from keyseg_mm.stamp import stamps_of
 
 _PROBES = 24  # random blocks by which a guess is compared with the cipher
 _STRANGERS = 3  # random keys of the negative control
 _DECRYPTED = 30.0  # dB that one of them must stay below
-Convert = Callable[[Images], Images]
+_SETTINGS = ('method', 'block', 'salt', 'permute', 'negate')
 
 
 class ImageReferee(Secret):
-    """Encrypts the images under attack, and scores what attackers make of them.
+    """Encrypts the images under attack as the pipeline does, and scores what attackers make of them.
 
     Args:
         key: the true key.
-        stamp: how images are encrypted.
+        scheme: how images are encrypted.
         plain: the images under attack, uint8 (N, H, W, 3), red first, of whole blocks.
-
-    Raises:
-        KeyMismatchError: the stamp is of another key.
     """
 
-    __slots__ = ('scheme', 'encrypted', '_stamp', '_plain', '_encrypt', '_decrypt')
+    __slots__ = ('scheme', 'encrypted', '_plain', '_step')
 
-    def __init__(self, key: SecretKey, stamp: Stamp, plain: Images) -> None:
-        if stamp.key_id != key.id:
-            raise KeyMismatchError(f'these images are encrypted with key {stamp.key_id}, and the key given is {key.id}')
-        self.scheme, self._stamp, self._plain = Scheme.of(stamp), stamp, plain
-        self._encrypt, self._decrypt = _cipher(key, stamp)
+    def __init__(self, key: SecretKey, scheme: Scheme, plain: Images) -> None:
+        self.scheme, self._plain, self._step = scheme, plain, _step(key, scheme)
         self.encrypted = self._encrypt(plain)
 
     @property
@@ -56,11 +56,11 @@ class ImageReferee(Secret):
 
     def judge(self, restored: Restored) -> ImageScore:
         """How near the restored images are, and which share of random values a guess decrypts."""
-        return ImageScore(**asdict(similarity(restored.images, self._plain)), found=self._found(restored.guess))
+        return similarity(restored.images, self._plain, self._found(restored.guess))
 
     def positive_control(self) -> ImageCheck:
         """The true cipher's own decryption must score full marks in the way that attacks are scored."""
-        score = similarity(self._decrypt(self.encrypted), self._plain)
+        score = similarity(_decrypted(self._step, self.encrypted), self._plain)
         return ImageCheck(score, score.exact == 1.0 and score.ssim > 1 - 1e-9)
 
     def negative_control(self, seed: int) -> ImageCheck:
@@ -68,8 +68,8 @@ class ImageReferee(Secret):
 
         The worst, because a block of one pixel has so few ciphers that a random key may well be right.
         """
-        keys = [wrong_key(f'{seed}-{i}') for i in range(_STRANGERS)]
-        scores = [similarity(_cipher(key, self._stamp)[1](self.encrypted), self._plain) for key in keys]
+        steps = [_step(wrong_key(f'{seed}-{i}'), self.scheme) for i in range(_STRANGERS)]
+        scores = [similarity(_decrypted(step, self.encrypted), self._plain) for step in steps]
         scores.sort(key=lambda score: score.psnr)
         worst, middle = scores[0], scores[_STRANGERS // 2]
         return ImageCheck(middle, worst.psnr < _DECRYPTED and worst.exact == 0.0)
@@ -80,30 +80,74 @@ class ImageReferee(Secret):
             return None
         block = self.scheme.block
         probe = np.random.default_rng(0).integers(0, 256, (1, block, _PROBES * block, 3), dtype=np.uint8)
-        right = cut(guess.decrypt(self._encrypt(probe)), block) == cut(probe, block)
-        return float(right.mean())
+        return float((guess.decrypt(self._encrypt(probe)) == probe).mean())
+
+    def _encrypt(self, plain: Images) -> Images:
+        # the host loads blue first
+        return np.stack([self._step.transform({'img': x[..., ::-1]})['img'][..., ::-1] for x in plain])
 
 
-def trusted_stamp(key: SecretKey, state_dict: Mapping[str, Any]) -> Stamp | None:
-    """The stamp of a model that takes encrypted images, checked; None where there is none.
+def _step(key: SecretKey, scheme: Scheme) -> EncryptImage:
+    return EncryptImage(key, scheme.method, scheme.block, scheme.salt or None, scheme.permute, scheme.negate)
+
+
+def _decrypted(step: EncryptImage, images: Images) -> Images:
+    return np.stack([step.decrypt(x[..., ::-1])[..., ::-1] for x in images])
+
+
+def scheme_of(cfg: Config, checkpoint: Path | None, key: SecretKey) -> Scheme:
+    """How images are encrypted.
+
+    Args:
+        cfg: the config, whose test pipeline may encrypt.
+        checkpoint: whose stamp may say it; may be None.
+        key: the true key.
 
     Raises:
-        KeyMismatchError: another key's.
-        IntegrityError: its MAC does not fit.
+        KeysegError: neither says that images are encrypted, they contradict each other, or the key is another.
     """
-    stamp = stamps_of(state_dict).get('')
+    steps = [step for step in pipeline_of(cfg) if type_of(step) in ENCRYPTING]
+    if len(steps) > 1:
+        raise KeysegError(
+            'the test pipeline of this config encrypts its images more than once; this audit is for one encryption: '
+            'audit a config that has the outer one only'
+        )
+    named = _of_step(steps[0], key) if steps else None
+    stamped = _of_stamp(checkpoint, key) if checkpoint else None
+    if named and stamped and named != stamped:
+        raise PlanMismatchError(
+            f'the config encrypts images as {named}, and {checkpoint} wants {stamped}; audit one of them: leave the '
+            'checkpoint out, or give the config that goes with it'
+        )
+    found = stamped or named
+    if found is None:
+        raise KeysegError(
+            f'this config{f" and {checkpoint} encrypt" if checkpoint else " encrypts"} no images: put '
+            "dict(type='keyseg_mm.EncryptImage', ...) into its test pipeline, or give a checkpoint of "
+            '`keyseg lock --scheme patches` with --images; CHECKPOINT alone is for the audit of a model'
+        )
+    return found
+
+
+def _of_step(step: Any, key: SecretKey) -> Scheme | None:
+    """What a step of a pipeline says; None where it waits for a checkpoint to tell it."""
+    made = EncryptImage(key, **{name: step[name] for name in _SETTINGS if name in step})
+    if made.block is None:
+        return None
+    return Scheme(made.method, made.block, made.permute, made.negate, made.salt, key.id)
+
+
+def _of_stamp(checkpoint: Path, key: SecretKey) -> Scheme | None:
+    """What the stamp of a model that takes encrypted images says, checked; None where there is none."""
+    weights = read_checkpoint(checkpoint)['state_dict']
+    stamp = stamps_of(weights).get('')
     if stamp is None or not (stamp.images or stamp.embeddings):
         return None
     check_key(key, stamp)  # before its MAC could only be called wrong
-    verify(key, stamp, state_dict)
-    return stamp
-
-
-def _cipher(key: SecretKey, stamp: Stamp) -> tuple[Convert, Convert]:
-    """What the key does to images, red first, and how to undo it."""
+    verify(key, stamp, weights)
     if stamp.embeddings:
-        patches = derive_cipher(key, stamp.salt, stamp.embeddings[0])
-        return patches.encrypt, patches.decrypt
-    cipher = derive_cipher(key, stamp.salt, stamp.images[0])
-    # the host loads blue first, and so EncryptImage numbers the values of a block
-    return lambda x: cipher.encrypt(x[..., ::-1])[..., ::-1], lambda x: cipher.decrypt(x[..., ::-1])[..., ::-1]
+        entry = stamp.embeddings[0]
+        return Scheme(PATCH, entry.patch, entry.permute, entry.negate, stamp.salt.hex(), key.id)
+    if len(stamp.images) > 1:
+        raise KeysegError(f'the images of {checkpoint} are encrypted more than once; this audit is for one encryption')
+    return Scheme(stamp.images[0].method, stamp.images[0].block, salt=stamp.images[0].salt, key_id=key.id)

@@ -1,22 +1,37 @@
-"""What an audit of encrypted images reports, as it stands in ``report.json``."""
+"""What an audit of encrypted images reports: what stands in ``report.json``, what it comes to, and the page.
+
+For each of three attackers (encrypted images alone; other photos too; known pairs too) the headline is the SSIM of the
+best attack less that of the best control. Who has more can do all that who has less does. Known pairs do not count for
+the verdict: these encryptions are the same for every block, and no such one withstands them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from keyseg_mm.audit.engine.results import Failure, Result
+from keyseg_mm.audit.engine.results import Failure, Result, Scored, finished
 from keyseg_mm.audit.engine.suites import ImageSuite
-from keyseg_mm.audit.images.scheme import KeySpace, Scheme
-from keyseg_mm.audit.images.scoring import ImageScore, Similarity
-from keyseg_mm.audit.report.page import Report
+from keyseg_mm.audit.images.scheme import Scheme
+from keyseg_mm.audit.images.scoring import ImageScore
+from keyseg_mm.audit.report.page import Panel, Report, decibels, figure, page, percent, words
+from keyseg_mm.audit.report.summary import FALLEN, Summary, groups, is_void, run_warnings
+
+#: SSIM below which an advantage is no more than chance of these few photos.
+NOISE = 0.03
+#: What attackers have, by the first word of their scenarios' names.
+ATTACKERS = {'images': 'encrypted images alone', 'photos': 'and other photos', 'pairs': 'and known pairs'}
+_WORDS = 'images.words.j2'
+_FEW = 8  # images below which statistics are poor
+_PICTURED = 8  # attacks whose pictures are shown, the best ones
 
 
 @dataclass(frozen=True)
 class ImageCheck:
     """A check that the referee made of itself: what it scored, and whether that is as it must be."""
 
-    score: Similarity
+    score: ImageScore
     passed: bool
 
 
@@ -28,14 +43,113 @@ class ImageReport(Report):
     config: str
     checkpoint: str | None  # that said how images are encrypted
     scheme: Scheme
-    key_spaces: tuple[KeySpace, ...]  # of that scheme, and of others
+    ciphers: float  # log2 of how many there are of that scheme
     limits: ImageSuite
     images: int  # under attack
     photos: int  # of the attacker's
     size: tuple[int, ...]  # height and width of both
-    full_size: tuple[int, ...]  # of the images before they were scaled
     positive: ImageCheck  # the true key scores full marks
     negative: ImageCheck  # random keys do not
     plain: tuple[str, ...]  # images that are shown, as base64 PNGs
     encrypted: tuple[str, ...]
     outcomes: tuple[Result[ImageScore] | Failure, ...] = ()
+
+    @property
+    def sound(self) -> bool:
+        return self.positive.passed
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Best attack against best control of one attacker."""
+
+    has: str  # which attacker, see ATTACKERS
+    attack: Scored[ImageScore]
+    control: Scored[ImageScore]
+    advantage: float  # SSIM between both
+
+    @property
+    def title(self) -> str:
+        """What the attacker has, in words."""
+        return ATTACKERS[self.has]
+
+
+def summarise(report: ImageReport) -> Summary[Gain]:
+    """Headlines, verdict and advice from the figures of a report."""
+    rows = tuple(row for has in ATTACKERS if (row := _gain(report, has)))
+    headline = max((row for row in rows if row.has != 'pairs'), key=lambda row: row.advantage, default=None)
+    pairs = next((row for row in rows if row.has == 'pairs'), None)
+    level, told = _level(report, headline), {'best': headline, 'pairs': pairs}
+    warnings = run_warnings(report.outcomes)
+    if report.images < _FEW:
+        warnings.append(f'Only {report.images} images under attack: statistics get better with more of them.')
+    return Summary(
+        advantages=rows,
+        headline=headline,
+        level=level,
+        verdict=' '.join(words(_WORDS, 'verdict', report=report, level=level, **told)),
+        means=words(_WORDS, 'means', report=report, rows=rows, level=level),
+        change=words(_WORDS, 'change', pairs_help=pairs is not None and pairs.advantage > NOISE, level=level),
+        warnings=tuple(warnings),
+    )
+
+
+def _rank(score: ImageScore) -> tuple[float, ...]:
+    """By SSIM, then by PSNR, then those that also found the cipher."""
+    return round(score.ssim, 6), score.psnr, float(bool(score.found))
+
+
+def _has(result: Result[ImageScore]) -> int:
+    """How far down in the list of attackers a run was made."""
+    return list(ATTACKERS).index(result.about.scenario.partition('-')[0])
+
+
+def _gain(report: ImageReport, has: str) -> Gain | None:
+    """Best attack against best control of an attacker; None where one of both is missing."""
+    usable = [r for r in finished(report.outcomes) if _has(r) <= list(ATTACKERS).index(has)]
+    usable.sort(key=lambda result: (*_rank(result.score), _has(result)), reverse=True)
+    attacks, controls = finished(usable, 'attack'), finished(usable, 'control')
+    if not attacks or not controls:
+        return None
+    return Gain(has, attacks[0].bare(), controls[0].bare(), attacks[0].score.ssim - controls[0].score.ssim)
+
+
+def _level(report: ImageReport, headline: Gain | None) -> str:
+    """``void``, ``holds``, ``leaks`` or ``falls``."""
+    if headline is None or is_void([report.positive.passed, report.negative.passed], report.outcomes):
+        return 'void'
+    if headline.advantage <= NOISE:
+        return 'holds'
+    return 'falls' if headline.advantage >= FALLEN * (1 - headline.control.score.ssim) else 'leaks'
+
+
+#: Columns of the table of all runs.
+_COLUMNS: dict[str, Callable[[ImageScore], str]] = {
+    'SSIM': lambda score: figure(score.ssim, 3),
+    'PSNR': lambda score: decibels(score.psnr),
+    'bit for bit': lambda score: percent(score.exact),
+    'cipher': lambda score: percent(score.found),
+}
+
+
+def render(report: ImageReport, summary: Summary[Gain]) -> str:
+    """The page as text."""
+    told: dict[str, Any] = {'report': report, 'summary': summary, 'groups': groups(report.outcomes, _rank)}
+    return page('images.html.j2', panels=_panels(report), columns=_COLUMNS, **told)
+
+
+def _panels(report: ImageReport) -> list[Panel]:
+    """Plain and encrypted images, the best control, and what each attack made of them, at its best."""
+    found = [Panel('plain', report.plain), Panel('encrypted', report.encrypted)]
+    done = sorted(finished(report.outcomes), key=lambda result: _rank(result.score), reverse=True)
+    controls = [r for r in finished(done, 'control') if r.about.name != 'as-is']
+    found += [_panel(best, f'best control: {best.about.title}', '') for best in controls[:1]]
+    attacks: dict[str, Result[ImageScore]] = {}
+    for result in finished(done, 'attack'):
+        attacks.setdefault(result.about.name, result)
+    shown = list(attacks.values())[:_PICTURED]
+    return [*found, *(_panel(r, r.about.title, list(ATTACKERS.values())[_has(r)]) for r in shown)]
+
+
+def _panel(result: Result[ImageScore], title: str, note: str) -> Panel:
+    return Panel(title, result.pictures, f'SSIM {figure(result.score.ssim, 2)}', note)

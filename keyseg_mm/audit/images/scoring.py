@@ -1,4 +1,4 @@
-"""How near restored images are to the plain ones: PSNR, SSIM, and how well their edges agree.
+"""How near restored images are to the plain ones: PSNR and SSIM.
 
 Written out over scipy, which this package has anyway, in the place of scikit-image and its six dependencies; the tests
 compare with figures of scikit-image 0.26.
@@ -11,43 +11,39 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, sobel  # type: ignore[import-untyped]
+from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped]
 
 from keyseg_mm.audit.images.scheme import Images
+from keyseg_mm.audit.report.page import decibels
 from keyseg_mm.errors import KeysegError
 
 TOP = 255.0
 # Wang, Bovik, Sheikh and Simoncelli, "Image Quality Assessment", IEEE TIP 13(4), 2004: an 11 x 11 window of sigma 1.5
 _SIGMA, _REACH = 1.5, 5
 _C1, _C2 = (0.01 * TOP) ** 2, (0.03 * TOP) ** 2
-_GREY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 
 @dataclass(frozen=True)
-class Similarity:
+class ImageScore:
     """How near restored images are to the plain ones.
 
     Attributes:
         psnr: of the mean squared error over all values of all images, in dB; infinite where nothing differs.
         ssim: mean of the images'; 1 for equal ones.
-        edges: mean correlation of the images' edges (absolute gradients of the grey image), -1 to 1.
         exact: share of the images that agree bit for bit.
+        found: share of random values that a guess at the cipher decrypts; None without a guess.
     """
 
     psnr: float
     ssim: float
-    edges: float
     exact: float
+    found: float | None = None
+
+    def __str__(self) -> str:
+        return f'SSIM {self.ssim:.2f}, {decibels(self.psnr)}'
 
 
-@dataclass(frozen=True)
-class ImageScore(Similarity):
-    """What a run came to."""
-
-    found: float | None = None  # share of random values that its guess at the cipher decrypts; None without a guess
-
-
-def similarity(restored: Images, plain: Images) -> Similarity:
+def similarity(restored: Images, plain: Images, found: float | None = None) -> ImageScore:
     """Score images (N, H, W, 3) of bytes.
 
     Raises:
@@ -59,25 +55,13 @@ def similarity(restored: Images, plain: Images) -> Similarity:
             f'{plain.shape}'
         )
     pairs = list(zip(restored, plain))
-    return Similarity(
-        _decibels(float(np.mean([_squared_error(a, b) for a, b in pairs]))),
+    error = float(np.mean([np.mean((a.astype(np.float64) - b) ** 2) for a, b in pairs]))
+    return ImageScore(
+        math.inf if error == 0 else 10 * math.log10(TOP**2 / error),
         float(np.mean([ssim(a, b) for a, b in pairs])),
-        float(np.mean([edge_agreement(a, b) for a, b in pairs])),
         float(np.mean([np.array_equal(a, b) for a, b in pairs])),
+        found,
     )
-
-
-def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio in dB."""
-    return _decibels(_squared_error(a, b))
-
-
-def _squared_error(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    return float(np.mean((a.astype(np.float64) - b) ** 2))
-
-
-def _decibels(error: float) -> float:
-    return math.inf if error == 0 else 10 * math.log10(TOP**2 / error)
 
 
 def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
@@ -93,17 +77,6 @@ def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     if min(found.shape[:2]) > 2 * _REACH:
         found = found[_REACH:-_REACH, _REACH:-_REACH]
     return float(found.mean())
-
-
-def edge_agreement(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Correlation of the edges of two images (H, W, 3); 0 where one of them has none."""
-    edges = []
-    for image in (a, b):
-        grey = image @ _GREY
-        found = np.hypot(sobel(grey, 0), sobel(grey, 1))
-        edges.append(found - found.mean())
-    scale = math.sqrt(float((edges[0] ** 2).sum() * (edges[1] ** 2).sum()))
-    return float((edges[0] * edges[1]).sum()) / scale if scale > 0 else 0.0
 
 
 def _local(x: NDArray[np.float64]) -> NDArray[np.float64]:

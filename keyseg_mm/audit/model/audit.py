@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from keyseg_mm.audit.engine.attack import Grant
-from keyseg_mm.audit.engine.audit import Order, Planned, run_all
+from keyseg_mm.audit.engine.audit import Order, Outcome, Planned, Stage
 from keyseg_mm.audit.engine.budget import Budget
-from keyseg_mm.audit.engine.executor import Executor
 from keyseg_mm.audit.engine.suites import SUITES, ModelSuite, Say
 from keyseg_mm.audit.model import attacks  # noqa: F401 - registers all of them
 from keyseg_mm.audit.model.attack import ATTACKS, Attempt, Case, LabelledPhotos, PublicWeights, SecondFile, Target
@@ -35,13 +33,11 @@ from keyseg_mm.audit.model.referees import TransferReferee, referee_for
 from keyseg_mm.audit.model.report import ModelReport, Pictures, Place, TransferReport
 from keyseg_mm.audit.model.runner import ModelRunner, budgeted, runs, scenarios
 from keyseg_mm.audit.model.spectra import by_model_names, distances
-from keyseg_mm.audit.model.summary import summarise
+from keyseg_mm.audit.model.summary import ModelSummary, summarise
 from keyseg_mm.audit.model.transfer import Transfer
-from keyseg_mm.audit.report.page import write_report
 from keyseg_mm.audit.report.pictures import colour_png, png
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.keys.key import SecretKey
-from keyseg_mm.keys.locator import locate_real
 from keyseg_mm.mm.config import read_config
 from keyseg_mm.mm.floor import constant_prediction_floor
 
@@ -61,47 +57,13 @@ class ModelOrder(Order):
     device: str = 'cpu'
     transfer: Path | None = None  # config of the same architecture over another data set
 
-    def planned(self, key: SecretKey, say: Say) -> Planned:
-        return set_up(self, key, say).planned
-
-
-def audit(
-    order: ModelOrder, key: SecretKey | None = None, executor: Executor | None = None, say: Say = lambda text: None
-) -> ModelReport:
-    """Run an audit and write ``report.json``.
-
-    Args:
-        order: what and how.
-        key: the true key, where its locator was followed already.
-        executor: runs attacks side by side; None: one after another, in this process.
-        say: told what is going on, a line at a time.
-
-    Returns:
-        The report, as it is written.
-
-    Raises:
-        KeysegError: config, checkpoints, key and photos do not belong together; before anything long begins.
-    """
-    start = time.monotonic()
-    stage = set_up(order, key or locate_real(order.key, 'key'), say)
-    order.out.mkdir(parents=True, exist_ok=True)
-    say('the referee checks itself')
-    report = stage.report()
-    if not (report.positive.passed and (report.transfer is None or report.transfer.check.passed)):
-        say('WARNING: the true key does not score full marks in the way guesses are scored: do not trust this audit')
-    outcomes = run_all(order, stage.planned, executor, say)
-    own = len(stage.own)
-    transfer = report.transfer and dataclasses.replace(report.transfer, outcomes=tuple(outcomes[own:]))
-    seconds = round(time.monotonic() - start, 1)
-    report = dataclasses.replace(report, outcomes=tuple(outcomes[:own]), transfer=transfer, seconds=seconds)
-    summary = summarise(report)
-    write_report(order.out, report, summary, render(report, summary))
-    return report
+    def stage(self, key: SecretKey, say: Say) -> ModelStage:
+        return set_up(self, key, say)
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Everything read, checked and set up for an audit."""
+class ModelStage(Stage):
+    """Everything read, checked and set up for an audit of a model."""
 
     order: ModelOrder
     suite: ModelSuite
@@ -115,11 +77,10 @@ class Stage:
 
     @property
     def planned(self) -> Planned:
-        """All runs; those elsewhere come last."""
+        """Those elsewhere come last."""
         return [*self.own, *self.elsewhere]
 
     def report(self) -> ModelReport:
-        """What was audited and how the referee's checks came out, without results: all public."""
         order, referee, found = self.order, self.referee, self.protected
         bare = referee.judge(Attempt())  # the file as it is
         return ModelReport(
@@ -143,6 +104,13 @@ class Stage:
             transfer=self._transfer_report(),
         )
 
+    def conclude(self, report: ModelReport, outcomes: tuple[Outcome, ...]) -> tuple[ModelReport, ModelSummary, str]:
+        own = len(self.own)
+        transfer = report.transfer and dataclasses.replace(report.transfer, outcomes=outcomes[own:])
+        report = dataclasses.replace(report, outcomes=outcomes[:own], transfer=transfer)
+        summary = summarise(report)
+        return report, summary, render(report, summary)
+
     def _transfer_report(self) -> TransferReport | None:
         if self.transfer is None:
             return None
@@ -152,11 +120,11 @@ class Stage:
         return TransferReport(**task, config=there.config.name, classifier=there.case.classifier, check=check)
 
 
-def set_up(order: ModelOrder, key: SecretKey, say: Say) -> Stage:
+def set_up(order: ModelOrder, key: SecretKey, say: Say) -> ModelStage:
     """Read and check all that an audit needs, and stamp its runs.
 
     Raises:
-        KeysegError: as of :func:`audit`.
+        KeysegError: config, checkpoints, key and photos do not belong together.
     """
     suite, device, cfg = order.limits or SUITES[order.suite], torch.device(order.device), read_config(order.config)
     suite = dataclasses.replace(suite, shares=order.shares or suite.shares)
@@ -179,7 +147,7 @@ def set_up(order: ModelOrder, key: SecretKey, say: Say) -> Stage:
     if transfer is not None:
         there = ModelRunner(TransferReferee(referee, transfer.case, transfer.album.held_out), folder, [], order.bars)
         elsewhere = [(there, run) for run in transfer.runs(ATTACKS, budget)]
-    return Stage(order, suite, protected, referee, album, transfer, budget, own, elsewhere)
+    return ModelStage(order, suite, protected, referee, album, transfer, budget, own, elsewhere)
 
 
 def _file_case(order: ModelOrder, protected: Protected, suite: ModelSuite, build: Build) -> Case:

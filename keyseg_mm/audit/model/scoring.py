@@ -44,6 +44,9 @@ class Score:
     by_point: dict[str, float] = field(default_factory=dict)
     images_used: int = 0
 
+    def __str__(self) -> str:
+        return f'{self.miou:.2f} mIoU'
+
 
 @dataclass(frozen=True)
 class Check:

@@ -39,6 +39,11 @@ class Advantage:
     advantage: float  # mIoU points
     of_the_gap: float | None  # between the control and the right key; None where that is little
 
+    @property
+    def title(self) -> str:
+        """What the attacker has, in words."""
+        return f'{self.photos or "no"} photos'
+
 
 @dataclass(frozen=True)
 class TransferRow:
@@ -52,6 +57,11 @@ class TransferRow:
     advantage: float  # mIoU points of the attack above the control
     noise: float  # what of it may be luck
     to_gain: float | None  # what the key holder has above the control
+
+    @property
+    def title(self) -> str:
+        """What the attacker has, in words."""
+        return f'{self.photos} photos'
 
 
 @dataclass(frozen=True)

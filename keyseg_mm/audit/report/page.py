@@ -36,6 +36,11 @@ class Report:
     seed: int
     seconds: float = 0.0  # that the audit took
 
+    @property
+    def sound(self) -> bool:
+        """Whether the true key scores full marks."""
+        raise NotImplementedError
+
     @classmethod
     def header(cls, suite: str, seed: int) -> dict[str, Any]:
         """The fields that all reports have, as they are now."""
@@ -93,7 +98,7 @@ def _templates(folders: tuple[Path, ...], escape: bool) -> Environment:
 
 def decibels(value: float) -> str:
     """A PSNR in words."""
-    return f'{value:.1f} dB' if math.isfinite(value) else 'infinite'
+    return f'{value:.1f} dB' if math.isfinite(value) else '∞ dB'
 
 
 def figure(value: float | None, digits: int = 1) -> str:

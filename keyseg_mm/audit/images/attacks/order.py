@@ -62,9 +62,9 @@ class NeighbourOrder(ImageAttack):
     def run(self, case: ImageCase, progress: Progress) -> Restored:
         """Decrypt with the order under which encrypted values go together as those of photos do."""
         block, changed, images = case.scheme.block, None, case.encrypted
-        if case.scheme.changes != 'none':
+        if case.scheme.negates:
             # a permutation within blocks leaves photos as unlike their negatives as they were
-            changed = negated_places(images, block, case[OwnPhotos].images if OwnPhotos in case else None)
+            changed = negated_places(images, block, case.photos)
             images = block_map(block, changed=changed).decrypt(images)
         parts = cut(images, block), cut(self.like(case), block)
         order, late = find_order(*parts, case.scheme.moves, case.budget.clock(), progress)

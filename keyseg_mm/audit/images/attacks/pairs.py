@@ -38,9 +38,9 @@ def solve(scheme: Scheme, plain: Columns, encrypted: Columns) -> BlockCipher:
     """The map of blocks that turns plain columns into encrypted ones."""
     if scheme.moves == 'none':
         changed = (plain != encrypted).any(1)
-        table = _table(plain[changed], encrypted[changed]) if scheme.changes == 'half mapped' else None
+        table = _table(plain[changed], encrypted[changed]) if scheme.maps_bytes else None
         return block_map(scheme.block, changed=changed, table=table)
-    order, changed = _matched(plain, encrypted, 'negated' in scheme.changes)
+    order, changed = _matched(plain, encrypted, scheme.negates)
     return block_map(scheme.block, order, changed)
 
 

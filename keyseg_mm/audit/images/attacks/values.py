@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from keyseg_mm.audit.engine.budget import Progress
 from keyseg_mm.audit.images.attack import ImageAttack, ImageCase, OwnPhotos, Restored, register
 from keyseg_mm.audit.images.attacks.statistics import Floats, enough, first_direction, negated_places
-from keyseg_mm.audit.images.scheme import BYTES, Images, Scheme, block_map, cut, join
+from keyseg_mm.audit.images.scheme import BYTES, Images, Scheme, block_map, cut
 
 _ROUNDS = 4
 _ACROSS = 0.05  # weight of another colour's value against one of the same colour
@@ -35,13 +35,13 @@ class CorrelationSigns(ImageAttack):
     @classmethod
     def fits(cls, scheme: Scheme) -> bool:
         """Where values are negated, and stay in their places."""
-        return 'negated' in scheme.changes and scheme.moves == 'none'
+        return scheme.negates and scheme.moves == 'none'
 
     def run(self, case: ImageCase, progress: Progress) -> Restored:
         """Find the places, and undo."""
         scheme, n = case.scheme, case.scheme.values
-        changed = negated_places(case.encrypted, scheme.block, case[OwnPhotos].images if OwnPhotos in case else None)
-        if scheme.changes == 'half negated' and n % 2:
+        changed = negated_places(case.encrypted, scheme.block, case.photos)
+        if scheme.method == 'NP' and n % 2:
             changed = min(changed, ~changed, key=np.sum)
         guess = block_map(scheme.block, changed=changed)
         return Restored(guess.decrypt(case.encrypted), guess)
@@ -67,7 +67,7 @@ class ByteStatistics(ImageAttack):
     @classmethod
     def fits(cls, scheme: Scheme) -> bool:
         """Where bytes are mapped, and stay in their places."""
-        return scheme.changes == 'half mapped' and scheme.moves == 'none'
+        return scheme.maps_bytes
 
     def run(self, case: ImageCase, progress: Progress) -> Restored:
         """Split, interpolate, count, repeat."""
@@ -90,8 +90,7 @@ class ByteStatistics(ImageAttack):
 
 def _tiled(places: NDArray[np.bool_], images: Images, block: int) -> NDArray[np.bool_]:
     """Places of a block as a mask of whole images."""
-    shape = cut(images[:1], block).shape
-    mask = join(np.broadcast_to(places, shape), block)
+    mask = np.tile(places.reshape(block, block, -1), (images.shape[1] // block, images.shape[2] // block, 1))
     return np.broadcast_to(mask, images.shape)
 
 
