@@ -9,7 +9,9 @@ import json
 import keyseg_mm.baselines  # noqa: F401 - its maps
 from keyseg_mm import SecretKey
 from keyseg_mm.stamp import Stamp
+from tests.support.seals import SEALS
 from tests.support.vectors import DERIVE, PATCHES, STAMPS, derived, derived_images, derived_order, encrypted_ramp
+from tests.vectors import seals
 from tests.vectors.stamps import BAD, GOOD
 
 KEYS = (bytes(range(32)), bytes(32), b'\xff' * 32)
@@ -85,3 +87,6 @@ if __name__ == '__main__':
     good = [{'text': stamp.to_json(), 'of': name} for name, stamp in GOOD.items()]
     assert all(Stamp.from_bytes(case['text'].encode()) == GOOD[case['of']] for case in good)
     write(STAMPS, {'good': good, 'bad': [{'why': why, 'text': text} for why, text in BAD]})
+    sealed = seals.good()
+    opening = {'good': [{'of': name, **case} for name, case in sealed.items()]}
+    write(SEALS, {**opening, 'bad': [{'why': why, **case} for why, case in seals.bad(sealed)]})
