@@ -239,16 +239,14 @@ def _same_view(one: Tensor, other: Tensor) -> bool:
 
 def _public(tensors: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """The stamps of parts, by name, with their bytes in hex; that of the whole is given apart."""
-    names = [name for name in tensors if isinstance(name, str) and is_stamp(name)]
-    if len([name for name in names if '.' not in name]) > 1:
+    found = {name: value for name, value in tensors.items() if isinstance(name, str) and is_stamp(name)}
+    parts = {name: value for name, value in found.items() if '.' in name}
+    ordinary = all(
+        isinstance(t, Tensor) and not _why_not(t) and t.dtype == torch.uint8 and t.dim() == 1 for t in parts.values()
+    )
+    if len(found) - len(parts) > 1 or not ordinary:
         raise StampError(DAMAGED)
-    found = []
-    for name in sorted(name for name in names if '.' in name):
-        value = tensors[name]
-        if not isinstance(value, Tensor) or _why_not(value) or value.dtype != torch.uint8 or value.dim() != 1:
-            raise StampError(DAMAGED)
-        found.append((name, bytes(_flat(_ordinary(value)).numpy()).hex()))
-    return tuple(found)
+    return tuple((name, bytes(_bytes(_ordinary(t))).hex()) for name, t in parts.items())
 
 
 def _buffers(tensors: Mapping[str, Tensor]) -> list[Buffer]:

@@ -152,8 +152,9 @@ def model(seed=0):
         'm.shared': shared,
         'a.shared': shared,
         'extra_state': {'words': 'stay'},
-        'keyseg_stamp_root': torch.frombuffer(bytearray(b'root'), dtype=torch.uint8),
-        'a.keyseg_stamp_part': torch.frombuffer(bytearray(b'part'), dtype=torch.uint8),
+        'keyseg_stamp_root': stamp(b'root'),
+        'a.keyseg_stamp_part': stamp(b'part'),
+        'b.keyseg_stamp_part': stamp(b'other'),
     }
 
 
