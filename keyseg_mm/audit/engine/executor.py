@@ -15,11 +15,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import CancelledError
+from collections.abc import Callable, Sequence
+from concurrent import futures
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any, TypeVar
@@ -28,12 +26,10 @@ from keyseg_mm.errors import KeysegError
 
 J = TypeVar('J')
 R = TypeVar('R')
-_Function = Callable[[Any], Any]
-_Results = Generator[tuple[int, Any], None, None]
 
 _SPAWN = multiprocessing.get_context('spawn')  # the fork of a process with torch's threads in it may hang
-_TRIES = 2  # of a job whose local process died
 _PATIENCE = 10.0  # seconds that a cluster has to answer, and a process to end what it has started
+_AT_ONCE = 1000  # jobs that a cluster is given at a time
 _ALONE = threading.Lock()  # jobs seed the generators of their process, so only one at a time may run in it
 
 
@@ -60,17 +56,14 @@ class Executor(contextlib.AbstractContextManager['Executor']):
             SecretExposedError: a job holds a key.
         """
         pickle.dumps((function, list(jobs)))  # also where nothing travels: the same jobs run in every way
-        with contextlib.closing(self._results(function, jobs)) as results:
-            for index, result in results:
-                done(index, result)
+        self._run(function, jobs, done)
 
     def __exit__(self, *_: object) -> None:
         return None
 
-    def _results(self, function: _Function, jobs: Sequence[Any]) -> _Results:
-        """Number and result of each job, as it finishes."""
+    def _run(self, function: Callable[[Any], Any], jobs: Sequence[Any], done: Callable[[int, Any], object]) -> None:
         for index, job in enumerate(jobs):
-            yield index, _attempt(function, job)
+            done(index, _attempt(function, job))
 
 
 def make_executor(jobs: int = 1, scheduler: str | None = None) -> Executor:
@@ -90,7 +83,7 @@ def make_executor(jobs: int = 1, scheduler: str | None = None) -> Executor:
     return _Dask(scheduler)
 
 
-def _attempt(function: _Function, job: Any) -> Any:
+def _attempt(function: Callable[[Any], Any], job: Any) -> Any:
     """The function's result; an error that it raises becomes one."""
     try:
         with _ALONE:
@@ -100,13 +93,54 @@ def _attempt(function: _Function, job: Any) -> Any:
         return Failed(f'{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})')
 
 
-class _Local(Executor):
-    """Local processes, each at the end of a pipe. One that dies breaks no other, and its job is tried once more."""
+class _SideBySide(Executor):
+    """Jobs at several places, each of the interface of :mod:`concurrent.futures` and given one job at a time.
+
+    A job whose process died, maybe by another job, is tried once more, alone, when all others are done.
+    """
+
+    def __init__(self, places: Sequence[futures.Executor]) -> None:
+        self._free = list(places)
+
+    def _run(self, function: Callable[[Any], Any], jobs: Sequence[Any], done: Callable[[int, Any], object]) -> None:
+        waiting, lost = deque(range(len(jobs))), deque[int]()
+        busy: dict[futures.Future[Any], tuple[int, futures.Executor, bool]] = {}
+        while waiting or lost or busy:
+            while (waiting and self._free) or (lost and not busy):
+                again, place = not waiting, self._free.pop()
+                index = lost.popleft() if again else waiting.popleft()
+                busy[self._submit(place, function, jobs[index])] = index, place, again
+            for future in futures.wait(busy, return_when=futures.FIRST_COMPLETED).done:
+                index, place, again = busy.pop(future)
+                try:
+                    result = future.result()
+                except futures.CancelledError:
+                    raise KeysegError('the connection to the Dask scheduler was lost') from None
+                except Exception as error:  # not the job's own: those are results
+                    self._free.append(self._renewed(place))
+                    if not again:
+                        lost.append(index)
+                        continue
+                    result = Failed(f'{type(error).__name__}: {error}')
+                else:
+                    self._free.append(place)
+                done(index, result)
+
+    def _submit(self, place: futures.Executor, function: Callable[[Any], Any], job: Any) -> futures.Future[Any]:
+        return place.submit(_attempt, function, job)
+
+    def _renewed(self, place: futures.Executor) -> futures.Executor:
+        """What takes the place of one whose process died."""
+        return place
+
+
+class _Local(_SideBySide):
+    """Local processes, each a pool of its own, so that one that dies breaks no other."""
 
     def __init__(self, jobs: int) -> None:
-        self._jobs = jobs
-        self._processes: list[SpawnProcess] = []
-        self._idle: list[Connection] = []
+        self._threads = max(1, (os.cpu_count() or 1) // jobs)
+        self._processes: set[Any] = set()
+        super().__init__([self._renewed() for _ in range(jobs)])
 
     def __exit__(self, *_: object) -> None:
         for process in self._processes:
@@ -115,44 +149,20 @@ class _Local(Executor):
             process.join(_PATIENCE)
             process.kill()
 
-    def _results(self, function: _Function, jobs: Sequence[Any]) -> _Results:
-        waiting, tries = deque(range(len(jobs))), [0] * len(jobs)
-        busy: dict[Any, int] = {}
-        while waiting or busy:
-            while waiting and len(busy) < self._jobs:
-                index = waiting.popleft()
-                tries[index] += 1
-                pipe: Any = self._idle.pop() if self._idle else self._start()
-                busy[pipe] = index
-                with contextlib.suppress(OSError):  # it died with nothing to do, as is seen at once
-                    pipe.send((function, jobs[index]))
-            for pipe in wait(list(busy)):
-                index = busy.pop(pipe)
-                try:
-                    result = pipe.recv()
-                    self._idle.append(pipe)
-                except (EOFError, OSError):
-                    if tries[index] < _TRIES:
-                        waiting.appendleft(index)
-                        continue
-                    result = Failed(f'its process died, {_TRIES} times')
-                yield index, result
-
-    def _start(self) -> Connection:
-        ours, theirs = _SPAWN.Pipe()
-        threads = max(1, (os.cpu_count() or 1) // self._jobs)
-        process = _SPAWN.Process(target=_work, args=(theirs, threads))
+    def _submit(self, place: futures.Executor, function: Callable[[Any], Any], job: Any) -> futures.Future[Any]:
         # the mask is inherited: also while a process starts, Ctrl-C is the caller's business
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        process.start()
-        self._processes.append(process)
+        future = place.submit(_attempt_or_end, function, job)
+        self._processes.update(place._processes.values())  # type: ignore[attr-defined]
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        theirs.close()  # so that the pipe breaks when the process dies
-        return ours
+        return future
+
+    def _renewed(self, place: futures.Executor | None = None) -> futures.Executor:
+        return futures.ProcessPoolExecutor(1, _SPAWN, _begin, (self._threads,))
 
 
-def _work(pipe: Connection, threads: int) -> None:
-    """Do jobs in a local process, with its share of the cores, until told to end, or the caller dies."""
+def _begin(threads: int) -> None:
+    """Make a process ready for jobs, with its share of the cores, until told to end, or the caller dies."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that `finally` ends what a job has started
     signal.signal(signal.SIGINT, lambda *_: None)  # not ignored, which the processes of a job would inherit
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -160,12 +170,6 @@ def _work(pipe: Connection, threads: int) -> None:
     os.environ.setdefault('OMP_NUM_THREADS', str(threads))  # for the processes of a job, and for a later torch
     if 'torch' in sys.modules:
         sys.modules['torch'].set_num_threads(int(os.environ['OMP_NUM_THREADS']))
-    while True:
-        result = _attempt(*pipe.recv())
-        try:
-            pipe.send(result)
-        except (TypeError, AttributeError, pickle.PicklingError) as error:
-            pipe.send(Failed(f'{type(error).__name__}: {error}'))
 
 
 def _end_with_caller() -> None:
@@ -176,8 +180,15 @@ def _end_with_caller() -> None:
     os._exit(1)
 
 
-class _Dask(Executor):
-    """The workers of a Dask cluster. A job whose worker dies is run by another one; Dask gives up after four."""
+def _attempt_or_end(function: Callable[[Any], Any], job: Any) -> Any:
+    try:
+        return _attempt(function, job)
+    except SystemExit:  # which a pool would take for a result
+        os._exit(1)
+
+
+class _Dask(_SideBySide):
+    """The workers of a Dask cluster. It runs a job whose worker dies on another one, and gives up after four."""
 
     def __init__(self, scheduler: str) -> None:
         try:
@@ -188,30 +199,7 @@ class _Dask(Executor):
             self._client = Client(scheduler, timeout=_PATIENCE, set_as_default=False)
         except Exception as error:  # an address that means nothing raises what it likes
             raise KeysegError(f'--scheduler {scheduler}: no Dask scheduler answers there ({error})') from None
+        super().__init__([self._client.get_executor(pure=False)] * _AT_ONCE)
 
     def __exit__(self, *_: object) -> None:
         self._client.close(timeout=_PATIENCE)
-
-    def _results(self, function: _Function, jobs: Sequence[Any]) -> _Results:
-        alone: list[int] = []
-        yield from self._finished(function, jobs, range(len(jobs)), alone)
-        for index in alone:
-            yield from self._finished(function, jobs, [index])
-
-    def _finished(
-        self, function: _Function, jobs: Sequence[Any], indices: Iterable[int], lost: list[int] | None = None
-    ) -> _Results:
-        """Results of some jobs. Those whose workers died, maybe by other jobs, go to a list if there is one."""
-        from distributed import as_completed
-
-        numbers = {self._client.submit(_attempt, function, jobs[i], pure=False): i for i in indices}
-        for future in as_completed(list(numbers), loop=self._client.loop):
-            try:
-                yield numbers[future], future.result()
-            except CancelledError:
-                raise KeysegError('the connection to the Dask scheduler was lost') from None
-            except Exception as error:  # not the job's own: those are results
-                if lost is None:
-                    yield numbers[future], Failed(f'{type(error).__name__}: {error}')
-                else:
-                    lost.append(numbers[future])
