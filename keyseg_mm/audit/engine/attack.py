@@ -140,12 +140,8 @@ class Registry(dict[str, type[_K]], Generic[_K]):
             KeysegError: its name is taken, or it lacks something that the report shows.
         """
         known: type[Any] = self.get(cls.name, cls)  # type: ignore[arg-type]
-        kinds: set[Any] = {*cls.needs, *cls.helped_by}
-        odd = [kind for kind in kinds if not isinstance(kind, type) or not issubclass(kind, Grant)]
-        if odd:
-            raise KeysegError(f'{cls.__name__}: needs and helped_by are kinds of grants, not {odd}')
-        if cls.kind not in ('recover', 'retrain') or not all((cls.name, cls.title, cls.source, cls.cost)):
-            raise KeysegError(f'{cls.__name__}: an attack has a name, title, source, cost and kind')
+        if not all((cls.name, cls.title, cls.source, cls.cost)):
+            raise KeysegError(f'{cls.__name__}: an attack has a name, title, source and cost')
         if known.__qualname__ != cls.__qualname__:
             raise KeysegError(f'{cls.name}: two attacks of this name: {known.__name__} and {cls.__name__}')
         self[cls.name] = cls  # type: ignore[assignment]

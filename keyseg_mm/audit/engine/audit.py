@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,7 @@ from keyseg_mm.audit.engine.runner import Runner
 from keyseg_mm.audit.engine.suites import Say
 from keyseg_mm.audit.report.page import Report, write_report
 from keyseg_mm.audit.report.summary import Summary
-from keyseg_mm.errors import KeyFileError
 from keyseg_mm.keys.key import SecretKey
-from keyseg_mm.keys.keyfile import PASSPHRASE_VARIABLE
 from keyseg_mm.keys.locator import locate_real
 
 Outcome = Result[Any] | Failure
@@ -59,7 +56,7 @@ class Stage(abc.ABC):
         """All runs, controls first: an interrupted audit then has something to compare with."""
 
     @abc.abstractmethod
-    def report(self) -> Report:
+    def report(self) -> Any:
         """What was audited and how the referee's checks came out, without results: all public."""
 
     @abc.abstractmethod
@@ -88,7 +85,7 @@ def audit(
     stage = order.stage(key or locate_real(order.key, 'key'), say)
     say('the referee checks itself')
     report = stage.report()
-    if not report.sound:
+    if not report.positive.passed:
         say('WARNING: the true key does not score full marks in the way guesses are scored: do not trust this audit')
     outcomes = run_all(order, stage.planned, executor, say)
     report = dataclasses.replace(report, seconds=round(time.monotonic() - start, 1))
@@ -129,17 +126,6 @@ def run_all(order: Order, planned: Planned, executor: Executor | None, say: Say)
     Returns:
         What came of each, in the order of ``planned``.
     """
-
-    def tell(number: int) -> None:
-        run = planned[number][1]
-        say(f'{number + 1}/{len(planned)}  {run.kind}: {run.title}')
-
-    if executor is None:
-        outcomes = []
-        for number, (runner, run) in enumerate(planned):
-            tell(number)
-            outcomes.append(runner.run(run))
-        return outcomes
     found: dict[int, Outcome] = {i: kept for i, (runner, run) in enumerate(planned) if (kept := runner.kept(run))}
     left = [number for number in range(len(planned)) if number not in found]
 
@@ -148,24 +134,20 @@ def run_all(order: Order, planned: Planned, executor: Executor | None, say: Say)
         if isinstance(outcome, Failed):
             outcome = Failure(run.about(), runner.digest(run), 0.0, outcome.why)
         found[left[index]] = runner.keep(run, outcome)
-        tell(left[index])
+        say(f'{len(found)}/{len(planned)}  {run.kind}: {run.title}')
 
-    if left:
+    if executor is not None and left:
         _key_of(order)  # an error now, and not in every process
         there = _portable(order)
         executor.run(perform, [Job(there, planned[number][1].name) for number in left], store)
+    else:
+        for index, number in enumerate(left):
+            store(index, planned[number][0].attempt(planned[number][1]))
     return [found[number] for number in range(len(planned))]
 
 
 def _key_of(order: Order) -> SecretKey:
-    return locate_real(order.key, '--key', _passphrase)
-
-
-def _passphrase(path: str) -> str:
-    """What opens a sealed key file where nobody can be asked."""
-    if PASSPHRASE_VARIABLE not in os.environ:
-        raise KeyFileError(f'{path} is sealed; for runs in other processes set {PASSPHRASE_VARIABLE} to its passphrase')
-    return os.environ[PASSPHRASE_VARIABLE]
+    return locate_real(order.key, '--key')
 
 
 def _portable(order: Order) -> Order:

@@ -46,7 +46,7 @@ class Runner(abc.ABC, Generic[C, A, S]):
 
     def __init__(self, folder: Path, scored_on: tuple[Any, ...], bars: bool = True) -> None:
         self.folder, self.bars, self._scored_on = folder, bars, scored_on
-        self._known: dict[int, tuple[Any, str]] = {}  # digests of inputs by id; the inputs are kept, so ids stay theirs
+        self._digest_of = functools.cache(_digest_of)  # cases are told apart as objects, not by what they hold
 
     @abc.abstractmethod
     def judge(self, attempt: A, run: Run[C, A]) -> tuple[S, tuple[str, ...]]:
@@ -77,10 +77,8 @@ class Runner(abc.ABC, Generic[C, A, S]):
 
     def digest(self, run: Run[C, A]) -> str:
         """SHA-256 of all that a result depends on."""
-        case = run.scenario.case
-        parts = [run.name, _code()]
-        parts += [f'{item.name}={self._digest_of(getattr(case, item.name))}' for item in dataclasses.fields(case)]
-        return hashlib.sha256(json.dumps([*parts, self._digest_of(self._scored_on)]).encode()).hexdigest()
+        parts = run.name, _code(), self._digest_of(run.scenario.case), self._digest_of(self._scored_on)
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def attempt(self, run: Run[C, A]) -> Result[S] | Failure:
         """Run and score; whatever an attack raises becomes a failure, as the others are still worth running."""
@@ -102,15 +100,6 @@ class Runner(abc.ABC, Generic[C, A, S]):
     def _path(self, run: Run[C, A]) -> Path:
         return self.folder / f'{run.name}.json'
 
-    def _digest_of(self, value: Any) -> Any:
-        if isinstance(value, tuple):
-            return [self._digest_of(item) for item in value]
-        if id(value) not in self._known:
-            state = hashlib.sha256()
-            _feed(state, value)
-            self._known[id(value)] = (value, state.hexdigest())
-        return self._known[id(value)][1]
-
 
 def _progress_on(bar: Any) -> Progress:
     """What an attack calls, shown on a tqdm bar of a total of 1, not too often."""
@@ -127,6 +116,12 @@ def _code() -> str:
     """Digest of the audit's own source."""
     files = sorted(_PACKAGE.rglob('*.py'))
     return hashlib.sha256(b''.join(path.read_bytes() for path in files)).hexdigest()
+
+
+def _digest_of(value: Any) -> str:
+    state = hashlib.sha256()
+    _feed(state, value)
+    return state.hexdigest()
 
 
 def _feed(state: Any, value: Any) -> None:

@@ -54,10 +54,6 @@ class ImageReport(Report):
     encrypted: tuple[str, ...]
     outcomes: tuple[Result[ImageScore] | Failure, ...] = ()
 
-    @property
-    def sound(self) -> bool:
-        return self.positive.passed
-
 
 @dataclass(frozen=True)
 class Gain:

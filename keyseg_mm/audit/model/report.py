@@ -80,7 +80,3 @@ class ModelReport(Task, Report):
     negative: Check  # a random key does not
     pictures: Pictures
     transfer: TransferReport | None = None
-
-    @property
-    def sound(self) -> bool:
-        return self.positive.passed and (self.transfer is None or self.transfer.check.passed)

@@ -36,11 +36,6 @@ class Report:
     seed: int
     seconds: float = 0.0  # that the audit took
 
-    @property
-    def sound(self) -> bool:
-        """Whether the true key scores full marks."""
-        raise NotImplementedError
-
     @classmethod
     def header(cls, suite: str, seed: int) -> dict[str, Any]:
         """The fields that all reports have, as they are now."""

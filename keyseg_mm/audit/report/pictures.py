@@ -27,12 +27,12 @@ def unpng(text: str) -> NDArray[np.uint8]:
     return np.asarray(array, dtype=np.uint8)
 
 
-def colour_png(picture: NDArray[Any]) -> str:
-    """An RGB picture (H, W, 3) as a base64 PNG, no wider than a report shows it."""
+def colour_png(picture: NDArray[Any], how: int = cv2.INTER_AREA) -> str:
+    """An RGB picture (H, W, 3) as a base64 PNG, made no wider than a report shows it in one of OpenCV's ways."""
     height, width = picture.shape[:2]
     if width > _WIDEST:
         size = (_WIDEST, max(1, round(height * _WIDEST / width)))
-        picture = cv2.resize(np.ascontiguousarray(picture), size, interpolation=cv2.INTER_AREA)
+        picture = cv2.resize(np.ascontiguousarray(picture), size, interpolation=how)
     return _encode(np.ascontiguousarray(picture[..., ::-1]))
 
 
@@ -42,12 +42,7 @@ def painted(text: str, palette: Sequence[Sequence[int]], ignore_index: int = 255
     colours = np.array([*palette, *_SPARE[len(palette) :]], dtype=np.uint8)[:256]
     if ignore_index < 256:
         colours[ignore_index] = 0
-    picture = colours[labels]
-    height, width = labels.shape
-    if width > _WIDEST:
-        size = (_WIDEST, max(1, round(height * _WIDEST / width)))
-        picture = cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST)
-    return _encode(np.ascontiguousarray(picture[..., ::-1]))
+    return colour_png(colours[labels], cv2.INTER_NEAREST)
 
 
 def _encode(array: NDArray[Any]) -> str:
