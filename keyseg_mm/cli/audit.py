@@ -14,10 +14,7 @@ Writes report.json and report.html into OUT. An interrupted audit goes on where 
 the same options.
 
 examples:
-  keyseg demo --out demo_out && \\
-  keyseg audit demo_out/protected.py demo_out/train/iter_500.pth --key file:demo_out/demo.key --suite quick --out audit
   keyseg audit CONFIG CHECKPOINT --key file:my.key --public plain.pth --data-share 0.01,0.1 --out audit
-  keyseg audit CONFIG CUSTOMER_A.pth --key file:a.key --second CUSTOMER_B.pth --out audit
   keyseg audit CONFIG CHECKPOINT --key file:my.key --transfer CONFIG_OF_ANOTHER_DATA_SET --out audit
   keyseg audit CONFIG --key file:my.key --suite quick --out seen        # CONFIG has keyseg_mm.EncryptImage in it
   keyseg audit CONFIG locked.pth --images --key file:my.key --out seen  # as the stamp of locked.pth says

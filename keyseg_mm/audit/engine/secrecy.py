@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
-from types import FunctionType, MethodType
+from collections.abc import Iterable, Iterator, Mapping
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import nn
@@ -40,25 +39,22 @@ def refuse_secrets(value: Any, where: str, inside_calls: bool = True) -> None:
         stack.extend(_reachable(item, inside_calls))
 
 
-def _reachable(item: Any, inside_calls: bool) -> Iterator[Any]:
+def _reachable(item: Any, inside_calls: bool) -> Iterable[Any]:
     if isinstance(item, Mapping):
-        yield from item.values()
-    elif isinstance(item, (tuple, list, set, frozenset)):
-        yield from item
-    elif isinstance(item, nn.Module):
-        yield from vars(item).values()  # submodules, hooks, and what an encryptor keeps beside them
-    elif isinstance(item, MethodType):
-        yield item.__self__
-    elif isinstance(item, functools.partial):
-        if inside_calls:
-            yield from (item.func, *item.args, *item.keywords.values())
-    elif isinstance(item, FunctionType):
-        if inside_calls:
-            yield from _held_by(item)
-    elif dataclasses.is_dataclass(item) and not isinstance(item, type):
-        yield from (getattr(item, f.name) for f in dataclasses.fields(item))
-    elif inside_calls and callable(item) and not isinstance(item, type):
-        yield from vars(item).values() if hasattr(item, '__dict__') else ()
+        return item.values()
+    if isinstance(item, (tuple, list, set, frozenset)):
+        return item
+    if isinstance(item, MethodType):
+        return (item.__self__,)
+    # fields of dataclasses; of modules the submodules, hooks, and what an encryptor keeps beside them
+    held = () if isinstance(item, (type, ModuleType)) else getattr(item, '__dict__', {}).values()
+    if isinstance(item, nn.Module) or not callable(item):
+        return held
+    if not inside_calls:
+        return ()
+    if isinstance(item, functools.partial):
+        return (item.func, *item.args, *item.keywords.values())
+    return (*held, *(_held_by(item) if isinstance(item, FunctionType) else ()))
 
 
 def _held_by(function: FunctionType) -> Iterator[Any]:

@@ -6,7 +6,6 @@ With the key it also says how images are encrypted, by a config or a checkpoint.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from mmengine.config import Config
@@ -112,42 +111,26 @@ def scheme_of(cfg: Config, checkpoint: Path | None, key: SecretKey) -> Scheme:
             'the test pipeline of this config encrypts its images more than once; this audit is for one encryption: '
             'audit a config that has the outer one only'
         )
-    named = _of_step(steps[0], key) if steps else None
-    stamped = _of_stamp(checkpoint, key) if checkpoint else None
-    if named and stamped and named != stamped:
-        raise PlanMismatchError(
-            f'the config encrypts images as {named}, and {checkpoint} wants {stamped}; audit one of them: leave the '
-            'checkpoint out, or give the config that goes with it'
-        )
-    found = stamped or named
-    if found is None:
+    step = {'method': PATCH} if not steps else {name: steps[0][name] for name in _SETTINGS if name in steps[0]}
+    made = EncryptImage(key, **step)
+    weights = read_checkpoint(checkpoint)['state_dict'] if checkpoint else {}
+    stamp = stamps_of(weights).get('')
+    if stamp and stamp.embeddings:
+        made.follow(stamp, weights)
+    elif stamp and stamp.images:
+        check_key(key, stamp)  # before its MAC could only be called wrong
+        verify(key, stamp, weights)
+        if len(stamp.images) > 1 or (steps and made.entry != stamp.images[0]):
+            raise PlanMismatchError(
+                f'the config has {made!r}, and {checkpoint} wants {"; ".join(map(str, stamp.images))}; audit one of '
+                'them: leave the checkpoint out, or give a config with that encryption and no other'
+            )
+        entry = stamp.images[0]
+        made = EncryptImage(key, entry.method, entry.block, entry.salt or None)
+    if made.block is None:
         raise KeysegError(
             f'this config{f" and {checkpoint} encrypt" if checkpoint else " encrypts"} no images: put '
             "dict(type='keyseg_mm.EncryptImage', ...) into its test pipeline, or give a checkpoint of "
             '`keyseg lock --scheme patches` with --images; CHECKPOINT alone is for the audit of a model'
         )
-    return found
-
-
-def _of_step(step: Any, key: SecretKey) -> Scheme | None:
-    """What a step of a pipeline says; None where it waits for a checkpoint to tell it."""
-    made = EncryptImage(key, **{name: step[name] for name in _SETTINGS if name in step})
-    if made.block is None:
-        return None
     return Scheme(made.method, made.block, made.permute, made.negate, made.salt, key.id)
-
-
-def _of_stamp(checkpoint: Path, key: SecretKey) -> Scheme | None:
-    """What the stamp of a model that takes encrypted images says, checked; None where there is none."""
-    weights = read_checkpoint(checkpoint)['state_dict']
-    stamp = stamps_of(weights).get('')
-    if stamp is None or not (stamp.images or stamp.embeddings):
-        return None
-    check_key(key, stamp)  # before its MAC could only be called wrong
-    verify(key, stamp, weights)
-    if stamp.embeddings:
-        entry = stamp.embeddings[0]
-        return Scheme(PATCH, entry.patch, entry.permute, entry.negate, stamp.salt.hex(), key.id)
-    if len(stamp.images) > 1:
-        raise KeysegError(f'the images of {checkpoint} are encrypted more than once; this audit is for one encryption')
-    return Scheme(stamp.images[0].method, stamp.images[0].block, salt=stamp.images[0].salt, key_id=key.id)
