@@ -71,15 +71,6 @@ class Restored(BaseAttempt):
 class ImageAttack(BaseAttack[ImageCase, Restored]):
     """Base of all attacks on encrypted images. A subclass's docstring says how it works."""
 
-    @classmethod
-    def possible(cls, case: ImageCase) -> bool:
-        return cls.fits(case.scheme) and super().possible(case)
-
-    @classmethod
-    def fits(cls, scheme: Scheme) -> bool:
-        """Whether the attack makes sense against such an encryption."""
-        return True
-
 
 ATTACKS: Registry[ImageAttack] = Registry()
 CONTROLS: Registry[ImageAttack] = Registry()

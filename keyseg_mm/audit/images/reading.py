@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -19,61 +21,37 @@ _ENDS = (*ENCRYPTING, 'PackSegInputs')
 _SKIPPED = ('LoadAnnotations',)
 
 
-class PlainPhotos(PhotoSet):
-    """One data set of a config, as plain photos of one common size, red first.
-
-    Args:
-        cfg: the config.
-        split: ``'train'`` or ``'test'``.
-        block: sides become multiples of it, of two at least.
-        longest: as of :class:`PhotoSet`, with its errors.
-    """
-
-    def __init__(self, cfg: Config, split: str, block: int, longest: int | None) -> None:
-        super().__init__(cfg, split, _until_encrypted, block, longest, least=2)
-
-    def load(self, count: int | None, seed: int, but: frozenset[str] = frozenset()) -> tuple[Images, frozenset[str]]:
-        """Photos chosen by chance, all of the size of the first one ever loaded, and their files.
-
-        Args:
-            count: how many, at most; None for all.
-            seed: of the choice.
-            but: files to leave out.
-
-        Raises:
-            KeysegError: one cannot be read, or none is left.
-        """
-        images: list[Images] = []
-        files: set[str] = set()
-        for image, name in self.read(nested_shares(len(self), (1.0,), seed, None)[1.0], _image_of):
-            if name not in but or not name:
-                images.append(self._sized(image))
-                files.add(name)
-            if len(images) == count:
-                break
-        if not images:
-            raise KeysegError(f'{self._where}: all its photos are among those under attack; give the attacker others')
-        return np.stack(images), frozenset(files)
-
-    def _sized(self, image: Images) -> Images:
-        """Red first, scaled to the common size."""
-        size = self.fit(image.shape[:2])
-        image = np.ascontiguousarray(image[..., ::-1])
-        return image if image.shape[:2] == size else cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
-
-
 def read_photos(cfg: Config, suite: ImageSuite, block: int, seed: int, say: Say) -> tuple[Images, Images]:
-    """Images to be attacked, and an attacker's photos, of one size.
+    """Images to be attacked, and an attacker's photos, none of them among the others; all of one size, red first.
+
+    Sides are multiples of the block, of two at least.
 
     Raises:
         KeysegError: there are none, or they cannot be read.
     """
-    test, train = (PlainPhotos(cfg, split, block, suite.longest) for split in ('test', 'train'))
+    test, train = (PhotoSet(cfg, split, _until_encrypted, block, suite.longest, 2) for split in ('test', 'train'))
     say(f'reading {min(suite.scored or len(test), len(test))} images to attack')
-    attacked, files = test.load(suite.scored, seed)
+    attacked = _load(test, suite.scored, seed, ())
     train.size = test.size
     say(f"reading {min(suite.photos or len(train), len(train))} photos of the attacker's")
-    return attacked, train.load(suite.photos, seed, files)[0]
+    public = _load(train, suite.photos, seed, [name for _, name in attacked if name])
+    if not public:
+        raise KeysegError('all training photos are among those under attack; give the attacker others')
+    return np.stack([image for image, _ in attacked]), np.stack([image for image, _ in public])
+
+
+def _load(photos: PhotoSet, count: int | None, seed: int, but: Sequence[str]) -> list[tuple[Images, str]]:
+    """Photos chosen by chance, with their files; none of some files."""
+    order = nested_shares(len(photos), (1.0,), seed, None)[1.0]
+    found = ((image, name) for image, name in photos.read(order, _image_of) if name not in but)
+    return [(_sized(photos, image), name) for image, name in itertools.islice(found, count)]
+
+
+def _sized(photos: PhotoSet, image: Images) -> Images:
+    """Red first, scaled to the common size."""
+    size = photos.fit(image.shape[:2])
+    image = np.ascontiguousarray(image[..., ::-1])
+    return image if image.shape[:2] == size else cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
 
 
 def _image_of(sample: Any) -> tuple[Images, str]:

@@ -72,14 +72,6 @@ class Scheme:
             return bits_of_patches(self.block, self.permute, self.negate)
         return bits_of_images(self.method, self.block)
 
-    @property
-    def unknowns(self) -> str:
-        """What an attack on statistics or pairs has to find, in words: far less than the number of ciphers says."""
-        parts = [f'the place of each of {self.values} values'] if self.moves != 'none' else []
-        parts += [f'one bit for each of {self.values} places'] if self.negates or self.maps_bytes else []
-        parts += [f'where each of {BYTES} bytes goes'] if self.maps_bytes else []
-        return ', and '.join(parts)
-
 
 def block_map(block: int, order: Any = None, changed: Any = None, table: Any = None) -> BlockCipher:
     """A map of blocks that an attacker made up.

@@ -22,7 +22,7 @@ from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from keyseg_mm.audit.engine.budget import Clock, Progress
 from keyseg_mm.audit.images.attack import ImageAttack, ImageCase, OwnPhotos, Restored, register
 from keyseg_mm.audit.images.attacks.statistics import MOST_VALUES, Floats, as_bytes, enough, negated_places
-from keyseg_mm.audit.images.scheme import Blocks, Images, Scheme, block_map, cut
+from keyseg_mm.audit.images.scheme import Blocks, Images, block_map, cut
 from keyseg_mm.maps.pixels import COLOURS
 
 Order = NDArray[np.int64]
@@ -51,9 +51,9 @@ class NeighbourOrder(ImageAttack):
     cost = 'some twenty assignments of 3 M M values: seconds at M = 16, minutes at M = 32, the largest'
 
     @classmethod
-    def fits(cls, scheme: Scheme) -> bool:
-        """Where values change places, in blocks that are not too large."""
-        return scheme.moves != 'none' and scheme.values <= MOST_VALUES
+    def possible(cls, case: ImageCase) -> bool:
+        fits = case.scheme.moves != 'none' and case.scheme.values <= MOST_VALUES
+        return fits and super().possible(case)
 
     def like(self, case: ImageCase) -> Images:
         """What values are compared with."""

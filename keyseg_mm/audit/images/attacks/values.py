@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from keyseg_mm.audit.engine.budget import Progress
 from keyseg_mm.audit.images.attack import ImageAttack, ImageCase, OwnPhotos, Restored, register
 from keyseg_mm.audit.images.attacks.statistics import Floats, enough, first_direction, negated_places
-from keyseg_mm.audit.images.scheme import BYTES, Scheme, block_map, cut
+from keyseg_mm.audit.images.scheme import BYTES, block_map, cut
 
 _ACROSS = 0.05  # weight of another colour's value against one of the same colour
 
@@ -30,9 +30,8 @@ class CorrelationSigns(ImageAttack):
     cost = 'one eigenvector of 3 M M values'
 
     @classmethod
-    def fits(cls, scheme: Scheme) -> bool:
-        """Where values are negated, and stay in their places."""
-        return scheme.negates and scheme.moves == 'none'
+    def possible(cls, case: ImageCase) -> bool:
+        return case.scheme.negates and case.scheme.moves == 'none'
 
     def run(self, case: ImageCase, progress: Progress) -> Restored:
         """Find the places, and undo."""
@@ -60,9 +59,8 @@ class ByteStatistics(ImageAttack):
     cost = 'one eigenvector of 3 M M values, and an assignment of 256 bytes'
 
     @classmethod
-    def fits(cls, scheme: Scheme) -> bool:
-        """Where bytes are mapped, and stay in their places."""
-        return scheme.maps_bytes
+    def possible(cls, case: ImageCase) -> bool:
+        return case.scheme.maps_bytes
 
     def run(self, case: ImageCase, progress: Progress) -> Restored:
         """Split, interpolate, assign."""
