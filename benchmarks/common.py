@@ -8,10 +8,9 @@ import statistics
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -21,6 +20,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
+from timing import quartiles
 from torch import nn
 from tqdm import tqdm
 
@@ -133,26 +133,6 @@ class Switch:
         remove_gates(self._model)
         if keyed:
             add_encryptors(self._model, self._encryptors)
-
-
-def quartiles(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4, method='inclusive') if len(values) > 1 else [values[0]] * 3
-    return {'median': middle, 'q1': low, 'q3': high}
-
-
-def peak_memory() -> float:
-    """The most memory that this process ever held, in MiB.
-
-    ``VmHWM`` on Linux: ``ru_maxrss`` there starts from what the parent held when it forked.
-    """
-    status = Path('/proc/self/status')
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith('VmHWM'))
-        return int(line.split()[1]) / 2**10
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def time_pairs(model: nn.Module, step: Callable[[], None], rounds: int, name: str) -> dict[str, Any]:

@@ -21,23 +21,22 @@ high-water mark of a fresh child process for each way. The exit status is 1 if a
 from __future__ import annotations
 
 import argparse
-import gc
 import io
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import build_stock, peak_memory, quartiles, quiet
+from common import build_stock, quiet
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from mmengine.runner import load_checkpoint
+from timing import peak_memory, time_ways
 from tqdm import tqdm
 
 from keyseg_mm import (
@@ -154,43 +153,6 @@ def _load_and_save(path: Path, out: Path) -> None:
         torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
-
-
-def time_ways(
-    ways: dict[str, Callable[[], object]], rounds: int, what: str, after_each: Callable[[], object] = lambda: None
-) -> dict[str, Any]:
-    """Ratios to the base of every way. The base runs before and after each of them, and their mean counts."""
-
-    def seconds(way: str) -> float:
-        start = time.perf_counter()
-        ways[way]()
-        taken = time.perf_counter() - start
-        after_each()
-        return taken
-
-    ratios: dict[str, list[float]] = {name: [] for name in ways if name != 'base'}
-    noise, base_seconds = [], []
-    for way in ways:
-        seconds(way)
-    gc.collect()
-    gc.disable()
-    try:
-        for _ in tqdm(range(rounds), desc=what, unit='round', leave=False):
-            before = seconds('base')
-            for name in ratios:
-                taken = seconds(name)
-                after = seconds('base')
-                ratios[name].append(2 * taken / (before + after))
-                noise.append(after / before)
-                base_seconds.append(after)
-                before = after
-    finally:
-        gc.enable()
-    return {
-        'base s': quartiles(base_seconds)['median'],
-        'noise': quartiles(noise),
-        'ratios': {name: quartiles(values) for name, values in ratios.items()},
-    }
 
 
 def time_inference(bench: Bench, rounds: int, size: tuple[int, int]) -> dict[str, Any]:

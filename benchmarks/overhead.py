@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Workload, build_stock, counting, encryptions, peak_memory, quartiles, time_pairs
+from common import Workload, build_stock, counting, encryptions, time_pairs
+from timing import peak_memory, quartiles
 from torch import nn
 from tqdm import tqdm
 

@@ -29,6 +29,26 @@ def test_locking_smoke(tmp_path):
     assert '  unlocked' in printed and 'peak memory' in printed
 
 
+def test_sealing_smoke(tmp_path):
+    printed, figures = smoke('sealing.py', tmp_path)
+    found = figures['models']['tiny']
+    ways = {
+        'sealed, mapped',
+        'sealed',
+        'signed, mapped',
+        'plain, mapped',
+        'AES-256-GCM, at once',
+        'AES-256-GCM, chunks',
+    }
+    assert ways | {'plain, mapped', 'safetensors'} <= set(found['open']['ratios'])
+    assert {'sealed', 'sealed, live', 'AES-256-GCM, chunks', 'safetensors'} <= set(found['write']['ratios'])
+    for kind in ('open', 'write'):
+        assert found[kind]['base s'] > 0 and found['peak MiB'][f'{kind} base'] > 0
+        assert all(r['q1'] <= r['median'] <= r['q3'] for r in found[kind]['ratios'].values())
+    assert all(f'{name} is not installed' in printed for name in figures['left out'])
+    assert '    sealed, mapped' in printed and 'peak MiB' in printed
+
+
 def test_overhead_smoke(tmp_path):
     printed, figures = smoke('overhead.py', tmp_path, '--models', 'Fast-SCNN')
     row = figures['models']['Fast-SCNN']
