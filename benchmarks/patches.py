@@ -23,7 +23,7 @@ from keyseg_mm.atomic import write_new
 from keyseg_mm.cli import main as keyseg
 from keyseg_mm.demo.run import KEY, config_text
 from keyseg_mm.mm.floor import constant_prediction_floor
-from keyseg_mm.mm.scenes.street import HEIGHT, WIDTH, write_scenes
+from keyseg_mm.mm.scenes import HEIGHT, WIDTH, write_scenes
 
 COUNTS = {'train': 160, 'val': 40}
 SIZE = (HEIGHT, WIDTH)

@@ -8,15 +8,12 @@ All of it goes into one folder; what is trained there is an ordinary mmsegmentat
 from __future__ import annotations
 
 import argparse
-import contextlib
-import shlex
 import sys
-import traceback
 import warnings
+from functools import partial
 from pathlib import Path
 
-from keyseg_mm.cli.console import INTERRUPTED, whole_number
-from keyseg_mm.errors import KeysegError
+from keyseg_mm.cli.console import whole_number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,21 +32,8 @@ def run(args: argparse.Namespace) -> int:
     """Run it; returns the exit status."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the host's, of what is missing that the demo does not need
-        from keyseg_mm.demo.run import LOG, Demo, prepare
+        from keyseg_mm.demo import run as demo
 
-    prepare(args.out, args.overwrite)
-    demo = Demo(args.out, args.iterations, args.seed)
-    again = f'to start again: keyseg demo --out {shlex.quote(str(args.out))} --overwrite'
-    try:
-        demo.run()
-    except KeyboardInterrupt:
-        print(f'\nkeyseg demo: stopped, as asked, in step {demo.step}; {again}', file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        with contextlib.suppress(OSError), (args.out / LOG).open('a', encoding='utf-8') as log:
-            traceback.print_exc(file=log)
-        raise KeysegError(
-            f'failed in step {demo.step}: {type(error).__name__}: {error}\n{args.out / LOG} has the whole story; '
-            f'{again}'
-        ) from None
+    demo.prepare(args.out, args.overwrite)
+    demo.run(args.out, args.iterations, args.seed, partial(print, file=sys.stdout, flush=True))
     return 0

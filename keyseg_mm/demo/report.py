@@ -49,20 +49,13 @@ class Result:
 
 
 def table(results: Sequence[Result], floor: float, majority: str) -> str:
-    """The table of the results, beside the constant-prediction floor.
-
-    Args:
-        results: in the order of the rows.
-        floor: constant-prediction floor, mIoU in percent.
-        majority: the class whose constant prediction gives the floor.
-    """
+    """The results, and the constant-prediction floor: that of the class of most pixels, ``majority``."""
     rows = [(r.who, r.key, r.miou) for r in results] + [('constant guess', f'"{majority}" everywhere', floor)]
-    wide = max(len(key) for _, key, _ in rows)
-    longest = max(miou for _, _, miou in rows)
+    wide, longest = max(len(key) for _, key, _ in rows), max(miou for _, _, miou in rows)
     head = f'{"who":<15} {"key":<{wide}} {"mIoU":>6} {"x floor":>8}'
-    lines = [head, '─' * (len(head) + 2 + _BAR)]
+    lines = [head, '-' * (len(head) + 2 + _BAR)]
     for who, key, miou in rows:
-        bar = '█' * round(_BAR * miou / longest)
+        bar = '#' * round(_BAR * miou / longest)
         lines.append(f'{who:<15} {key:<{wide}} {miou:6.2f} {miou / floor:8.1f}  {bar}'.rstrip())
     return '\n'.join(lines)
 
@@ -70,37 +63,16 @@ def table(results: Sequence[Result], floor: float, majority: str) -> str:
 def meaning(results: Sequence[Result], floor: float) -> str:
     """What the figures say, in a few sentences that depend on them."""
     right = next(r.miou for r in results if r.who == RIGHT)
-    others = [r.miou for r in results if r.who != RIGHT]
-    times = max(others) / floor
-    said = (
-        'All of these are one checkpoint, the same weights on the same scenes; only the key differs. With its key the '
-        f'model reaches {right:.1f} mIoU, without it {min(others):.1f} to {max(others):.1f}; a constant guess without '
-        f'any model scores {floor:.1f}, the floor. '
-    )
+    times = max(r.miou for r in results if r.who != RIGHT) / floor
     if right < 2 * PROMISE * floor:
-        return said + 'The model has not learnt enough for the key to matter: run the demo with more --iterations.'
-    if times > PROMISE:
-        return said + (
-            f'The best of the others gets {times:.1f} times that floor, more than the {PROMISE} that a well trained '
-            'model leaves them; the key is drawn anew in every run, and this figure with it.'
-        )
-    return said + (
-        f'So whoever has the file but not the key gets at most {times:.1f} times that floor. What they could make of '
-        'the weights with training data of their own is not measured here.'
+        return 'The model has not learnt enough for the key to matter: run the demo with more --iterations.'
+    said = (
+        'All of these are one checkpoint, the same weights on the same scenes; only the key differs. Whoever has the '
+        f'file but not the key gets at most {times:.1f} times what a constant guess without any model scores'
     )
-
-
-def next_steps(config: str, checkpoint: str) -> str:
-    """Command lines to go on with; the paths are quoted for a shell."""
-    return f"""\
-  see what the checkpoint says of its protection
-      keyseg show {checkpoint}
-  test it yourself, with whatever key
-      keyseg test {config} {checkpoint} --cfg-options model.protection.key=none
-  make a key for a model of your own
-      keyseg keygen --out my.key
-  protect a config of your own
-      with the three lines marked in {config}"""
+    if times > PROMISE:
+        return f'{said}, more than the {PROMISE} that a well trained model leaves them; the key is new in every run.'
+    return f'{said}. What they could make of the weights with training data of their own is not measured here.'
 
 
 def draw(path: Path, results: Sequence[Result], classes: Sequence[str], palette: Sequence[Sequence[int]]) -> None:
@@ -127,7 +99,6 @@ def draw(path: Path, results: Sequence[Result], classes: Sequence[str], palette:
             cell.set_axis_off()
             if row == shown[0]:
                 cell.set_title(title, loc='left', size=14)
-    figure.suptitle('One model, one checkpoint: only the key differs', size=18, weight='bold')
     present = np.unique([right.truth[row] for row in shown])
     squares = [Patch(color=colours[label] / 255, label=classes[label]) for label in present]
     figure.legend(handles=squares, loc='outside lower center', ncols=len(squares), frameon=False, handlelength=1)

@@ -1,85 +1,34 @@
-"""FF1 of NIST SP 800-38G (2016), the standard form of the Feistel-based format-preserving encryption FFX.
+"""FF1 of NIST SP 800-38G (2016), the standard form of the Feistel-based format-preserving encryption FFX, on bytes.
 
 FFX is the proposal of Bellare, Rogaway and Spies (2010). Of the packages that offer it, those in use refuse domains
 below a million (FF3-1) or the Pythons that this package serves, or have had no release for years, so the mode is
-written out here over the AES of ``cryptography``; NIST's sample vectors are among the tests.
+written out here over the AES of ``cryptography``, for all bytes at once; the tests have the whole mode, and NIST's
+sample vectors for that.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 _ROUNDS = 10
-_BLOCK = 16  # bytes of an AES block
-
-
-class FF1:
-    """FF1 with AES, encryption only.
-
-    Args:
-        key: of 16, 24 or 32 bytes.
-        radix: number of different digits, 2 to 65536.
-        tweak: public bytes.
-    """
-
-    def __init__(self, key: bytes, radix: int, tweak: bytes = b'') -> None:
-        self._aes = Cipher(algorithms.AES(key), modes.ECB())  # noqa: S305 - a building block here, not a mode
-        self._radix, self._tweak = radix, tweak
-
-    def encrypt(self, digits: Sequence[int]) -> list[int]:
-        """Algorithm 7 of the standard, on at least two digits; its names in brackets.
-
-        Args:
-            digits: whole numbers below the radix, the most significant first.
-        """
-        n = len(digits)
-        left = n // 2  # [u]
-        right = n - left  # [v]
-        size = ((self._radix**right - 1).bit_length() + 7) // 8  # [b]
-        wanted = 4 * -(-size // 4) + 4  # [d]
-        head = bytes([1, 2, 1]) + self._radix.to_bytes(3, 'big') + bytes([_ROUNDS, left % 256])
-        head += n.to_bytes(4, 'big') + len(self._tweak).to_bytes(4, 'big')  # [P]
-        a, b = self._number(digits[:left]), self._number(digits[left:])
-        for i in range(_ROUNDS):
-            padding = bytes(-(len(self._tweak) + size + 1) % _BLOCK)
-            tail = self._tweak + padding + bytes([i]) + b.to_bytes(size, 'big')  # [Q]
-            y = int.from_bytes(self._expand(self._prf(head + tail), wanted), 'big')
-            a, b = b, (a + y) % self._radix ** (right if i % 2 else left)
-        return self._digits(a, left) + self._digits(b, right)
-
-    def _prf(self, data: bytes) -> bytes:
-        """CBC-MAC (algorithm 6)."""
-        state = bytes(_BLOCK)
-        encryptor = self._aes.encryptor()
-        for at in range(0, len(data), _BLOCK):
-            state = encryptor.update(bytes(x ^ y for x, y in zip(state, data[at : at + _BLOCK])))
-        return state
-
-    def _expand(self, block: bytes, size: int) -> bytes:
-        encryptor, start = self._aes.encryptor(), int.from_bytes(block, 'big')
-        more = [encryptor.update((start ^ j).to_bytes(_BLOCK, 'big')) for j in range(1, -(-size // _BLOCK))]
-        return b''.join([block, *more])[:size]
-
-    def _number(self, digits: Sequence[int]) -> int:
-        number = 0
-        for digit in digits:
-            number = number * self._radix + digit
-        return number
-
-    def _digits(self, number: int, count: int) -> list[int]:
-        found = []
-        for _ in range(count):
-            number, digit = divmod(number, self._radix)
-            found.append(digit)
-        return found[::-1]
+# [P] of algorithm 7 for radix 2, eight digits and no tweak
+_HEAD = bytes([1, 2, 1, 0, 0, 2, _ROUNDS, 4, 0, 0, 0, 8, 0, 0, 0, 0])
 
 
 def byte_map(key: bytes) -> NDArray[np.uint8]:
-    """The permutation of 0 to 255 that FF1 makes of a byte's eight bits (radix 2, no tweak), shape (256,)."""
-    cipher = FF1(key, 2)
-    encrypted = [cipher.encrypt([value >> bit & 1 for bit in range(7, -1, -1)]) for value in range(256)]
-    return np.packbits(np.array(encrypted, dtype=np.uint8), axis=1).ravel()
+    """The permutation of 0 to 255 that FF1 makes of a byte's eight bits (radix 2, no tweak), shape (256,).
+
+    Algorithm 7 of the standard; its names in brackets. A byte's halves [A] and [B] are numbers below 16, so that [Q] is
+    a single block: zeros, the round, and [B]. Of [S], the eight first bytes of the CBC-MAC, the last one counts.
+    """
+    aes = Cipher(algorithms.AES(key), modes.ECB()).encryptor()  # noqa: S305 - a building block here, not a mode
+    head = np.frombuffer(aes.update(_HEAD), np.uint8)
+    a, b = np.divmod(np.arange(256, dtype=np.uint8), 16)
+    for i in range(_ROUNDS):
+        blocks = np.zeros((256, 16), np.uint8)
+        blocks[:, 14], blocks[:, 15] = i, b
+        mac = np.frombuffer(aes.update((blocks ^ head).tobytes()), np.uint8).reshape(256, 16)
+        a, b = b, (a + mac[:, 7]) % 16
+    return a * 16 + b

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from keyseg_mm.maps.pixels import BlockCipher
 from keyseg_mm.mm.dryrun import Image
-from keyseg_mm.mm.scenes.street import make_scene
+from keyseg_mm.mm.scenes import make_scene
 from keyseg_mm.model.sites import flat_tensors
 
 SIDE = 128  # large enough for a picture, small enough for seconds

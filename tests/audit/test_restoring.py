@@ -43,7 +43,7 @@ from keyseg_mm.entries import EmbeddingEntry, ImageEntry
 from keyseg_mm.errors import KeysegError, SecretExposedError
 from keyseg_mm.locking.engine import lock_in_place
 from keyseg_mm.locking.scheme import Plan
-from keyseg_mm.mm.scenes.street import make_scene, write_scenes
+from keyseg_mm.mm.scenes import make_scene, write_scenes
 from keyseg_mm.stamp import SALT_BYTES, Stamp
 from tests.support.audits import errors_in, names_in
 from tests.support.pages import PHONE, SCREEN, Page, look

@@ -22,11 +22,12 @@ from keyseg_mm.bind import derive_cipher, sign, stamp_tensor
 from keyseg_mm.cli import main
 from keyseg_mm.entries import ImageEntry
 from keyseg_mm.errors import KeyFileError, KeyMismatchError, SecretExposedError, StampError, TransformError
-from keyseg_mm.maps.ff1 import FF1, byte_map
+from keyseg_mm.maps.ff1 import byte_map
 from keyseg_mm.maps.keyspace import bits_of_images
 from keyseg_mm.maps.pixels import METHODS as ALL_METHODS
 from keyseg_mm.maps.pixels import PATCH
 from keyseg_mm.mm import EncryptImage
+from tests.support.ff1 import FF1
 from tests.support.vectors import DERIVE, derived_images
 
 METHODS = [method for method in ALL_METHODS if method != PATCH]
@@ -158,8 +159,12 @@ def test_ff1_gives_nists_samples(key, tweak, plain, encrypted):
     assert digits == [int(c, 36) for c in encrypted]
 
 
-def test_the_byte_map_is_a_permutation_of_its_key():
-    maps = [byte_map(bytes([seed] * 32)) for seed in range(3)]
+def test_the_byte_map_is_ff1_on_eight_bits():
+    keys = [bytes([seed] * 32) for seed in range(3)]
+    maps = [byte_map(key) for key in keys]
+    for key, found in zip(keys, maps):
+        whole = [FF1(key, 2).encrypt([value >> bit & 1 for bit in range(7, -1, -1)]) for value in range(256)]
+        assert found.tolist() == np.packbits(np.array(whole, np.uint8), axis=1).ravel().tolist()
     assert all(sorted(m.tolist()) == list(range(256)) for m in maps)
     assert not np.array_equal(maps[0], maps[1])
     assert sum(int((m == np.arange(256)).sum()) for m in maps) < 20
