@@ -148,7 +148,7 @@ def show_use(stamp: Stamp, out: Path) -> None:
     """How the locked model is run."""
     if stamp.embeddings:
         print('  it runs without a key, with its plain config, on images encrypted as follows:')
-        show_encryption(stamp, out)
+        show_encryption(out)
         return
     print("  run it with model=dict(type='keyseg_mm.Keyed', of=<the model's type>, protection=dict(key='file:...', ")
     if stamp.tensors:
@@ -157,13 +157,7 @@ def show_use(stamp: Stamp, out: Path) -> None:
         print("    points='checkpoint'))   or unlock=True in the place of points, for the plain model's speed")
 
 
-def show_encryption(stamp: Stamp, checkpoint: Path) -> None:
+def show_encryption(checkpoint: Path) -> None:
     """How images are encrypted for a model: on the command line, and in a pipeline."""
-    entry = stamp.embeddings[0]
-    steps = '' if entry.permute == 'all' else f', permute={entry.permute!r}'
-    steps += '' if entry.negate else ', negate=False'
     print(f'    keyseg encrypt-image --key LOC --checkpoint {checkpoint} --config CONFIG IN OUT.png')
-    print(
-        f"    dict(type='keyseg_mm.EncryptImage', key='LOC', method='PATCH', block={entry.patch}, "
-        f'salt={stamp.salt.hex()!r}{steps})   behind everything that resizes'
-    )
+    print("    dict(type='keyseg_mm.EncryptImage', key='LOC', method='PATCH')   behind what resizes; needs a GuardHook")

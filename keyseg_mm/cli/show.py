@@ -135,7 +135,7 @@ def _show_embeddings(stamp: Stamp, path: Path) -> None:
     for embedding in stamp.embeddings:
         print(f'  in      {embedding.weight}{f" and {embedding.offset}" if embedding.offset else ""}')
     print('  images are encrypted by')
-    show_encryption(stamp, path)
+    show_encryption(path)
 
 
 def _show_config(path: Path) -> None:

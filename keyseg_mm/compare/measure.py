@@ -94,6 +94,7 @@ def _encryption(cfg: Config, checkpoint: str, inputs: torch.Tensor) -> Run:
     if step.method == PATCH:
         state = read_checkpoint(checkpoint)['state_dict']
         step.follow(stamps_of(state)[''], state)
-        height, width = (-(-side // step.block) * step.block for side in image.shape[:2])
+        patch = step.cipher.block
+        height, width = (-(-side // patch) * patch for side in image.shape[:2])
         image = np.resize(image, (height, width, 3))  # whole blocks; what is in them does not matter for the time
     return lambda: step.transform({'img': image})

@@ -1,11 +1,9 @@
-"""Image files: read as the host reads them, written without loss."""
+"""Image files: read as the host reads them, encrypted by a step of its pipelines, written without loss."""
 
 from __future__ import annotations
 
 import io
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from keyseg_mm.atomic import write_new
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.runtime.leaks import files_below
 
-Convert = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+Convert = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]  # of an image (H, W, 3), blue first
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 # Of a test pipeline these have no say in what the image is: they read, wrap up or encrypt it.
@@ -30,7 +28,7 @@ _NOT_GEOMETRY = ('Load', 'Pack', 'Encrypt')
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """An image as the host's loader gives it, (H, W, 3), uint8, but red first.
+    """An image as the host's loader gives it, (H, W, 3), uint8, blue first.
 
     Raises:
         KeysegError: missing, cut short, or no image.
@@ -41,23 +39,12 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as picture:
             picture.load()  # unlike the host's reader, it tells where a file is cut short
-        image = mmcv.imfrombytes(content, flag='color', channel_order='rgb', backend='cv2')
-    except OSError as error:
-        raise KeysegError(f'{path}: could not be read as an image: {error.strerror or error}') from None
-    except (ValueError, SyntaxError, Image.DecompressionBombError, cv2.error) as error:
+        image: NDArray[np.uint8] | None = mmcv.imfrombytes(content, flag='color', backend='cv2')
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, cv2.error) as error:
         raise KeysegError(f'{path}: could not be read as an image: {error}') from None
     if image is None:
         raise KeysegError(f'{path}: could not be read as an image')
-    found: NDArray[np.uint8] = np.ascontiguousarray(image)
-    return found
-
-
-def write_png(path: Path, image: NDArray[np.uint8], overwrite: bool = False) -> None:
-    """Write an image (H, W, 3), uint8, red first, without loss; whole or not at all."""
-    done, content = cv2.imencode('.png', image[..., ::-1])
-    if not done:
-        raise KeysegError(f'{path}: could not be encoded as PNG')
-    write_new(path, lambda file: file.write(content.tobytes()), overwrite=overwrite)
+    return image
 
 
 def images_below(folder: Path) -> dict[Path, Path]:
@@ -91,43 +78,30 @@ def refuse_lossy(path: Path) -> None:
         )
 
 
-def convert_file(source: Path, target: Path, convert: Convert, decrypt: bool = False) -> None:
-    """Write a converted image as PNG; what is decrypted is PNG too."""
-    if decrypt:
-        refuse_lossy(source)
+def convert_file(source: Path, target: Path, convert: Convert) -> None:
+    """Write a converted image as PNG, whole or not at all."""
     image = read_image(source)
     try:
-        result = convert(image)
+        done, content = cv2.imencode('.png', convert(image))
     except KeysegError as error:
         raise KeysegError(f'{source}: {error}') from None
-    write_png(target, result)
+    if not done:
+        raise KeysegError(f'{target}: could not be encoded as PNG')
+    write_new(target, lambda file: file.write(content.tobytes()))
 
 
-def convert_folder(images: Mapping[Path, Path], target: Path, convert: Convert, decrypt: bool = False) -> None:
-    """All of a folder or none: it is made under another name, and gets its own when it is whole.
-
-    Args:
-        images: from :func:`images_below`.
-        target: folder to make.
-        convert: what is done to each image.
-        decrypt: see :func:`convert_file`.
-    """
-    umask = os.umask(0)
-    os.umask(umask)
-    unfinished = Path(tempfile.mkdtemp(prefix=f'.{target.name}.', dir=target.parent))
+def convert_folder(images: Mapping[Path, Path], target: Path, convert: Convert) -> None:
+    """Convert the images of :func:`images_below` into a new folder, all or none."""
     try:
         for name, source in tqdm(images.items(), unit='image', disable=None):
-            (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
-            convert_file(source, unfinished / name, convert, decrypt)
-        unfinished.chmod(0o777 & ~umask)
-        unfinished.rename(target)
-    except OSError as error:
-        raise KeysegError(f'could not write {target}: {error.strerror or error}') from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            convert_file(source, target / name, convert)
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
 
 
-class Preparation:
+def preparation(cfg: Any) -> Convert:
     """What a config's test pipeline does to an image before it is encrypted: resizing, mostly.
 
     Args:
@@ -136,21 +110,19 @@ class Preparation:
     Raises:
         KeysegError: there is no such pipeline, or it has several branches.
     """
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    loader = cfg.get('test_dataloader') or {}
+    pipeline = loader.get('dataset', {}).get('pipeline') or cfg.get('test_pipeline')
+    if not pipeline:
+        raise KeysegError('this config has no test pipeline')
+    names = [str(getattr(t['type'], '__name__', t['type'])).rpartition('.')[2] for t in pipeline]
+    if 'TestTimeAug' in names:
+        raise KeysegError('this config augments in testing, and makes several images of one')
+    steps = Compose([t for t, name in zip(pipeline, names) if not name.startswith(_NOT_GEOMETRY)])
 
-    def __init__(self, cfg: Any) -> None:
-        init_default_scope(cfg.get('default_scope', 'mmseg'))
-        loader = cfg.get('test_dataloader') or {}
-        pipeline = loader.get('dataset', {}).get('pipeline') or cfg.get('test_pipeline')
-        if not pipeline:
-            raise KeysegError('this config has no test pipeline')
-        names = [str(getattr(t['type'], '__name__', t['type'])).rpartition('.')[2] for t in pipeline]
-        if 'TestTimeAug' in names:
-            raise KeysegError('this config augments in testing, and makes several images of one')
-        self._compose = Compose([t for t, name in zip(pipeline, names) if not name.startswith(_NOT_GEOMETRY)])
-
-    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Prepare an image, red first."""
+    def prepare(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         size = image.shape[:2]
-        results = self._compose({'img': image[..., ::-1].copy(), 'img_shape': size, 'ori_shape': size})
-        found: NDArray[np.uint8] = np.ascontiguousarray(results['img'][..., ::-1])
+        found: NDArray[np.uint8] = steps({'img': image, 'img_shape': size, 'ori_shape': size})['img']
         return found
+
+    return prepare

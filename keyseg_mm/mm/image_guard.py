@@ -25,10 +25,11 @@ from keyseg_mm.stamp import Stamp, fresh_salt, stamps_of
 
 logger = logging.getLogger('keyseg_mm')
 
+_LOOPS = ('train', 'val', 'test')
 # What may follow the encryption for a patch embedding in a pipeline: all of it leaves the image as it is.
 _HARMLESS = ('LoadAnnotations', 'LoadPanopticAnnotations', 'LoadDepthAnnotation', 'PackSegInputs')
 _CHANGES = 'train on them anew, or give the key and options that the checkpoint was trained with'
-_Steps = tuple[EncryptImage, ...]
+_Said = tuple[str, tuple[ImageEntry, ...]]  # what a stamp would say of images: the key's id, and its entries
 
 
 class ImageGuard:
@@ -40,47 +41,48 @@ class ImageGuard:
 
     def __init__(self, allow_plain: bool = False) -> None:
         self.allow_plain = allow_plain
-        self._steps: dict[str, _Steps] = {}  # by loop; those that a model learns from
-        self._loaded: tuple[str, tuple[ImageEntry, ...]] | None = None  # key id and entries of the checkpoint
-        self._embedded = False  # whether its patch embedding is locked
+        self._learnt: list[tuple[str, list[EncryptImage]]] = []  # loops, and the steps of their pipelines
+        self._embedded = False  # whether the checkpoint's patch embedding is locked
         self._salt = fresh_salt()
 
     def is_at_work(self, runner: Any) -> bool:
         """Whether any pipeline of the run encrypts images."""
-        return any(True for loop in ('train', 'val', 'test') for _ in _encryptions(runner, loop))
+        return any(steps for _, steps in _encryptions(runner))
 
     def before_run(self, runner: Any) -> None:
         """Take over the pipelines' steps, and compare them."""
-        learnt = any(s.method != PATCH for loop in ('train', 'val', 'test') for s in _encryptions(runner, loop))
-        for loop in ('train', 'val', 'test') if learnt else ():
-            for chain in chains(runner, loop):
-                steps = tuple(step for step in chain if isinstance(step, EncryptImage))
-                if not steps:
-                    raise NotFiredError(
-                        f'the {loop} data set has a pipeline without keyseg_mm.EncryptImage; put it right before '
-                        "PackSegInputs (with key='none' to leave images plain on purpose)"
-                    )
-                self._agree(loop, steps)
-        self._one_key(runner)
-        self._check()
+        found = list(_encryptions(runner))
+        self._learnt = found if any(s.method != PATCH for _, steps in found for s in steps) else []
+        for loop, steps in self._learnt:
+            if not steps:
+                raise NotFiredError(
+                    f'the {loop} data set has a pipeline without keyseg_mm.EncryptImage; put it right before '
+                    "PackSegInputs (with key='none' to leave images plain on purpose)"
+                )
+        meant = self._meant()
+        for loop, said in meant[1:]:
+            _compare(meant[0][1], said, f'the {meant[0][0]} pipeline', f'the {loop} pipeline')
+        # a model with one key is not trained on images of another: a checkpoint is opened by one key
+        for protection in protections(runner.model):
+            for step in self._training():
+                if step.key is not None and protection.key is not None:
+                    _refuse_other_key(step.key, protection.key.id)
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Compare a checkpoint with the pipelines; a stamp that the model has no use for is taken out."""
         tensors = checkpoint.get('state_dict', checkpoint)
         stamp = stamps_of(tensors).get('')
-        patches = list(dict.fromkeys(s for loop in ('val', 'test') for s in _encryptions(runner, loop)))
-        if stamp is not None and stamp.embeddings:
-            for step in patches:
-                step.follow(stamp, tensors)
-        elif any(step.method == PATCH and step.key is not None for step in patches):
-            raise PlainCheckpointError(
-                'this checkpoint takes plain images (it carries no stamp of a locked patch embedding), and the '
-                "pipeline encrypts them; lock it with `keyseg lock --scheme patches`, or say key='none'"
-            )
         self._embedded = stamp is not None and bool(stamp.embeddings)
-        self._loaded = ('', ()) if stamp is None else (stamp.key_id, stamp.images)
-        self._check()
-        key = next((s.key for steps in self._steps.values() for s in steps if s.key and not s.deliberate), None)
+        for step in {step for loop, steps in _encryptions(runner) if loop != 'train' for step in steps}:
+            if stamp is not None and self._embedded:
+                step.follow(stamp, tensors)
+            elif step.method == PATCH and step.key is not None:
+                raise PlainCheckpointError(
+                    'this checkpoint takes plain images (it carries no stamp of a locked patch embedding), and the '
+                    "pipeline encrypts them; lock it with `keyseg lock --scheme patches`, or say key='none'"
+                )
+        self._check(('', ()) if stamp is None else (stamp.key_id, stamp.images))
+        key = next((s.key for _, steps in self._learnt for s in steps if s.key and not s.deliberate), None)
         if stamp is not None and stamp.images and key is not None:
             check_key(key, stamp)
             verify(key, stamp, tensors)
@@ -89,9 +91,8 @@ class ImageGuard:
 
     def before_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put into the stamp what the training images were encrypted with, and sign it."""
-        steps = self._steps.get('train', ())
-        entries = tuple(step.entry for step in steps if step.entry is not None)
-        key = next((step.key for step in steps if step.key is not None), None)
+        entries = tuple(step.learnt for step in self._training() if step.learnt is not None)
+        key = next((step.key for step in self._training() if step.key is not None), None)
         if not entries or key is None:
             return
         tensors = checkpoint['state_dict']
@@ -117,60 +118,48 @@ class ImageGuard:
                 moving = [type(s).__name__ for s in chain[place + 1 :] if type(s).__name__ not in _HARMLESS]
                 if moving:
                     problems.append(f'{", ".join(moving)} would change encrypted images; put EncryptImage behind it')
-                if chain[place].key is not None:
-                    blocks.add(chain[place].block)
-        for block in blocks - {None}:
-            problems += misaligned(_segmentor(runner), block)
+                if chain[place].cipher is not None:
+                    blocks.add(chain[place].cipher.block)
+        model = next((m for m in runner.model.modules() if isinstance(m, BaseSegmentor)), runner.model)
+        problems += [problem for block in blocks for problem in misaligned(model, block)]
         if problems:
             raise PlanMismatchError('; '.join(dict.fromkeys(problems)))
 
     def stamps(self) -> Iterator[tuple[SecretKey, Stamp]]:
         """Keys and stamps of all encryptions of images, whose tables must not be written down."""
-        found = {(s.key, s.entry) for steps in self._steps.values() for s in steps}
-        for key, entry in found:
+        for key, entry in {(step.key, step.learnt) for _, steps in self._learnt for step in steps}:
             if key is not None and entry is not None:
                 yield key, Stamp(key.id, self._salt, (entry,))
 
-    def _agree(self, loop: str, steps: _Steps) -> None:
-        """Take over a pipeline's steps, and compare them with those of the others that are not wrong on purpose."""
-        for other, theirs in self._steps.items():
-            if not _deliberate(steps) and not _deliberate(theirs):
-                _compare(_said(theirs), _said(steps), f'the {other} pipeline', f'the {loop} pipeline')
-        self._steps[loop] = steps
+    def _training(self) -> list[EncryptImage]:
+        """The steps of one of the training's pipelines, which are all alike."""
+        return next((steps for loop, steps in self._learnt if loop == 'train'), [])
 
-    def _one_key(self, runner: Any) -> None:
-        """Refuse to train a model with one key on images of another: a checkpoint is opened by one key."""
-        ids = [protection.key.id for protection in protections(runner.model) if protection.key is not None]
-        for step in self._steps.get('train', ()):
-            if step.key is not None:
-                for key_id in ids:
-                    _refuse_other_key(step.key, key_id)
+    def _meant(self) -> list[tuple[str, _Said]]:
+        """What the pipelines say that are not wrong on purpose."""
+        honest = [(loop, steps) for loop, steps in self._learnt if not any(step.deliberate for step in steps)]
+        return [(loop, _said(steps)) for loop, steps in honest]
 
-    def _check(self) -> None:
-        """Once a checkpoint and the pipelines are both there."""
-        if self._loaded is None or not self._steps:
-            return
-        honest = [steps for steps in self._steps.values() if not _deliberate(steps)]
-        if not honest:
-            wanted = _words(self._loaded) if self._loaded[1] else 'plain ones'
+    def _check(self, loaded: _Said) -> None:
+        """Compare what a checkpoint says with the pipelines."""
+        meant = self._meant()
+        if self._learnt and not meant:
+            wanted = _words(loaded) if loaded[1] else 'plain ones'
             logger.warning('this checkpoint was trained on other images than these, on purpose; it wants: %s', wanted)
-        elif self._loaded[1]:
-            _compare(self._loaded, _said(honest[0]), 'the images of this checkpoint', 'those of this run')
-        elif not self.allow_plain:
+        elif meant and loaded[1]:
+            _compare(loaded, meant[0][1], 'the images of this checkpoint', 'those of this run')
+        elif meant and not self.allow_plain:
             raise PlainCheckpointError(
                 'this checkpoint does not say that its images were encrypted, and this run encrypts them '
-                f'({_words(_said(honest[0]))}); to fine-tune a model of plain images, give GuardHook allow_plain=True'
+                f'({_words(meant[0][1])}); to fine-tune a model of plain images, give GuardHook allow_plain=True'
             )
 
 
-def _encryptions(runner: Any, loop: str) -> Iterator[EncryptImage]:
-    for chain in chains(runner, loop):
-        yield from (step for step in chain if isinstance(step, EncryptImage))
-
-
-def _segmentor(runner: Any) -> Any:
-    """The run's model, without what wraps it."""
-    return next((m for m in runner.model.modules() if isinstance(m, BaseSegmentor)), runner.model)
+def _encryptions(runner: Any) -> Iterator[tuple[str, list[EncryptImage]]]:
+    """Every pipeline's steps that encrypt images, with its loop."""
+    for loop in _LOOPS:
+        for chain in chains(runner, loop):
+            yield loop, [step for step in chain if isinstance(step, EncryptImage)]
 
 
 def _refuse_other_key(key: SecretKey, key_id: str) -> None:
@@ -180,21 +169,16 @@ def _refuse_other_key(key: SecretKey, key_id: str) -> None:
         )
 
 
-def _deliberate(steps: _Steps) -> bool:
-    return any(step.deliberate for step in steps)
-
-
-def _said(steps: _Steps) -> tuple[str, tuple[ImageEntry, ...]]:
-    """What a stamp would say of a pipeline: the key's id and its entries."""
+def _said(steps: list[EncryptImage]) -> _Said:
     ids = {step.key.id for step in steps if step.key is not None}
-    return ', '.join(sorted(ids)), tuple(step.entry for step in steps if step.entry is not None)
+    return ', '.join(sorted(ids)), tuple(step.learnt for step in steps if step.learnt is not None)
 
 
-def _words(said: tuple[str, tuple[ImageEntry, ...]]) -> str:
+def _words(said: _Said) -> str:
     return f'{"; ".join(map(str, said[1]))}, key id {said[0]}'
 
 
-def _compare(a: tuple[str, Any], b: tuple[str, Any], name_a: str, name_b: str) -> None:
+def _compare(a: _Said, b: _Said, name_a: str, name_b: str) -> None:
     if a == b:
         return
     words = f'{name_a}: {_words(a)}; {name_b}: {_words(b)}; {_CHANGES}'

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from mmcv.transforms import BaseTransform
 
-from keyseg_mm.bind import check_key, derive_cipher, derive_patches, verify
-from keyseg_mm.entries import ImageEntry
+from keyseg_mm.bind import check_key, derive_cipher, verify
+from keyseg_mm.entries import EmbeddingEntry, ImageEntry
 from keyseg_mm.errors import KeyMismatchError, PlanMismatchError, SecretExposedError
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.keys.locator import locate
-from keyseg_mm.maps.pixels import PATCH, BlockCipher, Bytes, check_method, check_steps
+from keyseg_mm.maps.pixels import PATCH, BlockCipher, Bytes, check_method
 from keyseg_mm.mm.registry import TRANSFORMS
 from keyseg_mm.stamp import Stamp, parse_salt
 
@@ -22,7 +22,7 @@ logger = logging.getLogger('keyseg_mm')
 
 DEFAULT_BLOCK = 8
 _FIELDS = ('img', 'img2')  # change detection loads a second picture
-_PUBLIC = ('method', 'block', 'salt', 'permute', 'negate', 'locator')
+_PUBLIC = ('method', 'entry', 'salt', 'locator')
 
 
 @TRANSFORMS.register_module()
@@ -30,8 +30,8 @@ class EncryptImage(BaseTransform):
     """Encrypts images block by block; see :mod:`keyseg_mm.maps.pixels` for the methods and their papers.
 
     With ``SHF``, ``NP`` and ``FFX`` in training and in testing: a model that learns such images works with that key
-    only. With ``PATCH`` in testing: for a model that ``keyseg lock --scheme patches`` made, whose stamp says how, so
-    that ``block`` and ``salt`` are needed only where no Runner with a ``keyseg_mm.GuardHook`` loads it.
+    only. With ``PATCH`` in testing: for a model that ``keyseg lock --scheme patches`` made, whose stamp says how; a
+    Runner with a ``keyseg_mm.GuardHook`` takes it from the checkpoint.
 
     Put it right before ``PackSegInputs``, in every pipeline: what comes before works on plain images, and whatever
     moves or changes pixels after it breaks the blocks. In a config:
@@ -44,36 +44,27 @@ class EncryptImage(BaseTransform):
         key: key locator, see :mod:`keyseg_mm.keys.locator`. ``none`` leaves images plain, ``random:SEED`` encrypts them
             with a wrong key, both on purpose and with a warning.
         method: ``SHF``, ``NP``, ``FFX`` or ``PATCH``.
-        block: side of a block in pixels, 1 to 64 (8), or the model's patch size, 2 to 256.
-        salt: public, 32 hex digits, so that one key encrypts the images of another model otherwise; with ``PATCH`` the
-            model's.
-        permute, negate: with ``PATCH``, the model's steps; see
-            :meth:`keyseg_mm.maps.pixels.BlockTables.derive_patch`.
+        block: side of a block in pixels, 1 to 64 (8); none with ``PATCH``.
+        salt: public, 32 hex digits, so that one key encrypts the images of another model otherwise; none with
+            ``PATCH``.
 
     Required keys: img (img2 too, if it is there), uint8, blue first. Modified keys: the same.
 
     Raises:
         KeyFileError: no key there, before any image is loaded.
         TransformError: a bad option, or an image that is not uint8.
-        PlanMismatchError: ``PATCH`` with one of block and salt.
+        PlanMismatchError: ``PATCH`` with a block or salt, or without a checkpoint that says how.
     """
 
-    def __init__(
-        self,
-        key: Any,
-        method: str = 'SHF',
-        block: int | None = None,
-        salt: str | None = None,
-        permute: str = 'all',
-        negate: bool = True,
-    ) -> None:
-        self.method, self.permute, self.negate, self.locator = method, permute, negate, key
-        self.block = DEFAULT_BLOCK if block is None and method != PATCH else block
-        self.salt = '' if salt is None else parse_salt(salt).hex()
-        check_method(method, 2 if self.block is None else self.block)
-        check_steps(permute, negate)
-        if method == PATCH and (block is None) != (salt is None):
-            raise PlanMismatchError('give block and salt, or neither, to take them from the checkpoint')
+    def __init__(self, key: Any, method: str = 'SHF', block: int | None = None, salt: str | None = None) -> None:
+        self.method, self.locator, self.salt = method, key, b''
+        check_method(method, DEFAULT_BLOCK if block is None else block)
+        self.entry: EmbeddingEntry | ImageEntry | None = None
+        if method != PATCH:
+            public = '' if salt is None else parse_salt(salt).hex()
+            self.entry = ImageEntry(method, DEFAULT_BLOCK if block is None else block, public)
+        elif block is not None or salt is not None:
+            raise PlanMismatchError(f'{PATCH} takes block and salt from the checkpoint; leave them out')
         self._locate()
         if self.key is None:
             logger.warning("key='none': images stay PLAIN; a model that was trained on encrypted ones gives rubbish")
@@ -87,31 +78,24 @@ class EncryptImage(BaseTransform):
         self._cipher: BlockCipher | None = None
 
     @property
-    def entry(self) -> ImageEntry | None:
-        """What a stamp says of these images; None where they are plain, or the stamp says how."""
-        if self.key is None or self.method == PATCH or self.block is None:
-            return None
-        return ImageEntry(self.method, self.block, self.salt)
+    def learnt(self) -> ImageEntry | None:
+        """What a stamp says of these images where a model learns them; None where they are plain."""
+        return self.entry if self.key is not None and isinstance(self.entry, ImageEntry) else None
 
     @property
     def cipher(self) -> BlockCipher | None:
         """The secret cipher; None where images stay plain.
 
         Raises:
-            PlanMismatchError: ``PATCH`` without block and salt, and no checkpoint brought them.
+            PlanMismatchError: ``PATCH``, and no checkpoint said how.
         """
         if self.key is not None and self._cipher is None:
-            entry = self.entry
-            if entry is not None:
-                self._cipher = derive_cipher(self.key, b'', entry)
-            elif self.block is None:
+            if self.entry is None:
                 raise PlanMismatchError(
-                    'EncryptImage knows neither block nor salt: give both (`keyseg show CHECKPOINT` tells them), or '
-                    "custom_hooks=[dict(type='keyseg_mm.GuardHook')] and a checkpoint of `keyseg lock --scheme patches`"
+                    'EncryptImage waits for a checkpoint of `keyseg lock --scheme patches` to say how: give a Runner '
+                    "custom_hooks=[dict(type='keyseg_mm.GuardHook')], or use `keyseg encrypt-image`"
                 )
-            else:
-                salt = bytes.fromhex(self.salt)
-                self._cipher = derive_patches(self.key, salt, self.block, self.permute, self.negate)
+            self._cipher = derive_cipher(self.key, self.salt, self.entry)
         return self._cipher
 
     def follow(self, stamp: Stamp, state_dict: Mapping[str, Any]) -> None:
@@ -126,20 +110,12 @@ class EncryptImage(BaseTransform):
             PlanMismatchError: the config says otherwise.
             IntegrityError: the MAC does not fit.
         """
-        if self.key is None:
-            return
-        if not self.deliberate:
+        if self.method != PATCH:
+            raise PlanMismatchError(f'the pipeline has {self!r}, and the checkpoint wants method={PATCH!r}')
+        if self.key is not None and not self.deliberate:
             check_key(self.key, stamp)
             verify(self.key, stamp, state_dict)
-        entry = stamp.embeddings[0]
-        theirs = (PATCH, entry.patch, stamp.salt.hex(), entry.permute, entry.negate)
-        if self.block is not None and (self.method, self.block, self.salt, self.permute, self.negate) != theirs:
-            raise PlanMismatchError(
-                f'the pipeline has {self!r}, and the checkpoint wants method={PATCH!r}, block={entry.patch}, '
-                f'salt={stamp.salt.hex()!r}, permute={entry.permute!r}, negate={entry.negate}'
-            )
-        self.method, self.block, self.salt, self.permute, self.negate = theirs
-        self._cipher = None
+        self.entry, self.salt, self._cipher = stamp.embeddings[0], stamp.salt, None
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Encrypt the images of a sample."""
@@ -184,12 +160,7 @@ class EncryptImage(BaseTransform):
         return self  # a checkpoint that says how is followed by all copies alike
 
     def __repr__(self) -> str:
-        key_id = self.key.id if self.key else 'none'
-        steps = f', permute={self.permute!r}, negate={self.negate}' if self.method == PATCH else ''
-        return (
-            f'{type(self).__name__}(method={self.method!r}, block={self.block}{steps}, key_id={key_id!r}, '
-            f'salt={self.salt or None!r})'
-        )
+        return f'EncryptImage({self.learnt or self.method}, key id {self.key.id if self.key else "none"})'
 
 
 def chains(runner: Any, loop: str) -> Iterator[list[Any]]:

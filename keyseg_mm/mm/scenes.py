@@ -54,7 +54,11 @@ def make_scene(seed: int, split: str, index: int) -> tuple[Image, Image]:
     canvas = _Canvas(rng)
     _paint_street(canvas, rng)
     light = rng.uniform(0.6, 1.1) * rng.uniform(0.9, 1.1, 3)
-    image = cv2.GaussianBlur(canvas.image, (3, 3), 0.5) * light + rng.normal(0, 5, canvas.image.shape)
+    light = light * (1 + np.linspace(-1, 1, WIDTH)[:, None] * rng.uniform(-0.15, 0.15))  # the sun is on one side
+    blotches = cv2.resize(rng.normal(0, 1, (HEIGHT // 4, WIDTH // 4)), (WIDTH, HEIGHT))
+    rough = (blotches + rng.normal(0, 1, canvas.label.shape)) * (canvas.label != Label.SKY)
+    image = cv2.GaussianBlur(canvas.image + 7 * rough[..., None], (3, 3), 0.6) * light
+    image += rng.normal(0, 3, image.shape)
     return np.clip(image, 0, 255).astype(np.uint8), canvas.label
 
 
