@@ -36,7 +36,7 @@ from keyseg_mm.audit.model.summary import advantage
 from keyseg_mm.errors import LockError
 
 # Steps that a small training learns in, and for all of it to run in a few hours on two cores.
-SUITE = ModelSuite(60, 15.0, 24, None, 256, (0.01, 0.05, 0.1), ())
+SUITE = ModelSuite(60, 15.0, 24, None, 256, (0.01, 0.05, 0.1))
 FINE_TUNING = (300, 5e-4)  # iterations, peak learning rate
 TRANSFORMS = ('SignedChannelPermutation', 'ChannelPermutation', 'ChannelRotation')
 EVERYWHERE = ('linear', 'SignedChannelPermutation')

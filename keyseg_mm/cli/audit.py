@@ -3,7 +3,7 @@
 With CHECKPOINT: what is the file worth to somebody without the key? Attackers are given all that is public (code,
 config, stamp, the file), and photos from the config's training set; controls are what the same photos and the same time
 give without the file. The checkpoint may be of any scheme of `keyseg lock`, trained with the key, or trained on
-encrypted images. --transfer: is the file a better start for another data set and its classes than none?
+encrypted images.
 
 Without CHECKPOINT, or with --images: what can be seen of the plain images without the key? The images are the test data
 of CONFIG, encrypted as its test pipeline says (keyseg_mm.EncryptImage) or as CHECKPOINT says. Attackers see the
@@ -15,13 +15,11 @@ the same options.
 
 examples:
   keyseg audit CONFIG CHECKPOINT --key file:my.key --public plain.pth --data-share 0.01,0.1 --out audit
-  keyseg audit CONFIG CHECKPOINT --key file:my.key --transfer CONFIG_OF_ANOTHER_DATA_SET --out audit
   keyseg audit CONFIG --key file:my.key --suite quick --out seen        # CONFIG has keyseg_mm.EncryptImage in it
   keyseg audit CONFIG locked.pth --images --key file:my.key --out seen  # as the stamp of locked.pth says
 
 exit status: 0 no attack has an advantage (on images: none without known pairs restores anything), 1 an error, 4 the
-file helps an attacker (with --transfer also as a start for the other data set), an attack restores images, or the audit
-could not tell
+file helps an attacker, an attack restores images, or the audit could not tell
 """
 
 from __future__ import annotations
@@ -29,7 +27,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +37,7 @@ if TYPE_CHECKING:
     from keyseg_mm.audit.engine.audit import Order
 
 HELPS = 4
-_MODEL = ('public', 'second', 'transfer', 'data_share', 'device')  # options of its audit
+_MODEL = ('public', 'second', 'data_share', 'device')  # options of its audit
 _WIDE = 44  # characters of a title
 
 
@@ -62,9 +59,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group('of a model')
     model.add_argument('--public', type=Path, metavar='FILE', help='public plain weights that an attacker may have')
     model.add_argument('--second', type=Path, metavar='FILE', help="another customer's checkpoint or another release")
-    model.add_argument(
-        '--transfer', type=Path, metavar='CONFIG', help='config of the same architecture over another data set'
-    )
     model.add_argument(
         '--data-share',
         type=shares,
@@ -102,15 +96,21 @@ def run(args: argparse.Namespace) -> int:
     asked = args.jobs > 1 or args.scheduler is not None
     with make_executor(args.jobs, args.scheduler) if asked else contextlib.nullcontext() as executor:
         _, summary = audit(_order(args, of_images), key, executor, say)
-    transfer = getattr(summary, 'transfer', None)
-    for words, rows in ((summary.verdict, summary.advantages), *([(transfer.says, transfer.rows)] if transfer else [])):
-        _show(words, rows)
+    print(f'\n{summary.verdict}\n')
+    cells = [
+        (
+            row.title,
+            *(text for one in (row.attack, row.control) for text in (one.about.title[:_WIDE], str(one.score))),
+            f'{row.advantage:+.2f}',
+        )
+        for row in summary.advantages
+    ]
+    print_table(('the attacker has', 'best attack', '', 'best control', '', 'advantage'), cells)
     print('\nwhat to do:', *summary.change, sep='\n  ')
     for text in summary.warnings:
         print(f'  note: {text}')
     print(f'\nread on in {args.out / "report.html"}')
-    elsewhere = transfer is not None and transfer.level in ('helps', 'void')
-    return 0 if summary.level == 'holds' and not elsewhere else HELPS
+    return 0 if summary.level == 'holds' else HELPS
 
 
 def _order(args: argparse.Namespace, of_images: bool) -> Order:
@@ -124,22 +124,8 @@ def _order(args: argparse.Namespace, of_images: bool) -> Order:
     both['bars'] = sys.stderr.isatty()
     if of_images:
         return ImageOrder(**both)
-    named = {'public': args.public, 'second': args.second, 'transfer': args.transfer, 'shares': args.data_share}
+    named = {'public': args.public, 'second': args.second, 'shares': args.data_share}
     return ModelOrder(**both, **named, device=_device(args.device))
-
-
-def _show(words: str, rows: Sequence[Any]) -> None:
-    """A verdict, and best attack against best control by what the attacker has."""
-    print(f'\n{words}\n')
-    cells = [
-        (
-            row.title,
-            *(text for one in (row.attack, row.control) for text in (one.about.title[:_WIDE], str(one.score))),
-            f'{row.advantage:+.2f}',
-        )
-        for row in rows
-    ]
-    print_table(('the attacker has', 'best attack', '', 'best control', '', 'advantage'), cells)
 
 
 def _device(wanted: str | None) -> str:

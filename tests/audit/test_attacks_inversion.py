@@ -46,18 +46,18 @@ def test_an_offered_change_is_the_change_of_the_misfit(kernel):
 
 
 def test_the_true_key_meets_the_norms_and_a_random_one_does_not():
-    case, maps = case_of(['in:b'], unlabelled=pictures(32, 60).unlabelled())
+    case, maps = case_of(['in:b'], unlabelled=pictures(32, 60))
     point = points_of(case)[0]
     (made,) = equations_at(case, point, {})
     drawn = made.start(point.random(np.random.default_rng(0)).matrix())
     assert made.start(maps['in:b'].matrix()) < drawn / 10
-    last, _ = case_of(['in:head'], unlabelled=pictures(32, 60).unlabelled())
+    last, _ = case_of(['in:head'], unlabelled=pictures(32, 60))
     assert not equations_at(last, points_of(last)[0], {})  # without a norm behind there are none
 
 
 @pytest.mark.parametrize('transform', ['ChannelPermutation', 'SignedChannelPermutation'])
 def test_a_point_before_a_norm_falls_without_labels(transform):
-    case, maps = case_of(['in:b'], transform=transform, unlabelled=pictures(32, 60).unlabelled(), seconds=10)
+    case, maps = case_of(['in:b'], transform=transform, unlabelled=pictures(32, 60), seconds=10)
     attempt = attack('norm-inversion', case)
     assert right(attempt.guesses['in:b'], maps['in:b']) > 0.8
     assert accuracy(case.model(attempt.guesses)) > accuracy(case.model(maps)) - 0.05
@@ -65,12 +65,12 @@ def test_a_point_before_a_norm_falls_without_labels(transform):
 
 
 def test_rotations_are_left_to_other_attacks():
-    case, _ = case_of(['in:b'], transform='ChannelRotation', unlabelled=pictures(4, 60).unlabelled())
+    case, _ = case_of(['in:b'], transform='ChannelRotation', unlabelled=pictures(4, 60))
     assert not attack_quietly('norm-inversion', case).guesses
 
 
 def test_points_one_after_another_from_the_first_layer_on():
-    case, maps = case_of(['in:a', 'in:b'], unlabelled=pictures(32, 60).unlabelled(), seconds=8)
+    case, maps = case_of(['in:a', 'in:b'], unlabelled=pictures(32, 60), seconds=8)
     attempt = attack('norm-inversion', case)
     assert right(attempt.guesses['in:a'], maps['in:a']) == 1
     assert right(attempt.guesses['in:b'], maps['in:b']) > 0.8
@@ -78,7 +78,7 @@ def test_points_one_after_another_from_the_first_layer_on():
 
 def test_pictures_of_noise_give_nothing():
     noise = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    photos = dataclasses.replace(pictures(2, 1).unlabelled(), images=noise)
+    photos = dataclasses.replace(pictures(2, 1), images=noise)
     scrambled = dict(trained())
     draw = torch.Generator().manual_seed(1)
     for name in ('b_bn.running_mean', 'b_bn.running_var', 'b.weight'):

@@ -10,25 +10,23 @@ import torch
 from torch import nn
 
 from keyseg_mm.audit.engine.budget import Budget
-from keyseg_mm.audit.model.attack import ATTACKS, Case, LeakedRows, Target
-from keyseg_mm.audit.model.attacks.points import AttackedPoint, array_of, points_of
-from keyseg_mm.audit.model.attacks.search import Fitness, completed
+from keyseg_mm.audit.model.attack import ATTACKS, Case, Target
+from keyseg_mm.audit.model.attacks.points import AttackedPoint, array_of
 from keyseg_mm.audit.model.attacks.standins import SoftMap
-from keyseg_mm.maps import ChannelPermutation, SignedChannelPermutation
-from tests.support.grants import granting, grants
+from tests.support.grants import grants
 from tests.support.locks import (
     CLASSES,
     TinyNet,
     accuracy,
     attack,
     attack_quietly,
-    build,
     case_of,
     lock,
     make_plan,
     pictures,
     random_maps,
     right,
+    sites_of,
     trained,
 )
 
@@ -49,8 +47,7 @@ def test_a_single_point_falls_to_a_substitute(name):
     case, maps = case_of(['in:b'], labelled=few(), steps=400)
     assert accuracy(case.model()) < 0.6
     attempt = attack(name, case)
-    assert accuracy(case.model(attempt.guesses)) > accuracy(case.model(maps)) - 0.06
-    assert attempt.images_used == 12
+    assert accuracy(attempt.model or case.model(attempt.guesses)) > accuracy(case.model(maps)) - 0.06
 
 
 def test_the_soft_permutation_finds_the_table_itself():
@@ -61,7 +58,8 @@ def test_the_soft_permutation_finds_the_table_itself():
 @pytest.mark.parametrize('name', ['substitute-layer', 'substitute-sinkhorn'])
 def test_a_substitute_learns_nothing_from_wrong_labels(name):
     case, _ = case_of(['in:b'], labelled=shuffled(few()), steps=100)
-    assert accuracy(case.model(attack(name, case).guesses)) < 0.5
+    attempt = attack(name, case)
+    assert accuracy(attempt.model or case.model(attempt.guesses)) < 0.5
 
 
 @pytest.mark.parametrize('transform', ['ChannelPermutation', 'SignedChannelPermutation', 'ChannelRotation'])
@@ -80,105 +78,12 @@ def test_soft_maps_stay_in_their_family(transform):
     assert (rounded * matrix.numpy()).sum() > 12
 
 
-def one_swap(signed=False):
-    table = np.arange(16)
-    table[[2, 9]] = table[[9, 2]]
-    if not signed:
-        return {'in:b': ChannelPermutation(table)}
-    signs = np.ones(16, dtype=np.int8)
-    signs[4] = -1
-    return {'in:b': SignedChannelPermutation(table, signs)}
-
-
-def busiest():
-    """Two channels whose exchange does harm: those that the reader weighs most."""
-    weight = trained()['b.weight'].flatten(1).norm(dim=0)
-    return weight.argsort(descending=True)[:2].tolist()
-
-
-@pytest.mark.parametrize('signed', [False, True])
-def test_a_one_swap_key_falls_to_hill_climbing(signed):
-    case, maps = case_of(
-        ['in:b'], one_swap(signed), 'SignedChannelPermutation' if signed else 'ChannelPermutation', labelled=few(8)
-    )
-    before = Fitness(case, few(8), points_of(case))
-    attempt = attack('hill-climbing', case)
-    assert right(attempt.guesses['in:b'], maps['in:b']) > 0.85
-    assert before(attempt.guesses) <= before(maps) + 0.01 < before({}) - 0.005
-
-
-def test_hill_climbing_finds_nothing_in_wrong_labels():
-    case, maps = case_of(['in:b', 'in:c'], labelled=shuffled(few(4)), steps=60)
-    attempt = attack('hill-climbing', case)
-    assert attempt.exhausted
-    assert np.mean([right(attempt.guesses[p], maps[p]) for p in maps]) < 0.3
-
-
-def test_hill_climbing_lowers_the_cross_entropy_on_a_whole_key():
-    case, _ = case_of(['in:b'], transform='ChannelRotation', labelled=few(8), steps=150)
-    points = points_of(case)
-    fitness = Fitness(case, few(8), points)
-    starts = [fitness({'in:b': guess}) for guess in (points[0].identity(), points[0].random(np.random.default_rng(0)))]
-    assert fitness(attack('hill-climbing', case).guesses) < 0.8 * min(starts)
-
-
 def test_a_random_key_is_a_key_of_the_family_and_of_no_use():
     case, maps = case_of(['in:b', 'in:c'])
     attempt = attack_quietly('random-keys', case)
     assert set(attempt.guesses) == set(maps)
     assert np.mean([right(attempt.guesses[p], maps[p]) for p in maps]) < 0.3
     assert accuracy(case.model(attempt.guesses)) < 0.6
-
-
-def leak(maps, share, seed=4):
-    rng, known, tables = np.random.default_rng(seed), {}, {}
-    for point, secret in maps.items():
-        matrix = array_of(secret)
-        known[point] = np.zeros(len(matrix), dtype=bool)
-        known[point][rng.permutation(len(matrix))[: round(share * len(matrix))]] = True
-        tables[point] = np.where(known[point][:, None], matrix, 0)
-    return known, tables
-
-
-@pytest.mark.parametrize('transform', ['ChannelPermutation', 'SignedChannelPermutation', 'ChannelRotation'])
-def test_a_partial_key_keeps_what_leaked_and_draws_the_rest(transform):
-    case, maps = case_of(['in:b', 'in:c'], transform=transform)
-    case = granting(case, leaked=leak(maps, 0.75))
-    attempt = attack_quietly('partial-key', case)
-    for point, secret in maps.items():
-        guess, truth, known = array_of(attempt.guesses[point]), array_of(secret), case[LeakedRows].known[point]
-        assert np.abs(guess - truth)[known].max() < 1e-6 < np.abs(guess - truth)[~known].max()
-        assert np.abs(guess @ guess.T - np.eye(len(guess))).max() < 1e-6
-    # three quarters of the rows of a rotation are of little use: every block has lost some
-    if transform != 'ChannelRotation':
-        assert accuracy(case.model(attempt.guesses)) > accuracy(case.model()) + 0.1
-
-
-def test_the_whole_key_gives_the_whole_model_and_none_of_it_nothing():
-    case, maps = case_of(['in:b', 'in:c'])
-    whole = attack_quietly('partial-key', granting(case, leaked=leak(maps, 1.0)))
-    assert accuracy(case.model(whole.guesses)) == pytest.approx(accuracy(case.model(maps)), abs=1e-3)
-    none = attack_quietly('partial-key', granting(case, leaked=leak(maps, 0.0)))
-    assert accuracy(case.model(none.guesses)) < 0.6
-
-
-def test_a_block_is_completed_within_its_family():
-    entry = make_plan(['in:b'], 'ChannelRotation').entries[0]
-    point, rng = AttackedPoint(entry), np.random.default_rng(0)
-    known = np.zeros(16, dtype=bool)
-    made = array_of(completed(point, known, np.zeros((16, 16)), rng))
-    assert np.abs(made @ made.T - np.eye(16)).max() < 1e-9 and np.abs(made[:8, 8:]).max() == 0
-
-
-def test_most_of_a_key_is_completed_by_climbing():
-    case, maps = case_of(['in:b'], labelled=few(16), steps=200)
-    case = granting(case, leaked=leak(maps, 0.7))
-    attempt = attack('partial-key', case)
-    known = case[LeakedRows].known['in:b']
-    assert (array_of(attempt.guesses['in:b']) == array_of(maps['in:b'])).all(1)[known].all()
-    unlabelled = dataclasses.replace(case, grants=(case[LeakedRows],))
-    drawn = attack_quietly('partial-key', unlabelled)
-    assert accuracy(case.model(attempt.guesses)) > accuracy(case.model(drawn.guesses)) + 0.01
 
 
 @pytest.mark.parametrize('name', ['finetune-all', 'finetune-head', 'finetune-norm'])
@@ -205,23 +110,6 @@ def test_norm_fine_tuning_of_a_model_without_norms_trains_its_head():
     assert ATTACKS['finetune-norm']().names(model) == {'1.weight', '1.bias'}
 
 
-def test_distillation_draws_the_function_out_of_the_oracle():
-    weights = trained()
-
-    def oracle(images):
-        model = build()
-        model.load_state_dict(weights)
-        with torch.no_grad():
-            return model(images)
-
-    case, _ = case_of(['in:b', 'in:c'], unlabelled=few(32).unlabelled(), oracle=oracle, steps=150)
-    attempt = attack('distillation', case)
-    assert accuracy(attempt.model) > max(0.85, accuracy(case.model()) + 0.2)
-    noise = torch.Generator().manual_seed(0)
-    deaf = granting(case, oracle=lambda x: torch.randn(len(x), CLASSES, *x.shape[2:], generator=noise))
-    assert accuracy(attack('distillation', deaf).model) < 0.6
-
-
 @pytest.mark.parametrize('name', sorted(ATTACKS))
 def test_no_attack_is_possible_without_what_it_needs(name):
     case, _ = case_of(['in:b'])
@@ -236,12 +124,9 @@ def test_every_attack_keeps_to_a_budget_of_no_time(name):
     second = (make_plan(['in:b'], salt=bytes(range(16))), lock(trained(), random_maps(plan, 8)))
     everything = dict(
         labelled=few(4),
-        unlabelled=few(4).unlabelled(),
+        unlabelled=few(4),
         public=trained(),
         second=second,
-        recorded={'in:b': (torch.ones(1, 16, 2, 2), torch.ones(1, 16, 2, 2))},
-        oracle=lambda x: torch.zeros(len(x), CLASSES, *x.shape[2:]),
-        leaked=leak(maps, 0.5),
     )
     case, _ = case_of(['in:b'], maps, steps=3, seconds=0.0, **everything)
     attempt = attack_quietly(name, case)
@@ -261,7 +146,7 @@ class WithAuxiliaryHead(TinyNet):
         return super().forward(x)
 
 
-@pytest.mark.parametrize('name', ['hill-climbing', 'substitute-sinkhorn', 'substitute-layer'])
+@pytest.mark.parametrize('name', ['substitute-sinkhorn', 'substitute-layer'])
 def test_points_of_auxiliary_heads_do_not_stop_an_attack(name):
     plan = make_plan(['in:head'])
     plan = dataclasses.replace(plan, entries=(*plan.entries, dataclasses.replace(plan.maps[0], point='in:aux')))
@@ -274,8 +159,7 @@ def test_points_of_auxiliary_heads_do_not_stop_an_attack(name):
     weights = {**build_with_head().state_dict(), **trained()}
     maps = random_maps(plan)
     weights['head.weight'] = maps['in:head'](weights['head.weight'], 1)
-    case = Case(
-        plan, weights, build_with_head, CLASSES, budget=Budget(60, 30.0), grants=grants(labelled=pictures(4, 50))
-    )
+    sites, granted = sites_of(build_with_head(), plan), grants(labelled=pictures(4, 50))
+    case = Case(plan, weights, build_with_head, CLASSES, sites, budget=Budget(60, 30.0), grants=granted)
     attempt = attack(name, case)
-    assert accuracy(case.model(attempt.guesses)) > accuracy(case.model())
+    assert accuracy(attempt.model or case.model(attempt.guesses)) > accuracy(case.model())

@@ -16,7 +16,7 @@ from keyseg_mm.audit.model import audit as suite
 from keyseg_mm.audit.model.attack import ALL, ATTACKS, Case, LabelledPhotos, PublicWeights, Target
 from keyseg_mm.audit.model.forward import predict
 from keyseg_mm.audit.model.input_cipher import ImageEncryption, Pixels, from_blocks, in_blocks
-from keyseg_mm.audit.model.referees import encryption, referee_for
+from keyseg_mm.audit.model.referee import Referee, encryption
 from keyseg_mm.audit.model.training import Recipe, train
 from keyseg_mm.bind import derive_cipher, sign, stamp_tensor
 from keyseg_mm.checkpoint.files import write_checkpoint
@@ -51,7 +51,7 @@ def to_case(state, *more, budget=LONG) -> Case:
 
 def judged(case, name, key=KEY):
     """An attack's attempt, and the referee's word on it."""
-    referee = referee_for(key, case.stamp, case, SHOWN)
+    referee = Referee(key, case.stamp, case, SHOWN)
     assert ATTACKS[name].possible(case)
     attempt = ATTACKS[name]().run(case, lambda share, words: None)
     return attempt, referee.judge(attempt), referee
@@ -124,17 +124,16 @@ def test_the_true_key_scores_full_marks_and_a_random_one_does_not(what, plain, b
         case = to_case(by_images[what])
     else:
         case = to_case(locked(plain, what))
-    referee = referee_for(KEY, case.stamp, case, SHOWN)
+    referee = Referee(KEY, case.stamp, case, SHOWN)
     assert referee.full.miou > 60 and referee.full.agreement == 100
     good, bad = referee.positive_control(), referee.negative_control(0)
     assert good.passed and good.score.miou == pytest.approx(referee.full.miou, abs=0.1)
     assert bad.passed and bad.score.miou < good.score.miou - 3
-    assert referee.oracle().answer(SHOWN.images).argmax(1).equal(referee.authorised)
 
 
 def test_weights_come_back_bit_for_bit_for_the_referee(plain):  # noqa: F811
     case = to_case(locked(plain, 'TensorPermutation'))
-    found = referee_for(KEY, case.stamp, case, SHOWN).model_with(KEY).state_dict()
+    found = Referee(KEY, case.stamp, case, SHOWN).model_with(KEY).state_dict()
     assert all(torch.equal(found[name], plain[name]) for name in plain)
     assert any(not torch.equal(case.weights[name], plain[name]) for name in plain)
 
@@ -215,7 +214,7 @@ def test_a_locked_patch_embedding_falls_to_public_weights():
     images, classes = ImageEncryption(plan.embeddings[0], Pixels.of(model)), cfg.decode_head.num_classes
     case = Case(plan, weights, make, classes, grants=(PublicWeights(public), images))
     shown = LabelledPhotos(SHOWN.images, SHOWN.labels.clamp(max=classes - 1))
-    referee = referee_for(KEY, plan, case, shown)
+    referee = Referee(KEY, plan, case, shown)
     plainly = predict(make(), images.pixels.normalised(images.pixels.values(shown.images).round().clamp(0, 255)))
     assert (referee.authorised == plainly).float().mean() > 0.99  # encrypted images into the locked model
     attempt = ATTACKS['match-patches']().run(case, lambda share, words: None)
@@ -248,7 +247,7 @@ def audit_files(folder, checkpoint, config, key_file, *more):
 
 @pytest.fixture
 def short(monkeypatch):
-    monkeypatch.setattr(suite, 'SUITES', {'quick': ModelSuite(3, 20.0, 3, 4, 64, (0.5,), (0.5,))})
+    monkeypatch.setattr(suite, 'SUITES', {'quick': ModelSuite(3, 20.0, 3, 4, 64, (0.5,))})
 
 
 def test_a_file_with_encrypted_weights_is_audited(trained_on_files, tmp_path, key, key_file, short, capsys):  # noqa: F811
@@ -260,7 +259,7 @@ def test_a_file_with_encrypted_weights_is_audited(trained_on_files, tmp_path, ke
     assert report['target'] == 'weights' and report['places'][0]['values'] > 1000
     assert report['positive']['passed'] and report['negative']['passed']
     assert not errors_in(report['outcomes'])
-    tried = {'finetune-all', 'finetune-head', 'finetune-norm', 'rank-matching', 'distillation'}
+    tried = {'finetune-all', 'finetune-head', 'finetune-norm', 'rank-matching'}
     assert names_in(report['outcomes'], 'attack') == tried
     ranks = next(one['score'] for one in report['outcomes'] if one['about']['name'] == 'rank-matching')
     assert ranks['miou'] == pytest.approx(report['authorised']['miou'], abs=0.5)

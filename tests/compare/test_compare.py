@@ -33,7 +33,7 @@ from tests.support.pages import PHONE, SCREEN, Page, look
 
 COMMANDS = 'keyseg_mm.cli'
 RUN_COMMAND = trial.run_command
-TINY = ModelSuite(1, 1.0, 2, 2, 64, (0.5,), ())
+TINY = ModelSuite(1, 1.0, 2, 2, 64, (0.5,))
 FIRST = ['image-np-4', 'lock-signed', 'weights-selective', 'patches']
 
 

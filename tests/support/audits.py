@@ -66,16 +66,16 @@ def _labels(seed):
     return png(blocks.repeat_interleave(8, 0).repeat_interleave(8, 1))
 
 
-def made_run(kind, name, value, scenario, share=None, key_share=None, beyond=False, error=None, recovery=0.25):
+def made_run(kind, name, value, scenario, share=None, error=None, recovery=0.25):
     """A run as a report has it."""
     about = About(
         kind=kind, name=name, title=f'{name} by a rather long-winded method', needs=('labelled',), cost='little',
         source='Somebody & Else <2024>, arXiv 2109.00224', family='recover', scenario=scenario, share=share, photos=7,
-        scenario_title=f'the scenario {scenario}', key_share=key_share, beyond_files=beyond,
+        scenario_title=f'the scenario {scenario}',
     )  # fmt: skip
     if error is not None:
         return Failure(about, '', 12.3, error)
-    score = Score(value, 71.0, 0.51, recovery, images_used=3)
+    score = Score(value, 71.0, 0.51, recovery)
     return Result(about, score, '', 12.3, name == 'hill', 'a note', (_labels(2), _labels(3)))
 
 
@@ -103,7 +103,6 @@ def make_report(**changes):
             made_run('attack', 'broken', 0.0, 'photos-0.1', 0.1, error='ValueError: <script>alert(1)</script>'),
             made_run('attack', 'random', 0.5, 'file'), made_run('control', 'scratch', 6.0, 'photos-0.01', 0.01),
             made_run('attack', 'hill', 20.0, 'photos-0.01', 0.01), made_run('attack', 'file', 1.0, 'file'),
-            made_run('attack', 'partial', 40.0, 'leak-0.5', 0.1, 0.5, True),
         ),
     )  # fmt: skip
     return dataclasses.replace(report, **changes)

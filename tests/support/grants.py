@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from keyseg_mm.audit.model.attack import (
-    Case,
-    LabelledPhotos,
-    LeakedRows,
-    Oracle,
-    OtherClasses,
-    Photos,
-    PublicWeights,
-    Recording,
-    SecondFile,
-)
+from keyseg_mm.audit.model.attack import Case, LabelledPhotos, Photos, PublicWeights, SecondFile
 
 KINDS = {
     'labelled': lambda photos: photos,
-    'unlabelled': lambda photos: photos,
+    'unlabelled': lambda photos: Photos(photos.images),
     'public': PublicWeights,
     'second': lambda pair: SecondFile(*pair),
-    'recorded': Recording,
-    'oracle': Oracle,
-    'leaked': lambda pair: LeakedRows(*pair),
-    'classifier': OtherClasses,
 }
 
 
 def grants(**named):
-    """Grants of these kinds; photos are given as they are."""
-    for name, kind in (('labelled', LabelledPhotos), ('unlabelled', Photos)):
-        assert isinstance(named.get(name), (kind, type(None)))
+    """Grants of these kinds; photos are given as they are, and lose their labels where they are to have none."""
+    assert isinstance(named.get('labelled'), (LabelledPhotos, type(None)))
     return tuple(KINDS[name](value) for name, value in named.items())
 
 

@@ -15,6 +15,7 @@ from keyseg_mm.audit.model.attack import ATTACKS, Attempt, Case, LabelledPhotos
 from keyseg_mm.audit.model.attacks.points import AttackedPoint, array_of
 from keyseg_mm.audit.model.forward import logits
 from keyseg_mm.maps import normal_form
+from keyseg_mm.model.sites import Trace
 from keyseg_mm.stamp import MapEntry, Stamp
 from tests.support.grants import grants
 
@@ -106,7 +107,15 @@ def case_of(points, maps=None, transform='ChannelPermutation', weights=None, ste
     plan = make_plan(points, transform)
     maps = random_maps(plan) if maps is None else maps
     weights = lock(trained() if weights is None else weights, maps)
-    return Case(plan, weights, build, CLASSES, grants=grants(**granted), budget=Budget(steps, seconds)), maps
+    sites = sites_of(build(), plan)
+    return Case(plan, weights, build, CLASSES, sites, grants=grants(**granted), budget=Budget(steps, seconds)), maps
+
+
+def sites_of(model, plan):
+    """What a run shows of a plan's points."""
+    trace = Trace.of(model, {'test': lambda: model(torch.zeros(1, 3, SIDE, SIDE))})
+    found = {str(point): site for point, site in trace.sites.items()}
+    return {entry.point: found[entry.point] for entry in plan.maps}
 
 
 def right(guess, truth):
@@ -154,4 +163,5 @@ __all__ = [
     'random_maps',
     'replace',
     'right',
+    'sites_of',
 ]

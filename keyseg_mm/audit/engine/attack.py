@@ -22,14 +22,9 @@ class Grant:
 
     Attributes:
         name: for reports.
-        beyond_files: it is part of the key, or access to a running authorised model: no lock on a file promises
-            anything against that, so it does not count for the headline.
-        black_box: what is behind its calls is out of the attacker's reach by definition.
     """
 
     name: ClassVar[str]
-    beyond_files: ClassVar[bool] = False
-    black_box: ClassVar[bool] = False
 
 
 _G = TypeVar('_G', bound=Grant)
@@ -60,7 +55,7 @@ class BaseCase:
             if item.name != 'grants':
                 refuse_secrets(getattr(self, item.name), item.name)
         for grant in self.grants:
-            refuse_secrets(grant, grant.name, inside_calls=not grant.black_box)
+            refuse_secrets(grant, grant.name)
 
     def __contains__(self, kind: type[Grant]) -> bool:
         return any(isinstance(grant, kind) for grant in self.grants)
@@ -157,13 +152,7 @@ class Scenario(Generic[C]):
     case: C
     new: frozenset[type[Grant]] = frozenset()  # kinds of grants; an attack that uses none of them was run before
     share: float | None = None  # of the training photos
-    key_share: float | None = None  # of the key's rows, leaked
     photos: int = 0  # number of the attacker's
-
-    @property
-    def beyond_files(self) -> bool:
-        """Whether more is granted than files: such attacks do not count for the headline."""
-        return any(kind.beyond_files for kind in self.new)
 
     def wants(self, attack: type[BaseAttack[C, Any]]) -> bool:
         """Whether the attack is to be run here: it makes sense, all that it needs is there, and some of it is new."""
@@ -204,7 +193,5 @@ class Run(Generic[C, A]):
             scenario=where.name,
             scenario_title=where.title,
             share=where.share,
-            key_share=where.key_share,
             photos=where.photos,
-            beyond_files=where.beyond_files,
         )

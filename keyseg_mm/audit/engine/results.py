@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-#: A key holder's run is made by the referee, with the true key on.
-Kind = Literal['control', 'key-holder', 'attack']
+Kind = Literal['control', 'attack']
 S = TypeVar('S')
 
 
@@ -27,9 +26,7 @@ class About:
     scenario: str = ''
     scenario_title: str = ''
     share: float | None = None
-    key_share: float | None = None
     photos: int = 0
-    beyond_files: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,12 @@ from keyseg_mm.errors import SecretExposedError
 from keyseg_mm.keys.secret import Secret
 
 
-def refuse_secrets(value: Any, where: str, inside_calls: bool = True) -> None:
+def refuse_secrets(value: Any, where: str) -> None:
     """Refuse a value in which a secret can be reached, through containers, modules, closures and bound methods.
 
     Args:
         value: anything.
         where: its name, for the message.
-        inside_calls: look into what functions close over, too.
 
     Raises:
         SecretExposedError: something secret is there. It is not quoted.
@@ -34,12 +33,12 @@ def refuse_secrets(value: Any, where: str, inside_calls: bool = True) -> None:
         if isinstance(item, Secret):
             raise SecretExposedError(
                 f"{where}: a secret ({type(item).__name__}) may not be among an attacker's belongings; hand over what "
-                'the situation grants, as plain tensors'
+                'the scenario grants, as plain tensors'
             )
-        stack.extend(_reachable(item, inside_calls))
+        stack.extend(_reachable(item))
 
 
-def _reachable(item: Any, inside_calls: bool) -> Iterable[Any]:
+def _reachable(item: Any) -> Iterable[Any]:
     if isinstance(item, Mapping):
         return item.values()
     if isinstance(item, (tuple, list, set, frozenset)):
@@ -50,8 +49,6 @@ def _reachable(item: Any, inside_calls: bool) -> Iterable[Any]:
     held = () if isinstance(item, (type, ModuleType)) else getattr(item, '__dict__', {}).values()
     if isinstance(item, nn.Module) or not callable(item):
         return held
-    if not inside_calls:
-        return ()
     if isinstance(item, functools.partial):
         return (item.func, *item.args, *item.keywords.values())
     return (*held, *(_held_by(item) if isinstance(item, FunctionType) else ()))

@@ -11,13 +11,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from keyseg_mm.audit.engine.attack import BaseAttack, BaseAttempt, BaseCase, Grant, Registry
-from keyseg_mm.audit.engine.budget import Progress
-from keyseg_mm.audit.model.forward import GuessHook, load_weights
+from keyseg_mm.audit.model.forward import Guess, load_weights, place
+from keyseg_mm.entries import MapEntry
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.maps import CHANNEL_MAPS
 from keyseg_mm.maps.base import Map
@@ -27,7 +25,7 @@ from keyseg_mm.stamp import Stamp
 
 
 class Target(str, Enum):
-    """What of a model is encrypted: attacks are made for some of these, and each has a referee of its own."""
+    """What of a model is encrypted: attacks are made for some of these."""
 
     MAPS = 'maps'  # feature maps, by channel maps
     BLOCKS = 'blocks'  # feature maps, by block-wise transforms
@@ -70,10 +68,6 @@ class LabelledPhotos(Photos):
         """Some of them: an index tensor, list or slice."""
         return dataclasses.replace(self, images=self.images[index], labels=self.labels[index])
 
-    def unlabelled(self) -> Photos:
-        """The same images without their labels."""
-        return Photos(self.images)
-
 
 @dataclass(frozen=True)
 class PublicWeights(Grant):
@@ -92,49 +86,6 @@ class SecondFile(Grant):
     weights: Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
-class OtherClasses(Grant):
-    """The attacker's classes are not those of the file; the weights that belong to classes, by name, always learn."""
-
-    name: ClassVar[str] = 'classifier'
-    classifier: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class LeakedRows(Grant):
-    """Part of the key.
-
-    Attributes:
-        known: by point, boolean mask (c,) of the rows of the key's matrix that leaked.
-        tables: by point, the key's matrix (c, c) with ``T(x) = M @ x``: the leaked rows right, the others zero. For a
-            permutation, row i has its 1 at ``table[i]``.
-    """
-
-    name: ClassVar[str] = 'known'
-    beyond_files: ClassVar[bool] = True
-    known: Mapping[str, NDArray[np.bool_]]
-    tables: Mapping[str, NDArray[np.float64]]
-
-
-@dataclass(frozen=True)
-class Recording(Grant):
-    """By point, what entered and what left the encryptor in one authorised run."""
-
-    name: ClassVar[str] = 'recorded'
-    beyond_files: ClassVar[bool] = True
-    pairs: Mapping[str, tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class Oracle(Grant):
-    """An authorised model as a black box: images (B, 3, H, W) to logits (B, classes, H, W)."""
-
-    name: ClassVar[str] = 'oracle'
-    beyond_files: ClassVar[bool] = True
-    black_box: ClassVar[bool] = True
-    answer: Callable[[Tensor], Tensor]
-
-
 @dataclass(frozen=True, eq=False)
 class Case(BaseCase):
     """Everything that an attacker of a model holds.
@@ -144,7 +95,7 @@ class Case(BaseCase):
         weights: the protected state_dict, without the stamp.
         build: makes the plain model, with seeded initial weights, in eval mode.
         num_classes: number of classes.
-        sites: by point, what a dry run of the public model shows; empty where nobody looked.
+        sites: by point of the stamp, what a dry run of the public model shows.
     """
 
     stamp: Stamp
@@ -163,12 +114,7 @@ class Case(BaseCase):
         mapped = all(entry.transform['type'] in CHANNEL_MAPS for entry in self.stamp.maps)
         return Target.MAPS if mapped else Target.BLOCKS
 
-    @property
-    def classifier(self) -> tuple[str, ...]:
-        """Names of the weights that belong to the attacker's own classes; empty where the classes are the file's."""
-        return self[OtherClasses].classifier if OtherClasses in self else ()
-
-    def model(self, guesses: Mapping[str, Map] | None = None) -> nn.Module:
+    def model(self, guesses: Mapping[str, Guess] | None = None) -> nn.Module:
         """The protected weights in the plain architecture, with guesses applied at their points, in eval mode.
 
         Args:
@@ -179,12 +125,18 @@ class Case(BaseCase):
         """
         model = self.build()
         load_weights(model, self.weights)
-        points = {entry.point for entry in self.stamp.maps}
-        for text, guess in (guesses or {}).items():
-            if text not in points:
-                raise KeysegError(f'{text}: a guess for a point that this stamp does not have')
-            GuessHook(Point.parse(text), guess, self.sites.get(text)).attach(model)
+        for point, guess in (guesses or {}).items():
+            if point not in self.sites:
+                raise KeysegError(f'{point}: a guess for a point that this stamp does not have')
+            place(model, self.sites[point], guess)
         return model.eval()
+
+
+def carriers(entry: MapEntry) -> tuple[str, ...]:
+    """Names of the weights that carry a map: as the stamp says, or, at an ``in:`` point, that of its own layer."""
+    point = Point.parse(entry.point)
+    own = 'weight' if point.name == '.' else f'{point.name}.weight'
+    return entry.weights or ((own,) if point.side == 'in' else ())
 
 
 @dataclass
@@ -194,12 +146,10 @@ class Attempt(BaseAttempt):
     Attributes:
         guesses: estimates of the key's maps, by point; may be empty.
         model: the attacked model, scored as it is. If None the referee scores ``case.model(guesses)``.
-        images_used: photos that were looked at, labelled or not.
     """
 
     guesses: Mapping[str, Map] = field(default_factory=dict)
     model: nn.Module | None = None
-    images_used: int = 0
 
 
 class Attack(BaseAttack[Case, Attempt]):
@@ -207,27 +157,13 @@ class Attack(BaseAttack[Case, Attempt]):
 
     Attributes:
         against: what of the model is encrypted where it makes sense. Most attacks look for channel maps.
-        transfers: it makes sense where the attacker's classes are not the file's: it trains what belongs to them.
     """
 
     against: ClassVar[frozenset[Target]] = frozenset({Target.MAPS})
-    transfers: ClassVar[bool] = False
 
     @classmethod
     def possible(cls, case: Case) -> bool:
-        fits = case.target in cls.against and (cls.transfers or OtherClasses not in case)
-        return fits and super().possible(case)
-
-
-class Tuning(Attack):
-    """An attack that trains a model made from the case's weights, as the key's holder can with the true maps on."""
-
-    def tune(self, model: nn.Module, case: Case, progress: Progress) -> Attempt:
-        """Train a model of the case: the attacker's, or the key holder's."""
-        raise NotImplementedError
-
-    def run(self, case: Case, progress: Progress) -> Attempt:
-        return self.tune(case.model(), case, progress)
+        return case.target in cls.against and super().possible(case)
 
 
 ATTACKS: Registry[Attack] = Registry()

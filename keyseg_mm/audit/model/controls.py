@@ -5,15 +5,11 @@ They are run, budgeted and scored exactly as attacks are. An attack is worth wha
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-import torch
 from torch import nn
 
 from keyseg_mm.audit.engine.budget import Progress
 from keyseg_mm.audit.model.attack import ALL, CONTROLS, Attack, Attempt, Case, LabelledPhotos, PublicWeights
-from keyseg_mm.audit.model.forward import logits
-from keyseg_mm.audit.model.training import Recipe, train
+from keyseg_mm.audit.model.attacks.finetuning import FineTuning
 from keyseg_mm.errors import KeysegError
 
 
@@ -36,22 +32,19 @@ class PublicAsIs(Attack):
 
 
 @CONTROLS.register
-class FromScratch(Attack):
-    """Train the plain architecture from its initial weights; the config is public, so anybody can."""
+class FromScratch(FineTuning):
+    """Train the plain architecture from its initial weights; the config is public, so anybody can.
+
+    From there AdamW learns fast at this learning rate in the few steps of a budget.
+    """
 
     name = 'from-scratch'
     title = 'training from scratch'
-    needs = frozenset({LabelledPhotos})
-    against = ALL
     source = 'every paper'
-    cost = 'one training within the budget'
-    kind = 'retrain'
-    transfers = True
-    #: Peak learning rate. From initial weights AdamW learns fast at this rate in the few steps of a budget.
-    lr: ClassVar[float] = 3e-3
+    lr = 3e-3
 
-    def run(self, case: Case, progress: Progress) -> Attempt:
-        return _trained(case.build(), case, self.lr, progress)
+    def start(self, case: Case) -> nn.Module:
+        return case.build()
 
 
 @CONTROLS.register
@@ -64,24 +57,16 @@ class FromScratchSlow(FromScratch):
 
 
 @CONTROLS.register
-class FromPublic(Attack):
+class FromPublic(FineTuning):
     """Fine-tune the public weights: what a competitor would do who has no use for the protected file."""
 
     name = 'from-public'
     title = 'training from public weights'
     needs = frozenset({LabelledPhotos, PublicWeights})
-    against = ALL
     source = 'every paper'
-    cost = 'one training within the budget'
-    kind = 'retrain'
-    transfers = True
-    lr: ClassVar[float] = 1e-3
 
-    def run(self, case: Case, progress: Progress) -> Attempt:
-        model, lacking = public_model(case)
-        attempt = _trained(model, case, self.lr, progress)
-        attempt.notes = f'{lacking} tensors are not in the public file' if lacking else ''
-        return attempt
+    def start(self, case: Case) -> nn.Module:
+        return public_model(case)[0]
 
 
 @CONTROLS.register
@@ -107,12 +92,3 @@ def public_model(case: Case) -> tuple[nn.Module, int]:
         raise KeysegError('the public weights have no tensor in common with this architecture; give others')
     model.load_state_dict({**own, **known})
     return model.eval(), len(own) - len(known)
-
-
-def _trained(model: nn.Module, case: Case, lr: float, progress: Progress) -> Attempt:
-    photos = case[LabelledPhotos]
-    course = train(model, photos, Recipe(case.budget.steps, lr), case.budget.clock(), progress, case.seed)
-    with torch.no_grad():
-        broken = not torch.isfinite(logits(model, photos.images[:1])).all()
-    words = 'the training diverged' if broken else ''
-    return Attempt({}, model, len(photos), exhausted=course.exhausted, notes=words)

@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.maps.base import ChannelMap
-from keyseg_mm.model.points import Point
 from keyseg_mm.model.sites import Site, module_of
 from keyseg_mm.runtime.encryptor import replace_tensor
+
+#: What stands for an encryptor: a map, or anything else from (map, channel dimension) to a map.
+Guess = Callable[[Tensor, int], Tensor]
 
 _BATCH = 4  # photos through a model at once
 
@@ -72,73 +71,18 @@ def _predictions(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
             yield scores.argmax(1) if scores.shape[1] > 1 else (scores[:, 0].sigmoid() > 0.5).long()
 
 
-class MatrixMap(ChannelMap):
-    """Any c x c matrix as a guess: ``y = M x`` at every position; differentiable in x and in M.
+def place(model: nn.Module, site: Site, guess: Guess) -> None:
+    """Apply a guess at one site of a model, as the true encryptor would: the attacker's own stand-in for it."""
 
-    Args:
-        matrix: (c, c), a tensor (may require grad) or an array.
-    """
+    def leave(module: nn.Module, args: Any, output: Any) -> Any:
+        index = site.index_in(output)
+        return output if index is None else replace_tensor(output, index, lambda x: guess(x, site.dim))
 
-    __slots__ = ('_matrix', 'channels')
-    exact = False
+    def enter(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (guess(args[0], site.dim), *args[1:])
 
-    def __init__(self, matrix: Tensor | NDArray[Any]) -> None:
-        super().__init__()
-        self._matrix = torch.as_tensor(matrix)
-        if self._matrix.dim() != 2 or self._matrix.shape[0] != self._matrix.shape[1]:
-            raise KeysegError(f'a guess is a square matrix, not {tuple(self._matrix.shape)}')
-        self.channels = len(self._matrix)
-
-    def __call__(self, x: Tensor, dim: int = 1) -> Tensor:
-        return self._apply(x, dim)
-
-    def tables(self) -> dict[str, NDArray[Any]]:
-        return {'matrix': self._matrix.detach().cpu().double().numpy()}
-
-    def matrix(self) -> Tensor:
-        return self._matrix.detach().cpu().double()
-
-    def _apply(self, x: Tensor, dim: int) -> Tensor:
-        matrix = self._matrix.to(device=x.device, dtype=x.dtype)
-        return torch.tensordot(matrix, x, dims=([1], [dim])).movedim(0, dim)  # type: ignore[no-any-return]
-
-    def _invert(self) -> ChannelMap:
-        return MatrixMap(torch.linalg.pinv(self._matrix.detach()))
-
-
-class GuessHook:
-    """Applies a guess at one point, as the true encryptor would: the attacker's own stand-in for it.
-
-    Args:
-        point: where.
-        guess: the map; anything that takes ``(x, dim)``, so a learnable stand-in will do too.
-        site: what a dry run showed of the point. Needed only where a module returns other maps in training.
-    """
-
-    def __init__(self, point: Point, guess: Callable[[Tensor, int], Tensor], site: Site | None = None) -> None:
-        self.point, self.guess, self.site = point, guess, site
-
-    def attach(self, model: nn.Module) -> Any:
-        """Hook it to a model; returns the handle that takes it off."""
-        module = module_of(model, self.point.name)
-        if self.point.side == 'out':
-            return module.register_forward_hook(self.on_output)
-        return module.register_forward_pre_hook(self.on_input)
-
-    def on_output(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Forward hook of an ``out:`` point."""
-        index = self.site.index_in(output) if self.site else self.point.index or 0
-        if index is None:
-            return output
-        return replace_tensor(output, index, lambda x: self.guess(x, self.dim(module, x)))
-
-    def on_input(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Forward pre-hook of an ``in:`` point."""
-        return (self.guess(args[0], self.dim(module, args[0])), *args[1:])
-
-    def dim(self, module: nn.Module, x: Tensor) -> int:
-        """The channel dimension there, by the rule of :mod:`keyseg_mm.model.points`."""
-        if self.site:
-            return self.site.dim
-        tokens = isinstance(module, (nn.Linear, nn.LayerNorm)) or (x.dim() < 4 and not isinstance(module, _ConvNd))
-        return -1 if tokens else 1
+    module = module_of(model, site.point.name)
+    if site.point.side == 'out':
+        module.register_forward_hook(leave)
+    else:
+        module.register_forward_pre_hook(enter)

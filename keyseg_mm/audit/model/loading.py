@@ -146,48 +146,6 @@ def _without_pretrained(cfg: Config) -> Config:
     return own
 
 
-def other_classes(
-    build: Callable[[], nn.Module], found: Protected, classes: tuple[int, int], config: Path
-) -> tuple[Protected, tuple[str, ...]]:
-    """The protected weights in the same architecture with other classes.
-
-    Args:
-        build: makes the plain model with the other classes.
-        found: the protected checkpoint.
-        classes: how many the file knows, and how many there are here.
-        config: of the other model, for messages.
-
-    Returns:
-        The checkpoint with the weights that belong to classes at their initial values where they have another shape,
-        and the names of the weights that belong to classes.
-
-    Raises:
-        KeysegError: another architecture: names differ, or shapes in more than the number of classes.
-    """
-    state, theirs = build().state_dict(), found.weights
-    counters = {name for name in (*state, *theirs) if name.endswith('num_batches_tracked')}
-    apart = (set(state) ^ set(theirs)) - counters
-    odd = [n for n in state if n in theirs and not _apart_by_classes(theirs[n].shape, state[n].shape, classes)]
-    if apart or odd:
-        few = ', '.join([*sorted(apart), *odd][:4])
-        raise KeysegError(
-            f'{config} is another architecture than that of the checkpoint ({len(apart)} weights are in one of the two '
-            f'only, {len(odd)} have another shape for more than the number of classes: {few} ...); --transfer takes '
-            'a config with the same backbone, neck and heads, and data sets and a number of classes of its own'
-        )
-    own = {n: theirs[n] if n in theirs and theirs[n].shape == v.shape else v for n, v in state.items()}
-    changed = [n for n in state if n in theirs and theirs[n].shape != state[n].shape]
-    # as many classes as the file has: its classifier fits, and is where a start may be of use or not
-    heads = [n for n, v in state.items() if 'head' in n.split('.')[0] and v.dim() and v.shape[0] == classes[1]]
-    return dataclasses.replace(found, weights=own), tuple(changed or heads)
-
-
-def _apart_by_classes(theirs: torch.Size, ours: torch.Size, classes: tuple[int, int]) -> bool:
-    """Whether two shapes are the same but for dimensions that count classes, alone or with something beside them."""
-    gap = classes[1] - classes[0]
-    return len(theirs) == len(ours) and all(b - a in (0, gap) for a, b in zip(theirs, ours))
-
-
 def fitting_sites(build: Callable[[], nn.Module], found: Protected, config: Path) -> dict[str, Site]:
     """What a dry run of the plain model shows of the stamp's points; checks that config and checkpoint belong together.
 

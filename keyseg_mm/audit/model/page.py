@@ -24,13 +24,11 @@ _COLUMNS: dict[str, Callable[[Score], str]] = {
 
 def render(report: ModelReport, summary: ModelSummary) -> str:
     """The page as text."""
-    elsewhere = report.transfer.outcomes if report.transfer else ()
     return page(
         'model.html.j2',
         report=report,
         summary=summary,
-        groups=groups([*report.outcomes, *elsewhere], lambda score: (score.miou,)),
-        leaks=_leaks(report),
+        groups=groups(report.outcomes, lambda score: (score.miou,)),
         top=max(
             report.authorised.miou, *(x.score.miou for a in summary.advantages for x in (a.attack, a.control)), 1.0
         ),
@@ -38,16 +36,6 @@ def render(report: ModelReport, summary: ModelSummary) -> str:
         columns=_COLUMNS,
         describe=describe,
     )
-
-
-def _leaks(report: ModelReport) -> dict[float, float]:
-    """The best attack's mIoU by the share of the key that leaked."""
-    best: dict[float, float] = {}
-    for result in finished(report.outcomes, 'attack'):
-        share = result.about.key_share
-        if share is not None:
-            best[share] = max(best.get(share, 0.0), result.score.miou)
-    return best
 
 
 def _panels(report: ModelReport, summary: ModelSummary) -> list[Panel]:

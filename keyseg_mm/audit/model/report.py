@@ -9,11 +9,8 @@ from keyseg_mm.audit.engine.budget import Budget
 from keyseg_mm.audit.engine.results import Failure, Result
 from keyseg_mm.audit.engine.suites import ModelSuite
 from keyseg_mm.audit.model.attack import Target
-from keyseg_mm.audit.model.referees import TransferCheck
 from keyseg_mm.audit.model.scoring import Check, Score
 from keyseg_mm.audit.report.page import Report
-
-Outcome = Result[Score] | Failure
 
 
 @dataclass(frozen=True)
@@ -40,31 +37,11 @@ class Pictures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """What runs are scored on, and how they came out."""
-
-    config: str
-    num_classes: int
-    held_out: int  # photos that are scored on
-    train_photos: int  # from which the attackers' are chosen
-    photo_size: tuple[int, ...]  # height and width
-    floor: float  # mIoU of the best constant guess
-    outcomes: tuple[Outcome, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class TransferReport(Task):
-    """Of the transfer to another data set."""
-
-    classifier: tuple[str, ...]  # names of the weights that belong to classes
-    check: TransferCheck
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelReport(Task, Report):
-    """Of a whole audit; ``public`` and ``second`` are names of files, like ``checkpoint``."""
+class ModelReport(Report):
+    """Of a whole audit; ``config``, ``checkpoint``, ``public`` and ``second`` are names of files."""
 
     FORMAT: ClassVar[str] = 'keyseg_mm audit'
+    config: str
     checkpoint: str
     public: str | None
     second: str | None
@@ -74,9 +51,14 @@ class ModelReport(Task, Report):
     limits: ModelSuite
     budget: Budget  # of each run
     device: str
+    num_classes: int
+    held_out: int  # photos that are scored on
+    train_photos: int  # from which the attackers' are chosen
+    photo_size: tuple[int, ...]  # height and width
+    floor: float  # mIoU of the best constant guess
     authorised: Score  # with the right key
     no_key: Score  # the file as it is
     positive: Check  # the true key scores full marks
     negative: Check  # a random key does not
     pictures: Pictures
-    transfer: TransferReport | None = None
+    outcomes: tuple[Result[Score] | Failure, ...] = ()

@@ -7,7 +7,7 @@ authorised output and as Cohen's kappa (Cohen 1960), which takes the agreement o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from keyseg_mm.audit.model.attack import LabelledPhotos
 from keyseg_mm.entries import MapEntry
-from keyseg_mm.maps import ChannelMap, ChannelPermutation, ChannelRotation
+from keyseg_mm.maps import ChannelMap
 
 #: A row of a guessed rotation counts as right from this cosine on.
 RIGHT_COSINE = 0.9
@@ -29,20 +29,15 @@ class Score:
 
     Attributes:
         miou: against the true labels, percent; the mean over classes that occur in them or are predicted.
-        agreement: share of pixels on which it says what the authorised model says, percent; None where that one speaks
-            of other classes.
-        kappa: Cohen's kappa between the two, -1 to 1; 0 is what chance gives. None as for the agreement.
+        agreement: share of pixels on which it says what the authorised model says, percent; None where nobody ran it.
+        kappa: Cohen's kappa between the two, -1 to 1; 0 is what chance gives.
         recovery: share of the key that guesses hold; None where there are none, or no rows of a key can be counted.
-        by_point: the same, by point.
-        images_used: photos that an attack looked at, labelled or not.
     """
 
     miou: float
     agreement: float | None = None
     kappa: float | None = None
     recovery: float | None = None
-    by_point: dict[str, float] = field(default_factory=dict)
-    images_used: int = 0
 
     def __str__(self) -> str:
         return f'{self.miou:.2f} mIoU'
@@ -90,56 +85,34 @@ def kappa(counts: NDArray[np.int64]) -> float:
     return 1.0 if chance >= 1.0 else (agree - chance) / (1.0 - chance)
 
 
-def score(said: Tensor, photos: LabelledPhotos, authorised: Tensor | None, num_classes: int) -> Score:
+def score(said: Tensor, photos: LabelledPhotos, authorised: Tensor, num_classes: int) -> Score:
     """Score label maps.
 
     Args:
         said: label maps (N, H, W) of the attacked model.
         photos: the held-out photos.
-        authorised: label maps of the authorised model; None where it speaks of other classes.
+        authorised: label maps of the authorised model.
         num_classes: number of classes.
     """
     against_truth = confusion(photos.labels, said, num_classes, photos.ignore_index)
-    if authorised is None:
-        return Score(miou(against_truth))
     against_right = confusion(authorised, said, num_classes, ignore_index=-1)
     agreement = 100.0 * float(np.trace(against_right)) / float(against_right.sum())
     return Score(miou(against_truth), agreement, kappa(against_right))
 
 
-def recovery(
-    guesses: Mapping[str, Any], truth: Mapping[str, Any], entries: Sequence[MapEntry]
-) -> tuple[float, dict[str, float]]:
-    """Share of right entries of the key, over all points and by point; points without a guess count as wrong.
+def recovery(guesses: Mapping[str, Any], truth: Mapping[str, Any], entries: Sequence[MapEntry]) -> float:
+    """Share of right rows of the key, over all points; points without a guess count as wrong.
 
     Args:
         guesses: channel maps by point; may lack some.
         truth: by point, all of them.
         entries: of the stamp.
     """
-    points = {e.point: right_share(guesses[e.point], truth[e.point]) for e in entries if e.point in guesses}
-    rows = sum(e.channels for e in entries)
-    right = sum(points.get(e.point, 0.0) * e.channels for e in entries)
-    return right / rows if rows else 0.0, points
+    guessed = [e for e in entries if e.point in guesses]
+    right = sum(right_share(guesses[e.point], truth[e.point]) * e.channels for e in guessed)
+    return right / sum(e.channels for e in entries)
 
 
 def right_share(guess: ChannelMap, truth: ChannelMap) -> float:
-    """Share of rows of a guess that are right.
-
-    For (signed) permutations a row is right where its largest entry stands in the right place with the right sign, so
-    that a soft guess is read as an attacker would round it. For rotations it is right from a cosine of 0.9 on.
-    """
-    if type(guess) is ChannelPermutation and type(truth) is ChannelPermutation:  # the quick way
-        return float(np.mean(guess.tables()['permutation'] == truth.tables()['permutation']))
-    a, b = guess.matrix().detach().double(), truth.matrix().double()
-    if a.shape != b.shape:
-        return 0.0
-    if isinstance(truth, ChannelRotation) or not truth.exact:
-        lengths = (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-12)
-        right: Any = (a * b).sum(1) / lengths > RIGHT_COSINE
-    else:
-        place = b.abs().argmax(1)
-        picked = a.gather(1, place[:, None])[:, 0]
-        signs = b.gather(1, place[:, None])[:, 0]
-        right = (a.abs().argmax(1) == place) & (picked * signs > 0)
-    return float(right.double().mean())
+    """Share of rows of a guess that are right: alike, or, of rotations, with a cosine of 0.9 or more."""
+    return float(((guess.matrix() * truth.matrix()).sum(1) > RIGHT_COSINE).double().mean())

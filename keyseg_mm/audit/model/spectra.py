@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from keyseg_mm.audit.model.attack import carriers
 from keyseg_mm.audit.model.loading import read_public
 from keyseg_mm.entries import MapEntry
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.locking import unwrap
-from keyseg_mm.model.points import Point
 from keyseg_mm.stamp import Stamp
 
 #: Relative distance below which a layer counts as close.
@@ -38,7 +38,7 @@ def distances(stamp: Stamp, weights: Mapping[str, Tensor], public: Mapping[str, 
         0 where a layer can be turned into the public one, 1 where they have nothing in common.
     """
     by_layer = layer_distances(stamp.maps, weights, public)
-    found = {entry.point: [by_layer[n] for n in _carriers(entry) if n in by_layer] for entry in stamp.maps}
+    found = {entry.point: [by_layer[n] for n in carriers(entry) if n in by_layer] for entry in stamp.maps}
     return {point: min(values) for point, values in found.items() if values}
 
 
@@ -53,7 +53,7 @@ def layer_distances(
         public: as in :func:`distances`.
     """
     found = {}
-    for name in dict.fromkeys(name for entry in entries for name in _carriers(entry)):
+    for name in dict.fromkeys(name for entry in entries for name in carriers(entry)):
         ours, theirs = weights.get(name), public.get(name)
         if ours is None or theirs is None or ours.shape != theirs.shape or ours.dim() < 2:
             continue
@@ -104,13 +104,6 @@ def distances_to_public(
     found = layer_distances(entries, weights, public)
     found = {name: max(value, _unrelated(weights[name], public[name])) for name, value in found.items()}
     return dict(sorted(found.items(), key=lambda item: item[1]))
-
-
-def _carriers(entry: MapEntry) -> tuple[str, ...]:
-    """Names of the weights that carry an entry's transform: as it says, or that of its own layer."""
-    point = Point.parse(entry.point)
-    own = 'weight' if point.name == '.' else f'{point.name}.weight'
-    return entry.weights or ((own,) if point.side == 'in' else ())
 
 
 def _spectrum(weight: Tensor) -> Tensor:

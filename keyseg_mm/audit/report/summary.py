@@ -63,17 +63,16 @@ def capitalise(text: str) -> str:
 
 @dataclass(frozen=True)
 class Group(Generic[S]):
-    """The runs of a scenario, for a page: controls first, then the key holder's, then attacks; failures last."""
+    """The runs of a scenario, for a page: controls first, then attacks; failures last."""
 
     title: str
-    beyond: bool  # the scenario grants more than files
     outcomes: list[Result[S] | Failure]
     best: Result[S] | None  # attack
 
 
 def groups(outcomes: Sequence[Result[S] | Failure], rank: Callable[[S], tuple[float, ...]]) -> list[Group[S]]:
     """The runs by scenario, in the order in which they were run; the higher the rank of a score the better."""
-    kinds = ('control', 'key-holder', 'attack')
+    kinds = ('control', 'attack')
     found = []
     for name in dict.fromkeys(one.about.scenario for one in outcomes):
         here = [one for one in outcomes if one.about.scenario == name]
@@ -81,5 +80,5 @@ def groups(outcomes: Sequence[Result[S] | Failure], rank: Callable[[S], tuple[fl
         rows: list[Result[S] | Failure] = [*done, *failed(here)]
         rows.sort(key=lambda one: kinds.index(one.about.kind))
         best = next((result for result in done if result.about.kind == 'attack'), None)
-        found.append(Group(here[0].about.scenario_title, here[0].about.beyond_files, rows, best))
+        found.append(Group(here[0].about.scenario_title, rows, best))
     return found

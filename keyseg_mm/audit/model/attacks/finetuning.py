@@ -1,64 +1,43 @@
-"""Training the protected weights on: on labels, on other classes, or on the answers of an authorised model."""
+"""Training the protected weights on, on labelled photos."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from keyseg_mm.audit.engine.budget import Progress
-from keyseg_mm.audit.model.attack import (
-    ALL,
-    Attack,
-    Attempt,
-    Case,
-    LabelledPhotos,
-    Oracle,
-    OtherClasses,
-    Photos,
-    Tuning,
-    register,
-)
+from keyseg_mm.audit.model.attack import ALL, Attack, Attempt, Case, LabelledPhotos, register
 from keyseg_mm.audit.model.forward import logits
 from keyseg_mm.audit.model.training import Recipe, train
 
 
-def head_names(model: nn.Module) -> set[str]:
-    """Names of the parameters of the decode head, or, in a model without one, of its last layer that has any."""
-    found = {n for n, _ in model.named_parameters() if n.split('.')[0] in ('decode_head', 'auxiliary_head')}
-    if found:
-        return found
-    owners = [n for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))]
-    return {n for n, _ in model.named_parameters() if n.rpartition('.')[0] == owners[-1]}
-
-
-def norm_names(model: nn.Module) -> set[str]:
-    """Names of the parameters of all normalisation layers."""
-    kinds = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d)
-    return {f'{n}.{p}' for n, m in model.named_modules() if isinstance(m, kinds) for p, _ in m.named_parameters()}
-
-
-class FineTuning(Tuning):
-    """Load the protected weights, leave the encryptors out, and train on the labelled images."""
+class FineTuning(Attack):
+    """Train a model on the labelled images; as an attack, one of the protected weights without the encryptors."""
 
     needs = frozenset({LabelledPhotos})
     against = ALL
     kind = 'retrain'
-    transfers = True
     cost = 'a training of the given steps'
+    #: Peak learning rate.
     lr: ClassVar[float] = 1e-3
+
+    def start(self, case: Case) -> nn.Module:
+        """What is trained on."""
+        return case.model()
 
     def names(self, model: nn.Module) -> set[str]:
         """Of the parameters that learn."""
         return {name for name, _ in model.named_parameters()}
 
-    def tune(self, model: nn.Module, case: Case, progress: Progress) -> Attempt:
-        photos, learn = case[LabelledPhotos], self.names(model) | set(case.classifier)
-        recipe = Recipe(case.budget.steps, self.lr, learn.__contains__)
+    def run(self, case: Case, progress: Progress) -> Attempt:
+        model, photos = self.start(case), case[LabelledPhotos]
+        recipe = Recipe(case.budget.steps, self.lr, self.names(model).__contains__)
         course = train(model, photos, recipe, case.budget.clock(), progress, case.seed)
-        return Attempt(model=model, images_used=len(photos), exhausted=course.exhausted)
+        with torch.no_grad():
+            broken = not torch.isfinite(logits(model, photos.images[:1])).all()
+        return Attempt(model=model, exhausted=course.exhausted, notes='the training diverged' if broken else '')
 
 
 @register
@@ -105,66 +84,15 @@ class FineTuneNorm(FineTuning):
     lr = 5e-3
 
     def names(self, model: nn.Module) -> set[str]:
-        return norm_names(model) or head_names(model)
+        norms = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d)
+        layers = [(n, m) for n, m in model.named_modules() if isinstance(m, norms)]
+        return {f'{n}.{p}' for n, m in layers for p, _ in m.named_parameters()} or head_names(model)
 
 
-@register
-class TransferFast(FineTuneAll):
-    """Train all of the protected weights for the attacker's own classes, at the rate of training from scratch.
-
-    The classifier starts from nothing there, and what a lock has scrambled is unlearnt before it is of use, so a rate
-    that would ruin a good start does well here; and the controls that train from scratch have it too.
-    """
-
-    name = 'transfer-fast'
-    title = 'fine-tuning, all weights, faster'
-    needs = frozenset({LabelledPhotos, OtherClasses})
-    source = 'transfer learning: Yosinski et al., NeurIPS 2014; Kornblith et al., CVPR 2019'
-    lr = 3e-3
-
-
-@register
-class TransferHead(FineTuneHead):
-    """Train the decode head for the attacker's own classes on the frozen backbone, as fast as substitute layers learn.
-
-    It is what a new head makes of the features as they are; beside the substitute layers it tells what the maps add.
-    """
-
-    name = 'transfer-head'
-    title = 'fine-tuning, head only, faster'
-    needs = frozenset({LabelledPhotos, OtherClasses})
-    source = 'linear probing in transfer learning: Kornblith et al., CVPR 2019'
-    lr = 0.01
-
-
-@register
-class Distillation(Attack):
-    """Train the protected weights to give the answers of an authorised model that may be queried.
-
-    The loss is the Kullback-Leibler divergence of the scores at every pixel, at a temperature of 2, so that what the
-    oracle thinks of the other classes teaches too. No lock of the weights can prevent it.
-    """
-
-    name = 'distillation'
-    title = 'distillation from an authorised oracle'
-    needs = frozenset({Oracle, Photos})
-    against = ALL
-    source = 'Hinton et al., arXiv 1503.02531; literature on TEE-shielded partition'
-    cost = 'a training, and a query for each crop'
-    kind = 'retrain'
-    LR, TEMPERATURE = 1e-3, 2.0
-
-    def run(self, case: Case, progress: Progress) -> Attempt:
-        images, oracle, hot = case[Photos].images, case[Oracle].answer, self.TEMPERATURE
-
-        def loss(model: nn.Module, batch: Tensor, labels: Tensor) -> Tensor:
-            with torch.no_grad():
-                wanted = F.log_softmax(oracle(batch) / hot, 1)
-            given = F.log_softmax(logits(model, batch) / hot, 1)
-            return F.kl_div(given, wanted, reduction='none', log_target=True).sum(1).mean() * hot**2
-
-        # the routine wants labels; this loss does not look at them
-        photos = LabelledPhotos(images, torch.zeros_like(images[:, 0], dtype=torch.int64))
-        model, recipe = case.model(), Recipe(case.budget.steps, self.LR, loss=loss)
-        course = train(model, photos, recipe, case.budget.clock(), progress, case.seed)
-        return Attempt(model=model, images_used=len(images), exhausted=course.exhausted)
+def head_names(model: nn.Module) -> set[str]:
+    """Names of the parameters of the decode head, or, in a model without one, of its last layer that has any."""
+    found = {n for n, _ in model.named_parameters() if n.split('.')[0] in ('decode_head', 'auxiliary_head')}
+    if found:
+        return found
+    owners = [n for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))]
+    return {n for n, _ in model.named_parameters() if n.rpartition('.')[0] == owners[-1]}

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from keyseg_mm.audit.engine.budget import Progress
-from keyseg_mm.audit.model.attack import Attack, Attempt, Case, Photos, register
+from keyseg_mm.audit.model.attack import Attack, Attempt, Case, Photos, carriers, register
 from keyseg_mm.audit.model.attacks.points import AttackedPoint, Guesses, Matrix, array_of, points_of
-from keyseg_mm.audit.model.attacks.probing import columns_of, hooked, readers_of
 from keyseg_mm.audit.model.forward import logits
 from keyseg_mm.maps import ChannelMap
 
@@ -56,7 +55,7 @@ class NormInversion(Attack):
             if 2 * sum(len(e.wanted) for e in equations) >= point.channels:
                 guesses[point.text] = invert(point, equations, left, rng)
             progress((at + 1) / len(points), point.text)
-        return Attempt(guesses, images_used=min(IMAGES, len(case[Photos])), exhausted=clock.out_of_time)
+        return Attempt(guesses, exhausted=clock.out_of_time)
 
 
 class NormEquations:
@@ -117,7 +116,8 @@ def equations_at(case: Case, point: AttackedPoint, guesses: Guesses) -> list[Nor
     from those of the training, and an earlier guess may be wrong; a map has the right mean and scale all the same.
     """
     model, photos = case.model(guesses), case[Photos].images[:IMAGES]
-    names = [n for n, _ in readers_of(case, point) if case.weights[f'{n}.weight'].shape[1] == point.channels]
+    layers = [(n, model.get_submodule(n)) for n in (w.removesuffix('.weight') for w in carriers(point.entry))]
+    names = [n for n, layer in layers if getattr(layer, 'groups', 1) == 1]
     patches: dict[str, list[Tensor]] = {name: [] for name in names}
     draw = torch.Generator().manual_seed(case.seed)
     left: dict[int, tuple[str, Tensor]] = {}  # by id, kept alive so that the id is not given away
@@ -134,13 +134,14 @@ def equations_at(case: Case, point: AttackedPoint, guesses: Guesses) -> list[Nor
         if id(args[0]) in left:
             norms[left[id(args[0])][0]] = norm
 
-    handles = [model.get_submodule(name).register_forward_hook(leaving(name)) for name in names]
+    for name in names:
+        model.get_submodule(name).register_forward_hook(leaving(name))
     for norm in (m for m in model.modules() if isinstance(m, _Norm) and m.running_mean is not None):
         # a pooled map of one photo has a single value for each channel, and synchronised norms wait for others
         norm.train(len(photos) > 1 and not isinstance(norm, nn.SyncBatchNorm))
         norm.momentum = 0.0  # keeps the stored statistics
-        handles.append(norm.register_forward_pre_hook(entering))
-    with hooked(handles), torch.no_grad():
+        norm.register_forward_pre_hook(entering)
+    with torch.no_grad():
         for images in torch.split(photos, BATCH) if names else ():
             left.clear()
             logits(model, images)
@@ -163,7 +164,7 @@ def _equations(case: Case, name: str, norm: nn.Module, patches: Tensor) -> NormE
     """Those of a layer's protected weight, by what the norm behind it remembers."""
     weight, bias = case.weights[f'{name}.weight'], case.weights.get(f'{name}.bias')
     c = weight.shape[1]
-    columns = torch.from_numpy(columns_of(weight, 0, c)).reshape(c, len(weight), -1)
+    columns = weight.detach().cpu().double().movedim(1, 0).reshape(c, len(weight), -1)
     covariance = torch.cov(patches, correction=0).reshape(c, columns.shape[2], c, -1)
     wanted, variance = (getattr(norm, f'running_{what}').cpu().double() for what in ('mean', 'var'))
     wanted = wanted if bias is None else wanted - bias.detach().cpu().double()

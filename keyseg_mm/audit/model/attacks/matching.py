@@ -1,4 +1,4 @@
-"""Matching protected weights with public ones.
+"""Matching protected weights with public ones, or with another protected file.
 
 A reader's weight W' of a protected model and P of the public one are compared by input channel: if W' = T(P, 1) then
 channel i of W' is channel ``table[i]`` of P, up to a sign or a turn within a block. Patch embeddings are matched by
@@ -11,26 +11,41 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from keyseg_mm.audit.engine.budget import Progress
 from keyseg_mm.audit.images.scheme import block_map
-from keyseg_mm.audit.model.attack import Attack, Attempt, Case, PublicWeights, Target, register
+from keyseg_mm.audit.model.attack import Attack, Attempt, Case, PublicWeights, SecondFile, Target, carriers, register
 from keyseg_mm.audit.model.attacks.points import AttackedPoint, Guesses, array_of, assign, points_of
-from keyseg_mm.audit.model.attacks.probing import Columns, facing_columns
 from keyseg_mm.audit.model.forward import load_weights
 from keyseg_mm.audit.model.input_cipher import ImageEncryption, WithInput, encryption_by
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.maps import ChannelMap
 from keyseg_mm.maps.order import places, raw
 
+Columns = NDArray[np.float64]  # (channels, everything else) of weights, by input channel
 ROUNDS = 3  # reweighted matchings; the first is nearly always the last that changes anything
 _FLOOR = 0.05  # of what is left of a feature: one that agrees by chance must not decide alone
 
 
-def unit(columns: Columns) -> Columns:
-    """Rows of length 1, so that a rescaled channel matches as well as before."""
-    return np.asarray(columns / np.maximum(np.linalg.norm(columns, axis=1, keepdims=True), 1e-12))
+def matched(case: Case, other: Mapping[str, Tensor], progress: Progress) -> tuple[Guesses, bool]:
+    """At each point the map that takes other weights nearest to the protected ones; and whether the time ran out.
+
+    All weights that carry a map are taken side by side. Points without any that the other weights have too are left
+    out, so those at outputs of a model that was trained with the key, as no stamp names their readers.
+    """
+    clock, guesses, points = case.budget.clock(), Guesses(), points_of(case)
+    for at, point in enumerate(points):
+        if clock.out_of_time:
+            return guesses, True
+        pairs = [(case.weights[name], other[name]) for name in carriers(point.entry) if name in other]
+        pairs = [pair for pair in pairs if pair[0].shape == pair[1].shape]
+        if pairs:
+            ours, theirs = (np.concatenate([_columns(w) for w in side], 1) for side in zip(*pairs))
+            guesses[point.text] = match(point, ours, theirs)
+        progress((at + 1) / len(points), point.text)
+    return guesses, False
 
 
 def match(point: AttackedPoint, ours: Columns, theirs: Columns) -> ChannelMap:
@@ -50,13 +65,21 @@ def match(point: AttackedPoint, ours: Columns, theirs: Columns) -> ChannelMap:
     return guess
 
 
+def unit(columns: Columns) -> Columns:
+    """Rows of length 1, so that a rescaled channel matches as well as before."""
+    return np.asarray(columns / np.maximum(np.linalg.norm(columns, axis=1, keepdims=True), 1e-12))
+
+
+def _columns(weight: Tensor) -> Columns:
+    return np.asarray(weight.detach().cpu().double().movedim(1, 0).flatten(1).numpy())
+
+
 @register
 class DirectionMatching(Attack):
     """Match every reader's input channels with those of the public weights, one to one, by direction.
 
     Needs public weights from which the protected model was made or fine-tuned; its layers' outputs stand in the public
-    order. The table of the cosines of all input channels is matched by :func:`match`; an ``out:`` point's readers are
-    found by probing the model.
+    order. The table of the cosines of all input channels is matched by :func:`match`.
     """
 
     name = 'match-public'
@@ -66,15 +89,36 @@ class DirectionMatching(Attack):
     cost = 'an assignment for each point, O(c^3): seconds; no images'
 
     def run(self, case: Case, progress: Progress) -> Attempt:
-        clock, guesses, points = case.budget.clock(), Guesses(), points_of(case)
-        for at, point in enumerate(points):
-            if clock.out_of_time:
-                return Attempt(guesses, exhausted=True)
-            pair = facing_columns(case, point, case[PublicWeights].weights)
-            if pair:
-                guesses[point.text] = match(point, *pair)
-            progress((at + 1) / len(points), point.text)
-        return Attempt(guesses, notes=f'public weights face {len(guesses)} of {len(points)} points')
+        guesses, late = matched(case, case[PublicWeights].weights, progress)
+        words = f'public weights face {len(guesses)} of {len(case.stamp.maps)} points'
+        return Attempt(guesses, exhausted=late, notes=words)
+
+
+@register
+class TwoFiles(Attack):
+    """Match another customer's checkpoint, or another release, with this one.
+
+    At a point that the second one leaves alone its weights serve as public ones, and the key falls as it does to
+    direction matching. At a point that both protect, the matching gives the relative map ``T1 T2^-1`` and no more,
+    which is no guess at either key: it is reported, not handed in. It is the identity where one key met one salt
+    twice, and then whatever breaks one file breaks the other.
+    """
+
+    name = 'two-files'
+    title = 'two protected files against each other'
+    needs = frozenset({SecondFile})
+    source = 'collusion of customers, arXiv 2602.11088'
+    cost = 'an assignment for each point: seconds; no images'
+
+    def run(self, case: Case, progress: Progress) -> Attempt:
+        second = case[SecondFile]
+        found, late = matched(case, second.weights, progress)
+        turned = {name for entry in second.stamp.maps for name in carriers(entry)}
+        both = {entry.point for entry in case.stamp.maps if turned & {*carriers(entry)}}
+        guesses = {text: guess for text, guess in found.items() if text not in both}
+        alike = sum(bool((np.diag(array_of(found[text])) > 0.99).all()) for text in both & {*found})
+        words = f'the second file leaves {len(guesses)} of {len(case.stamp.maps)} points open; '
+        return Attempt(guesses, exhausted=late, notes=f'{words}at {alike} both have the same map')
 
 
 @register

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from keyseg_mm.audit.model.attack import Case
 from keyseg_mm.audit.model.attacks.points import AttackedPoint
-from keyseg_mm.audit.model.attacks.probing import place
+from keyseg_mm.audit.model.forward import place
 from keyseg_mm.audit.model.input_cipher import ImageEncryption, Pixels, from_blocks, in_blocks
 from keyseg_mm.baselines.blockwise import DEFAULT_BLOCK, NegativePositive
 from keyseg_mm.maps import ChannelMap
@@ -181,7 +181,7 @@ def with_stand_ins(
     """The case's model with a stand-in at every point, which are modules of it too (:data:`PARTS`), to be trained."""
     model, parts = case.model(), nn.ModuleList(map(make, points))
     for point, part in zip(points, parts):
-        place(case, model, point, part)
+        place(model, case.sites[point.text], part)
     model.add_module(PARTS, parts.to(next(iter(case.weights.values())).device))
     return model
 

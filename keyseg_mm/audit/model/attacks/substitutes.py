@@ -7,7 +7,6 @@ et al., CVPR 2023, who so forge passports.
 from __future__ import annotations
 
 import copy
-import dataclasses
 from functools import partial
 from typing import ClassVar
 
@@ -15,9 +14,8 @@ import numpy as np
 from torch import nn
 
 from keyseg_mm.audit.engine.budget import Progress
-from keyseg_mm.audit.model.attack import Attack, Attempt, Case, LabelledPhotos, OtherClasses, Target, register
-from keyseg_mm.audit.model.attacks.finetuning import head_names
-from keyseg_mm.audit.model.attacks.points import Guesses, points_of
+from keyseg_mm.audit.model.attack import Attack, Attempt, Case, LabelledPhotos, Target, register
+from keyseg_mm.audit.model.attacks.points import points_of
 from keyseg_mm.audit.model.attacks.standins import (
     PARTS,
     STARTS,
@@ -28,9 +26,8 @@ from keyseg_mm.audit.model.attacks.standins import (
     stand_ins_of,
     with_stand_ins,
 )
-from keyseg_mm.audit.model.forward import MatrixMap
 from keyseg_mm.audit.model.input_cipher import ImageEncryption, WithInput
-from keyseg_mm.audit.model.training import Recipe, cross_entropy, segmentation_loss, train
+from keyseg_mm.audit.model.training import Recipe, cross_entropy, train
 
 _PASSPORTS = 'Chen et al., CVPR 2023 (ambiguity attack on passports)'
 
@@ -70,14 +67,14 @@ class Substitute(Attack):
         rest = self.recipe(case, case.budget.steps - clock.steps)
         if not train(model, photos, rest, clock, tell, case.seed + 1).last <= first:  # one that diverged gives nan
             model.load_state_dict(before)
-        return Attempt(_learnt(model), model, len(photos), exhausted=clock.out_of_time)
+        return Attempt(model=model, exhausted=clock.out_of_time)
 
 
 @register
 class SubstituteLayer(Substitute):
     """Put a learnable c x c matrix where each encryptor would be, and train nothing but these.
 
-    The matrices stay free: they may make up for what could not be found of the key.
+    The matrices stay free, and are no guess at the key: they may make up for what could not be found of it.
     """
 
     name = 'substitute-layer'
@@ -100,7 +97,7 @@ class SubstituteSinkhorn(Substitute):
     lr = 0.03
 
     def run(self, case: Case, progress: Progress) -> Attempt:
-        photos, rng = case[LabelledPhotos], np.random.default_rng(case.seed)
+        rng, photos = np.random.default_rng(case.seed), case[LabelledPhotos]
         model = with_stand_ins(case, points_of(case), partial(SoftMap, rng=rng))
 
         def cool(share: float, words: str) -> None:
@@ -109,8 +106,7 @@ class SubstituteSinkhorn(Substitute):
             progress(share, words)
 
         course = train(model, photos, self.recipe(case, case.budget.steps), case.budget.clock(), cool, case.seed)
-        guesses = {part.point.text: part.rounded() for part in stand_ins_of(model)}
-        return Attempt(guesses, images_used=len(photos), exhausted=course.exhausted)
+        return Attempt({part.point.text: part.rounded() for part in stand_ins_of(model)}, exhausted=course.exhausted)
 
 
 @register
@@ -147,29 +143,3 @@ class SubstituteCipher(Substitute):
 
     def prepare(self, case: Case, start: str) -> nn.Module:
         return WithInput(case.model(), image_stand_in(case[ImageEncryption], start))
-
-
-@register
-class TransferSubstitute(Substitute):
-    """Put a learnable c x c matrix where each encryptor would be, and train these and the head for other classes.
-
-    Where the maps come near the key, the thief has the backbone's features as the key's holder has them.
-    """
-
-    name = 'transfer-substitute'
-    title = 'substitute key layers and a new head'
-    kind = 'retrain'
-    needs = frozenset({LabelledPhotos, OtherClasses})
-    transfers = True
-
-    def recipe(self, case: Case, steps: int) -> Recipe:
-        head, recipe = head_names(case.build()) | set(case.classifier), super().recipe(case, steps)
-        return dataclasses.replace(
-            recipe, learns=lambda name: name in head or recipe.learns(name), loss=segmentation_loss
-        )
-
-
-def _learnt(model: nn.Module) -> Guesses:
-    """What a model's stand-ins for channel maps say of the key."""
-    parts = stand_ins_of(model) if hasattr(model, PARTS) else []
-    return {part.point.text: MatrixMap(part.matrix().detach()) for part in parts if isinstance(part, FreeMatrix)}
