@@ -5,6 +5,7 @@ With the key it also says how images are encrypted, by a config or a checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from keyseg_mm.audit.images.attack import KnownPairs, Restored
 from keyseg_mm.audit.images.report import ImageCheck
 from keyseg_mm.audit.images.scheme import Images, Scheme
 from keyseg_mm.audit.images.scoring import ImageScore, similarity
-from keyseg_mm.bind import check_key, verify
+from keyseg_mm.bind import check_key, derive_cipher, derive_patches, verify
 from keyseg_mm.checkpoint.files import read_checkpoint
+from keyseg_mm.entries import EmbeddingEntry, ImageEntry
 from keyseg_mm.errors import KeysegError, PlanMismatchError
 from keyseg_mm.keys.key import SecretKey, wrong_key
 from keyseg_mm.keys.secret import Secret
@@ -27,7 +29,7 @@ from keyseg_mm.stamp import stamps_of
 _PROBES = 24  # random blocks by which a guess is compared with the cipher
 _STRANGERS = 3  # random keys of the negative control
 _DECRYPTED = 30.0  # dB that one of them must stay below
-_SETTINGS = ('method', 'block', 'salt', 'permute', 'negate')
+_SETTINGS = ('method', 'block', 'salt')
 
 
 class ImageReferee(Secret):
@@ -39,10 +41,10 @@ class ImageReferee(Secret):
         plain: the images under attack, uint8 (N, H, W, 3), red first, of whole blocks.
     """
 
-    __slots__ = ('scheme', 'encrypted', '_plain', '_step')
+    __slots__ = ('scheme', 'encrypted', '_plain', '_cipher')
 
     def __init__(self, key: SecretKey, scheme: Scheme, plain: Images) -> None:
-        self.scheme, self._plain, self._step = scheme, plain, _step(key, scheme)
+        self.scheme, self._plain, self._cipher = scheme, plain, _cipher(key, scheme)
         self.encrypted = self._encrypt(plain)
 
     @property
@@ -59,7 +61,7 @@ class ImageReferee(Secret):
 
     def positive_control(self) -> ImageCheck:
         """The true cipher's own decryption must score full marks in the way that attacks are scored."""
-        score = similarity(_decrypted(self._step, self.encrypted), self._plain)
+        score = similarity(_run(self._cipher.decrypt, self.scheme, self.encrypted), self._plain)
         return ImageCheck(score, score.exact == 1.0 and score.ssim > 1 - 1e-9)
 
     def negative_control(self, seed: int) -> ImageCheck:
@@ -67,8 +69,8 @@ class ImageReferee(Secret):
 
         The worst, because a block of one pixel has so few ciphers that a random key may well be right.
         """
-        steps = [_step(wrong_key(f'{seed}-{i}'), self.scheme) for i in range(_STRANGERS)]
-        scores = [similarity(_decrypted(step, self.encrypted), self._plain) for step in steps]
+        ciphers = [_cipher(wrong_key(f'{seed}-{i}'), self.scheme) for i in range(_STRANGERS)]
+        scores = [similarity(_run(c.decrypt, self.scheme, self.encrypted), self._plain) for c in ciphers]
         scores.sort(key=lambda score: score.psnr)
         worst, middle = scores[0], scores[_STRANGERS // 2]
         return ImageCheck(middle, worst.psnr < _DECRYPTED and worst.exact == 0.0)
@@ -82,16 +84,19 @@ class ImageReferee(Secret):
         return float((guess.decrypt(self._encrypt(probe)) == probe).mean())
 
     def _encrypt(self, plain: Images) -> Images:
-        # the host loads blue first
-        return np.stack([self._step.transform({'img': x[..., ::-1]})['img'][..., ::-1] for x in plain])
+        return _run(self._cipher.encrypt, self.scheme, plain)
 
 
-def _step(key: SecretKey, scheme: Scheme) -> EncryptImage:
-    return EncryptImage(key, scheme.method, scheme.block, scheme.salt or None, scheme.permute, scheme.negate)
+def _cipher(key: SecretKey, scheme: Scheme) -> BlockCipher:
+    salt = bytes.fromhex(scheme.salt)
+    if scheme.method == PATCH:
+        return derive_patches(key, salt, scheme.block, scheme.permute, scheme.negate)
+    return derive_cipher(key, salt, ImageEntry(scheme.method, scheme.block, scheme.salt))
 
 
-def _decrypted(step: EncryptImage, images: Images) -> Images:
-    return np.stack([step.decrypt(x[..., ::-1])[..., ::-1] for x in images])
+def _run(change: Callable[[Images], Images], scheme: Scheme, images: Images) -> Images:
+    """Encrypt or decrypt images as the pipeline does: all ciphers but PATCH count colours as the host loads them."""
+    return change(images) if scheme.method == PATCH else change(images[..., ::-1])[..., ::-1]
 
 
 def scheme_of(cfg: Config, checkpoint: Path | None, key: SecretKey) -> Scheme:
@@ -127,10 +132,12 @@ def scheme_of(cfg: Config, checkpoint: Path | None, key: SecretKey) -> Scheme:
             )
         entry = stamp.images[0]
         made = EncryptImage(key, entry.method, entry.block, entry.salt or None)
-    if made.block is None:
+    if made.entry is None:
         raise KeysegError(
             f'this config{f" and {checkpoint} encrypt" if checkpoint else " encrypts"} no images: put '
             "dict(type='keyseg_mm.EncryptImage', ...) into its test pipeline, or give a checkpoint of "
             '`keyseg lock --scheme patches` with --images; CHECKPOINT alone is for the audit of a model'
         )
-    return Scheme(made.method, made.block, made.permute, made.negate, made.salt, key.id)
+    if isinstance(made.entry, EmbeddingEntry):
+        return Scheme(PATCH, made.entry.patch, made.entry.permute, made.entry.negate, made.salt.hex(), key.id)
+    return Scheme(made.method, made.entry.block, salt=made.entry.salt, key_id=key.id)
