@@ -138,6 +138,10 @@ def scheme_of(cfg: Config, checkpoint: Path | None, key: SecretKey) -> Scheme:
             "dict(type='keyseg_mm.EncryptImage', ...) into its test pipeline, or give a checkpoint of "
             '`keyseg lock --scheme patches` with --images; CHECKPOINT alone is for the audit of a model'
         )
-    if isinstance(made.entry, EmbeddingEntry):
-        return Scheme(PATCH, made.entry.patch, made.entry.permute, made.entry.negate, made.salt.hex(), key.id)
-    return Scheme(made.method, made.entry.block, salt=made.entry.salt, key_id=key.id)
+    return _scheme(made.entry, made.salt, key.id)
+
+
+def _scheme(entry: EmbeddingEntry | ImageEntry, salt: bytes, key_id: str) -> Scheme:
+    if isinstance(entry, ImageEntry):
+        return Scheme(entry.method, entry.block, salt=entry.salt, key_id=key_id)
+    return Scheme(PATCH, entry.patch, entry.permute, entry.negate, salt.hex(), key_id)
