@@ -7,7 +7,6 @@ the verdict: these encryptions are the same for every block, and no such one wit
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,8 +14,8 @@ from keyseg_mm.audit.engine.results import Failure, Result, Scored, finished
 from keyseg_mm.audit.engine.suites import ImageSuite
 from keyseg_mm.audit.images.scheme import Scheme
 from keyseg_mm.audit.images.scoring import ImageScore
-from keyseg_mm.audit.report.page import Panel, Report, decibels, figure, page, percent, words
-from keyseg_mm.audit.report.summary import FALLEN, Summary, groups, is_void, run_warnings
+from keyseg_mm.audit.report.page import Panel, Report, figure, page, words
+from keyseg_mm.audit.report.summary import FALLEN, Summary, is_void, run_warnings
 
 #: SSIM below which an advantage is no more than chance of these few photos.
 NOISE = 0.03
@@ -119,19 +118,10 @@ def _level(report: ImageReport, headline: Gain | None) -> str:
     return 'falls' if headline.advantage >= FALLEN * (1 - headline.control.score.ssim) else 'leaks'
 
 
-#: Columns of the table of all runs.
-_COLUMNS: dict[str, Callable[[ImageScore], str]] = {
-    'SSIM': lambda score: figure(score.ssim, 3),
-    'PSNR': lambda score: decibels(score.psnr),
-    'bit for bit': lambda score: percent(score.exact),
-    'cipher': lambda score: percent(score.found),
-}
-
-
 def render(report: ImageReport, summary: Summary[Gain]) -> str:
     """The page as text."""
-    told: dict[str, Any] = {'report': report, 'summary': summary, 'groups': groups(report.outcomes, _rank)}
-    return page('images.html.j2', panels=_panels(report), columns=_COLUMNS, **told)
+    told: dict[str, Any] = {'report': report, 'summary': summary, 'outcomes': report.outcomes}
+    return page('images.html.j2', panels=_panels(report), **told)
 
 
 def _panels(report: ImageReport) -> list[Panel]:

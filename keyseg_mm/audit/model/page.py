@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from keyseg_mm.audit.engine.results import finished
 from keyseg_mm.audit.model.report import ModelReport
-from keyseg_mm.audit.model.scoring import Score
 from keyseg_mm.audit.model.summary import ModelSummary
-from keyseg_mm.audit.report.page import Panel, figure, page, percent
+from keyseg_mm.audit.report.page import Panel, figure, page
 from keyseg_mm.audit.report.pictures import painted
-from keyseg_mm.audit.report.summary import groups
 from keyseg_mm.entries import describe
-
-#: Columns of the table of all runs.
-_COLUMNS: dict[str, Callable[[Score], str]] = {
-    'mIoU': lambda score: figure(score.miou),
-    'fidelity': lambda score: f'{figure(score.agreement, 0)} %' if score.agreement is not None else figure(None),
-    'kappa': lambda score: figure(score.kappa, 2),
-    'key': lambda score: percent(score.recovery),
-}
 
 
 def render(report: ModelReport, summary: ModelSummary) -> str:
@@ -28,12 +18,11 @@ def render(report: ModelReport, summary: ModelSummary) -> str:
         'model.html.j2',
         report=report,
         summary=summary,
-        groups=groups(report.outcomes, lambda score: (score.miou,)),
+        outcomes=report.outcomes,
         top=max(
             report.authorised.miou, *(x.score.miou for a in summary.advantages for x in (a.attack, a.control)), 1.0
         ),
         panels=_panels(report, summary),
-        columns=_COLUMNS,
         describe=describe,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -59,26 +59,3 @@ def run_warnings(outcomes: Sequence[Result[S] | Failure]) -> list[str]:
 def capitalise(text: str) -> str:
     """A text with a capital first letter and nothing else changed."""
     return text[:1].upper() + text[1:]
-
-
-@dataclass(frozen=True)
-class Group(Generic[S]):
-    """The runs of a scenario, for a page: controls first, then attacks; failures last."""
-
-    title: str
-    outcomes: list[Result[S] | Failure]
-    best: Result[S] | None  # attack
-
-
-def groups(outcomes: Sequence[Result[S] | Failure], rank: Callable[[S], tuple[float, ...]]) -> list[Group[S]]:
-    """The runs by scenario, in the order in which they were run; the higher the rank of a score the better."""
-    kinds = ('control', 'attack')
-    found = []
-    for name in dict.fromkeys(one.about.scenario for one in outcomes):
-        here = [one for one in outcomes if one.about.scenario == name]
-        done = sorted((one for one in here if isinstance(one, Result)), key=lambda r: rank(r.score), reverse=True)
-        rows: list[Result[S] | Failure] = [*done, *failed(here)]
-        rows.sort(key=lambda one: kinds.index(one.about.kind))
-        best = next((result for result in done if result.about.kind == 'attack'), None)
-        found.append(Group(here[0].about.scenario_title, rows, best))
-    return found

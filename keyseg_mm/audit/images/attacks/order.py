@@ -41,23 +41,23 @@ _LEVEL, _CONTRAST = 110, 55
 class NeighbourOrder(ImageAttack):
     """Values of photos vary together in a known way, the nearer the more, and all blocks are permuted alike.
 
-    So the permutation can be read off the encrypted images, see :mod:`keyseg_mm.audit.images.attacks.order`. Where
-    values are negated too, the signs are found first, as by :class:`~.values.CorrelationSigns`.
+    So the permutation can be read off the encrypted images, see :mod:`keyseg_mm.audit.images.attacks.order`. Without
+    photos to compare with, coloured noise does: the spectrum of photos falls about as 1 / frequency, and their colours
+    have most in common. Noise has no favourite colour, so images may come out with colours exchanged. Where values are
+    negated too, the signs are found first, as by :class:`~.values.CorrelationSigns`.
     """
 
-    name, title = 'neighbour-order', 'values ordered by neighbourhood, after photos'
-    needs = frozenset({OwnPhotos})
-    source = 'worked out for this audit: a jigsaw of correlations, solved by FAQ (Vogelstein et al. 2015)'
+    name, title = 'neighbour-order', 'values ordered by neighbourhood'
+    helped_by = frozenset({OwnPhotos})
+    source = (
+        'worked out for this audit: a jigsaw of correlations, solved by FAQ (Vogelstein et al. 2015), after photos or '
+        'the spectrum of natural images (Field 1987)'
+    )
     cost = 'some twenty assignments of 3 M M values: seconds at M = 16, minutes at M = 32, the largest'
 
     @classmethod
     def possible(cls, case: ImageCase) -> bool:
-        fits = case.scheme.moves != 'none' and case.scheme.values <= MOST_VALUES
-        return fits and super().possible(case)
-
-    def like(self, case: ImageCase) -> Images:
-        """What values are compared with."""
-        return case[OwnPhotos].images
+        return case.scheme.moves != 'none' and case.scheme.values <= MOST_VALUES
 
     def run(self, case: ImageCase, progress: Progress) -> Restored:
         """Decrypt with the order under which encrypted values go together as those of photos do."""
@@ -66,36 +66,17 @@ class NeighbourOrder(ImageAttack):
             # a permutation within blocks leaves photos as unlike their negatives as they were
             changed = negated_places(images, block, case.photos)
             images = block_map(block, changed=changed).decrypt(images)
-        parts = cut(images, block), cut(self.like(case), block)
-        order, late = find_order(*parts, case.scheme.moves, case.budget.clock(), progress)
+        like = noise(_PICTURES, images.shape[1:3], case.rng) if case.photos is None else case.photos
+        order, late = find_order(cut(images, block), cut(like, block), case.scheme.moves, case.budget.clock(), progress)
         guess = block_map(block, order, changed)
         return Restored(guess.decrypt(case.encrypted), guess, exhausted=late)
 
 
-@register
-class NeighbourOrderNoise(NeighbourOrder):
-    """The comparison of :class:`NeighbourOrder` with coloured noise in the place of photos.
-
-    The spectrum of photos falls about as 1 / frequency, and their colours have most in common: that is enough. Noise
-    has no favourite colour, so images may come out with colours exchanged.
-    """
-
-    name, title = 'neighbour-order-noise', 'values ordered by neighbourhood, after noise'
-    needs = frozenset()
-    source = 'worked out for this audit, with the spectrum of natural images (Field 1987)'
-    cost = 'as with photos'
-
-    def like(self, case: ImageCase) -> Images:
-        _, high, wide, _ = case.encrypted.shape
-        return noise(_PICTURES, high, wide, case.rng)
-
-
-def noise(count: int, high: int, wide: int, rng: np.random.Generator) -> Images:
+def noise(count: int, size: tuple[int, ...], rng: np.random.Generator) -> Images:
     """Pictures (N, H, W, 3) of coloured noise with the spectrum of photos."""
-    frequency = np.hypot(np.fft.fftfreq(high)[:, None], np.fft.fftfreq(wide)[None])
-    frequency[0, 0] = 1 / max(high, wide)
-
-    spectra = np.fft.fft2(rng.normal(size=(count, 1 + COLOURS, high, wide))) / frequency**_FALL
+    frequency = np.hypot(np.fft.fftfreq(size[0])[:, None], np.fft.fftfreq(size[1])[None])
+    frequency[0, 0] = 1 / max(size)
+    spectra = np.fft.fft2(rng.normal(size=(count, 1 + COLOURS, *size))) / frequency**_FALL
     drawn = np.fft.ifft2(spectra).real
     pictures = np.moveaxis(drawn[:, :1] + _TINT * drawn[:, 1:], 1, -1)
     pictures -= pictures.mean((1, 2, 3), keepdims=True)
