@@ -20,7 +20,7 @@ from run import LAYOUTS
 from keyseg_mm import SecretKey, write_key_file
 from keyseg_mm.audit.engine.suites import IMAGE_SUITES
 from keyseg_mm.audit.images.report import Gain
-from keyseg_mm.audit.report.summary import Summary
+from keyseg_mm.audit.report.page import Summary
 
 METHODS = ('SHF', 'NP', 'FFX')
 BLOCKS = (4, 16)

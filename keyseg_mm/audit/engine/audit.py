@@ -16,8 +16,7 @@ from keyseg_mm.audit.engine.executor import Executor, Failed
 from keyseg_mm.audit.engine.results import Failure, Result
 from keyseg_mm.audit.engine.runner import Runner
 from keyseg_mm.audit.engine.suites import Say
-from keyseg_mm.audit.report.page import Report, write_report
-from keyseg_mm.audit.report.summary import Summary
+from keyseg_mm.audit.report.page import Report, Summary, write_report
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.keys.locator import locate_real
 

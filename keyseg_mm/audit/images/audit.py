@@ -19,8 +19,8 @@ from keyseg_mm.audit.images.referee import ImageReferee, scheme_of
 from keyseg_mm.audit.images.report import Gain, ImageReport, render, summarise
 from keyseg_mm.audit.images.scheme import Images
 from keyseg_mm.audit.images.scoring import ImageScore
+from keyseg_mm.audit.report.page import Summary
 from keyseg_mm.audit.report.pictures import colour_png
-from keyseg_mm.audit.report.summary import Summary
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.mm.config import read_config
 

@@ -14,15 +14,13 @@ from keyseg_mm.audit.engine.results import Failure, Result, Scored, finished
 from keyseg_mm.audit.engine.suites import ImageSuite
 from keyseg_mm.audit.images.scheme import Scheme
 from keyseg_mm.audit.images.scoring import ImageScore
-from keyseg_mm.audit.report.page import Panel, Report, figure, page, words
-from keyseg_mm.audit.report.summary import FALLEN, Summary, is_void, run_warnings
+from keyseg_mm.audit.report.page import FALLEN, Panel, Report, Summary, figure, is_void, page, run_warnings, words
 
 #: SSIM below which an advantage is no more than chance of these few photos.
 NOISE = 0.03
 #: What attackers have, by the first word of their scenarios' names.
 ATTACKERS = {'images': 'encrypted images alone', 'photos': 'and other photos', 'pairs': 'and known pairs'}
 _WORDS = 'images.words.j2'
-_FEW = 8  # images below which statistics are poor
 _PICTURED = 8  # attacks whose pictures are shown, the best ones
 
 
@@ -75,9 +73,6 @@ def summarise(report: ImageReport) -> Summary[Gain]:
     headline = max((row for row in rows if row.has != 'pairs'), key=lambda row: row.advantage, default=None)
     pairs = next((row for row in rows if row.has == 'pairs'), None)
     level, told = _level(report, headline), {'best': headline, 'pairs': pairs}
-    warnings = run_warnings(report.outcomes)
-    if report.images < _FEW:
-        warnings.append(f'Only {report.images} images under attack: statistics get better with more of them.')
     return Summary(
         advantages=rows,
         headline=headline,
@@ -85,7 +80,7 @@ def summarise(report: ImageReport) -> Summary[Gain]:
         verdict=' '.join(words(_WORDS, 'verdict', report=report, level=level, **told)),
         means=words(_WORDS, 'means', report=report, rows=rows, level=level),
         change=words(_WORDS, 'change', pairs_help=pairs is not None and pairs.advantage > NOISE, level=level),
-        warnings=tuple(warnings),
+        warnings=(*run_warnings(report.outcomes), *words(_WORDS, 'warnings', report=report)),
     )
 
 

@@ -12,8 +12,7 @@ from keyseg_mm.audit.engine.results import About, Result, Scored, finished
 from keyseg_mm.audit.model.report import ModelReport
 from keyseg_mm.audit.model.scoring import Score
 from keyseg_mm.audit.model.spectra import CLOSE
-from keyseg_mm.audit.report.page import words
-from keyseg_mm.audit.report.summary import FALLEN, Summary, is_void, run_warnings
+from keyseg_mm.audit.report.page import FALLEN, Summary, is_void, run_warnings, words
 
 #: mIoU points below which an advantage is no more than the noise of small trainings and few photos.
 NOISE = 1.0
@@ -56,7 +55,7 @@ def summarise(report: ModelReport) -> ModelSummary:
     headline, found = max(advantages, key=lambda a: a.advantage), _most_recovered(report)
     level = _level(report, headline, found)
     close = [place.point for place in report.places if place.distance is not None and place.distance < CLOSE]
-    warnings = run_warnings(report.outcomes)
+    warnings = list(run_warnings(report.outcomes))
     if report.held_out < _FEW:
         warnings.append(f'Scored on {report.held_out} photos only: differences of a point or two may be chance.')
     return ModelSummary(

@@ -9,18 +9,23 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from keyseg_mm import __version__
 from keyseg_mm.atomic import write_json, write_new
-from keyseg_mm.audit.engine.results import to_json
-from keyseg_mm.audit.report.summary import Summary, capitalise
+from keyseg_mm.audit.engine.results import Failure, Result, S, failed, to_json
 
 _HERE = Path(__file__).parent
+#: Share of runs that may fail before the others are no audit any more.
+FAILED = 0.25
+#: Share of the way from the best control to the full mark from which a protection counts as fallen.
+FALLEN = 0.5
+_W = TypeVar('_W')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,29 @@ class Report:
         """The fields that all reports have, as they are now."""
         made = {'format': cls.FORMAT, 'version': 1, 'made_by': __version__, 'when': time.strftime('%Y-%m-%d %H:%M')}
         return {**made, 'suite': suite, 'seed': seed}
+
+
+@dataclass(frozen=True)
+class Summary(Generic[_W]):
+    """What an audit comes to.
+
+    Attributes:
+        advantages: best attack against best control, by what attackers have.
+        headline: the one that counts; None where no run was good for any.
+        level: ``void`` (no audit at all), ``idle`` (nothing to steal), ``holds``, ``leaks`` or ``falls``.
+        verdict: in a sentence.
+        means: what that means, in paragraphs.
+        change: what to do.
+        warnings: what to bear in mind.
+    """
+
+    advantages: tuple[_W, ...]
+    headline: _W | None
+    level: str
+    verdict: str
+    means: tuple[str, ...]
+    change: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def write_report(folder: Path, report: Report, summary: Summary[Any], text: str) -> None:
@@ -78,6 +106,16 @@ def words(template: str, part: str, /, **values: Any) -> tuple[str, ...]:
     return tuple(text for text in paragraphs if text)
 
 
+def run_warnings(outcomes: Sequence[Result[S] | Failure]) -> tuple[str, ...]:
+    """Runs that failed, or were cut short."""
+    return words('runs.words.j2', 'warnings', outcomes=outcomes)
+
+
+def is_void(checks: Sequence[bool], outcomes: Sequence[Result[S] | Failure]) -> bool:
+    """Whether a check of the referee, or too many runs, failed."""
+    return not all(checks) or len(failed(outcomes)) > FAILED * len(outcomes)
+
+
 @functools.cache
 def _templates(folders: tuple[Path, ...], escape: bool) -> Environment:
     made = Environment(
@@ -89,6 +127,11 @@ def _templates(folders: tuple[Path, ...], escape: bool) -> Environment:
     )
     made.filters.update(figure=figure, percent=percent, capitalise=capitalise, decibels=decibels)
     return made
+
+
+def capitalise(text: str) -> str:
+    """A text with a capital first letter and nothing else changed."""
+    return text[:1].upper() + text[1:]
 
 
 def decibels(value: float) -> str:
