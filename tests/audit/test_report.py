@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from keyseg_mm.audit.engine.results import Result, read_result, to_json
-from keyseg_mm.audit.model.page import render
 from keyseg_mm.audit.model.scoring import Score
 from keyseg_mm.audit.model.summary import summarise
+from keyseg_mm.audit.report.page import render
 from keyseg_mm.audit.report.pictures import painted, png, unpng
 from tests.support.audits import made_run, make_report
 from tests.support.pages import PHONE, SCREEN, Page, look

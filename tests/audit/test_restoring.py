@@ -34,9 +34,10 @@ from keyseg_mm.audit.images.attack import (
 )
 from keyseg_mm.audit.images.audit import ImageOrder, ImageRunner, ImageStage
 from keyseg_mm.audit.images.referee import ImageReferee
-from keyseg_mm.audit.images.report import render, summarise
+from keyseg_mm.audit.images.report import summarise
 from keyseg_mm.audit.images.scheme import Scheme, cut
 from keyseg_mm.audit.images.scoring import similarity, ssim
+from keyseg_mm.audit.report.page import render
 from keyseg_mm.bind import derive_cipher, sign, stamp_tensor
 from keyseg_mm.cli import main
 from keyseg_mm.entries import EmbeddingEntry, ImageEntry

@@ -9,14 +9,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from keyseg_mm.audit.engine.attack import Run
 from keyseg_mm.audit.engine.executor import Executor, Failed
 from keyseg_mm.audit.engine.results import Failure, Result
 from keyseg_mm.audit.engine.runner import Runner
 from keyseg_mm.audit.engine.suites import Say
-from keyseg_mm.audit.report.page import Report, Summary, write_report
+from keyseg_mm.audit.report.page import write_report
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.keys.locator import locate_real
 
@@ -49,6 +49,8 @@ class Order(abc.ABC):
 class Stage(abc.ABC):
     """Everything read, checked and set up for an audit."""
 
+    summarise: ClassVar[Any]  # gives what a report comes to, a Summary
+
     @property
     @abc.abstractmethod
     def planned(self) -> Planned:
@@ -57,10 +59,6 @@ class Stage(abc.ABC):
     @abc.abstractmethod
     def report(self) -> Any:
         """What was audited and how the referee's checks came out, without results: all public."""
-
-    @abc.abstractmethod
-    def conclude(self, report: Any, outcomes: tuple[Any, ...]) -> tuple[Report, Summary[Any], str]:
-        """The report with what came of the runs, what that comes to, and the page."""
 
 
 def audit(
@@ -86,10 +84,10 @@ def audit(
     report = stage.report()
     if not report.positive.passed:
         say('WARNING: the true key does not score full marks in the way guesses are scored: do not trust this audit')
-    outcomes = run_all(order, stage.planned, executor, say)
-    report = dataclasses.replace(report, seconds=round(time.monotonic() - start, 1))
-    report, summary, text = stage.conclude(report, tuple(outcomes))
-    write_report(order.out, report, summary, text)
+    outcomes = tuple(run_all(order, stage.planned, executor, say))
+    report = dataclasses.replace(report, outcomes=outcomes, seconds=round(time.monotonic() - start, 1))
+    summary = stage.summarise(report)
+    write_report(order.out, report, summary)
     return report, summary
 
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from keyseg_mm.audit.engine.attack import Run, Scenario
-from keyseg_mm.audit.engine.audit import Order, Outcome, Planned, Stage
+from keyseg_mm.audit.engine.audit import Order, Planned, Stage
 from keyseg_mm.audit.engine.runner import Runner
 from keyseg_mm.audit.engine.suites import IMAGE_SUITES, ImageSuite, Say
 from keyseg_mm.audit.images import attacks, controls  # noqa: F401 - registers all of them
 from keyseg_mm.audit.images.attack import ATTACKS, CONTROLS, ImageCase, KnownPairs, OwnPhotos, Restored
 from keyseg_mm.audit.images.reading import read_photos
 from keyseg_mm.audit.images.referee import ImageReferee, scheme_of
-from keyseg_mm.audit.images.report import Gain, ImageReport, render, summarise
+from keyseg_mm.audit.images.report import ImageReport, summarise
 from keyseg_mm.audit.images.scheme import Images
 from keyseg_mm.audit.images.scoring import ImageScore
-from keyseg_mm.audit.report.page import Summary
 from keyseg_mm.audit.report.pictures import colour_png
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.mm.config import read_config
@@ -69,6 +67,7 @@ class ImageStage(Stage):
     referee: ImageReferee
     attacked: Images  # plain; only the referee gets them
     public: Images  # the attacker's own photos, of the same size
+    summarise: ClassVar = staticmethod(summarise)
 
     @property
     def planned(self) -> Planned:
@@ -112,8 +111,3 @@ class ImageStage(Stage):
             plain=tuple(colour_png(image) for image in self.attacked[:_SHOWN]),
             encrypted=tuple(colour_png(image) for image in referee.encrypted[:_SHOWN]),
         )
-
-    def conclude(self, report: ImageReport, outcomes: tuple[Outcome, ...]) -> tuple[ImageReport, Summary[Gain], str]:
-        report = dataclasses.replace(report, outcomes=outcomes)
-        summary = summarise(report)
-        return report, summary, render(report, summary)

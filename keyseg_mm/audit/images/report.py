@@ -1,4 +1,4 @@
-"""What an audit of encrypted images reports: what stands in ``report.json``, what it comes to, and the page.
+"""What an audit of encrypted images reports in ``report.json``, and what it comes to.
 
 For each of three attackers (encrypted images alone; other photos too; known pairs too) the headline is the SSIM of the
 best attack less that of the best control. Who has more can do all that who has less does. Known pairs do not count for
@@ -8,20 +8,19 @@ the verdict: these encryptions are the same for every block, and no such one wit
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from keyseg_mm.audit.engine.results import Failure, Result, Scored, finished
 from keyseg_mm.audit.engine.suites import ImageSuite
 from keyseg_mm.audit.images.scheme import Scheme
 from keyseg_mm.audit.images.scoring import ImageScore
-from keyseg_mm.audit.report.page import FALLEN, Panel, Report, Summary, figure, is_void, page, run_warnings, words
+from keyseg_mm.audit.report.page import FALLEN, Report, Summary, is_void, run_warnings, words
 
 #: SSIM below which an advantage is no more than chance of these few photos.
 NOISE = 0.03
 #: What attackers have, by the first word of their scenarios' names.
 ATTACKERS = {'images': 'encrypted images alone', 'photos': 'and other photos', 'pairs': 'and known pairs'}
 _WORDS = 'images.words.j2'
-_PICTURED = 8  # attacks whose pictures are shown, the best ones
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class ImageReport(Report):
     """Of a whole audit. The plain images that it shows are for their owner."""
 
     FORMAT: ClassVar[str] = 'keyseg_mm audit of images'
+    TEMPLATE: ClassVar[str] = 'images.html.j2'
     config: str
     checkpoint: str | None  # that said how images are encrypted
     scheme: Scheme
@@ -111,26 +111,3 @@ def _level(report: ImageReport, headline: Gain | None) -> str:
     if headline.advantage <= NOISE:
         return 'holds'
     return 'falls' if headline.advantage >= FALLEN * (1 - headline.control.score.ssim) else 'leaks'
-
-
-def render(report: ImageReport, summary: Summary[Gain]) -> str:
-    """The page as text."""
-    told: dict[str, Any] = {'report': report, 'summary': summary, 'outcomes': report.outcomes}
-    return page('images.html.j2', panels=_panels(report), **told)
-
-
-def _panels(report: ImageReport) -> list[Panel]:
-    """Plain and encrypted images, the best control, and what each attack made of them, at its best."""
-    found = [Panel('plain', report.plain), Panel('encrypted', report.encrypted)]
-    done = sorted(finished(report.outcomes), key=lambda result: _rank(result.score), reverse=True)
-    controls = [r for r in finished(done, 'control') if r.about.name != 'as-is']
-    found += [_panel(best, f'best control: {best.about.title}', '') for best in controls[:1]]
-    attacks: dict[str, Result[ImageScore]] = {}
-    for result in finished(done, 'attack'):
-        attacks.setdefault(result.about.name, result)
-    shown = list(attacks.values())[:_PICTURED]
-    return [*found, *(_panel(r, r.about.title, list(ATTACKERS.values())[_has(r)]) for r in shown)]
-
-
-def _panel(result: Result[ImageScore], title: str, note: str) -> Panel:
-    return Panel(title, result.pictures, f'SSIM {figure(result.score.ssim, 2)}', note)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
 from keyseg_mm.audit.engine.attack import Grant
-from keyseg_mm.audit.engine.audit import Order, Outcome, Planned, Stage
+from keyseg_mm.audit.engine.audit import Order, Planned, Stage
 from keyseg_mm.audit.engine.suites import SUITES, ModelSuite, Say
 from keyseg_mm.audit.model import attacks, controls  # noqa: F401 - registers all of them
 from keyseg_mm.audit.model.attack import ATTACKS, Attempt, Case, PublicWeights, SecondFile, Target
@@ -23,12 +24,11 @@ from keyseg_mm.audit.model.loading import (
     read_protected,
     read_public,
 )
-from keyseg_mm.audit.model.page import render
 from keyseg_mm.audit.model.referee import Referee, Verdict
 from keyseg_mm.audit.model.report import ModelReport, Pictures, Place
 from keyseg_mm.audit.model.runner import ModelRunner, planned
 from keyseg_mm.audit.model.spectra import by_model_names, distances
-from keyseg_mm.audit.model.summary import ModelSummary, summarise
+from keyseg_mm.audit.model.summary import summarise
 from keyseg_mm.audit.report.pictures import colour_png, png
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.keys.key import SecretKey
@@ -62,6 +62,7 @@ class ModelStage(Stage):
     referee: Referee
     album: Album
     runs: Planned
+    summarise: ClassVar = staticmethod(summarise)
 
     @property
     def planned(self) -> Planned:
@@ -93,11 +94,6 @@ class ModelStage(Stage):
             negative=referee.negative_control(order.seed),
             pictures=_pictures(self.album, referee, bare),
         )
-
-    def conclude(self, report: ModelReport, outcomes: tuple[Outcome, ...]) -> tuple[ModelReport, ModelSummary, str]:
-        report = dataclasses.replace(report, outcomes=outcomes)
-        summary = summarise(report)
-        return report, summary, render(report, summary)
 
 
 def set_up(order: ModelOrder, key: SecretKey, say: Say) -> ModelStage:

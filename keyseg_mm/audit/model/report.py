@@ -1,4 +1,4 @@
-"""What an audit of a model reports: the contents of ``report.json``, and the page made of them."""
+"""What an audit of a model reports: the contents of ``report.json``."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ class ModelReport(Report):
     """Of a whole audit; ``config``, ``checkpoint``, ``public`` and ``second`` are names of files."""
 
     FORMAT: ClassVar[str] = 'keyseg_mm audit'
+    TEMPLATE: ClassVar[str] = 'model.html.j2'
     config: str
     checkpoint: str
     public: str | None

@@ -19,6 +19,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from keyseg_mm import __version__
 from keyseg_mm.atomic import write_json, write_new
 from keyseg_mm.audit.engine.results import Failure, Result, S, failed, to_json
+from keyseg_mm.audit.report.pictures import painted
+from keyseg_mm.entries import describe
 
 _HERE = Path(__file__).parent
 #: Share of runs that may fail before the others are no audit any more.
@@ -33,6 +35,7 @@ class Report:
     """Base of reports; one that is read again is known by its ``format`` and ``version``."""
 
     FORMAT: ClassVar[str]
+    TEMPLATE: ClassVar[str]  # of the page
     format: str
     version: int
     made_by: str  # release of this package
@@ -71,21 +74,17 @@ class Summary(Generic[_W]):
     warnings: tuple[str, ...]
 
 
-def write_report(folder: Path, report: Report, summary: Summary[Any], text: str) -> None:
+def write_report(folder: Path, report: Report, summary: Summary[Any]) -> None:
     """Write ``report.json``, with what its figures come to, and the page."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / 'report.json', {**to_json(report), 'summary': to_json(summary)}, allow_nan=False)
-    write_new(folder / 'report.html', lambda file: file.write(text.encode('utf-8')), overwrite=True)
+    text = render(report, summary).encode('utf-8')
+    write_new(folder / 'report.html', lambda file: file.write(text), overwrite=True)
 
 
-@dataclass(frozen=True)
-class Panel:
-    """Pictures of a page, one below the other, as base64 PNGs: what somebody sees, and how that is scored."""
-
-    title: str
-    images: tuple[str, ...]
-    figure: str = ''
-    note: str = ''
+def render(report: Report, summary: Summary[Any]) -> str:
+    """The page of an audit as text."""
+    return page(report.TEMPLATE, report=report, summary=summary)
 
 
 def page(template: str, folder: Path | None = None, **values: Any) -> str:
@@ -125,7 +124,8 @@ def _templates(folders: tuple[Path, ...], escape: bool) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(figure=figure, percent=percent, capitalise=capitalise, decibels=decibels)
+    filters = (figure, percent, capitalise, decibels, painted, describe)
+    made.filters.update({each.__name__: each for each in filters})
     return made
 
 
