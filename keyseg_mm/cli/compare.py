@@ -1,16 +1,15 @@
 """Compare the published ways of protecting a model on your own data: one command, one table, one page.
 
 Every method is trained or made from the plain checkpoint with the same data, schedule and seed, by the host's own train
-and test tools; tested with the right key, without one and with wrong ones; timed; and attacked by the audit. Where a
-method cannot be applied to a model, or fails, its row says why. Writes compare.json and compare.html into DIR, and
-below it a folder for each method, whose config.py trains and tests it by itself.
+and test tools; tested with the right key, without one and with wrong ones; and attacked by the audit. Where a method
+cannot be applied to a model, or fails, its row says why. Writes compare.json and compare.html into DIR, and below it a
+folder for each method, whose config.py trains and tests it by itself.
 
 Every finished step is kept: the same command goes on where it stopped. Methods may be added then, other options may not
 change. The plain model is always there, since all are measured by it.
 
 With --jobs or --scheduler, methods that do not depend on each other are tried at the same time; the workers of a
-cluster need this package, and DIR, key and data under the same paths. Times are measured at the end, one by one and on
-this machine: under load they would mean nothing.
+cluster need this package, and DIR, key and data under the same paths. Seconds mean little under such load.
 
 examples:
   keyseg compare --list                                             the methods, and where they were published

@@ -123,14 +123,9 @@ def _dicts(value: Any, path: str = '') -> Iterator[tuple[str, Any]]:
         yield from _dicts(item, f'{path}.{name}'.lstrip('.'))
 
 
-def encryptions(cfg: Config) -> dict[str, Step]:
-    """The steps of a config's test pipelines that encrypt images, by their paths in the config."""
-    found = _dicts(cfg.get('test_dataloader'), 'test_dataloader')
-    return {path: step for path, step in found if step.get('type') == _ENCRYPTION}
-
-
 def key_options(cfg: Config) -> list[str]:
     """The options of ``--cfg-options`` by which a test of this config is given a key."""
     if isinstance(cfg.model.get('protection'), dict):
         return ['model.protection.key']
-    return [f'{path}.key' for path in encryptions(cfg)]
+    found = _dicts(cfg.get('test_dataloader'), 'test_dataloader')
+    return [f'{path}.key' for path, step in found if step.get('type') == _ENCRYPTION]

@@ -16,7 +16,7 @@ from keyseg_mm.maps.keyspace import KEY_BITS
 
 FIGURES, PAGE = 'compare.json', 'compare.html'
 HEAD = (
-    'method', 'right key', 'drop', 'no key', 'wrong keys, most', 'floor', 'time', 'key space, bits', 'audit advantage',
+    'method', 'right key', 'drop', 'no key', 'wrong key, most', 'floor', 'seconds', 'key space, bits', 'audit advantage',
 )  # fmt: skip
 _NOTHING = '–'
 #: Words of the audit's levels where its advantage says nothing by itself.
@@ -40,13 +40,13 @@ def as_page(found: Comparison, when: object) -> str:
 
 def cells(found: Comparison, row: Row) -> list[str]:
     """A row of the table, in the order of :data:`HEAD`."""
-    plain, time_, bits = found.rows[0].right, row.overhead, row.key_space
+    plain, bits = found.rows[0].right, row.key_space
     drop = None if row.right is None or plain is None or row.name == PLAIN else plain - row.right
     mious = [figure(value, 2) for value in (row.right, drop, row.miou.get(NONE), row.worst, found.floor)]
     return [
         row.title,
         *mious,
-        _NOTHING if time_ is None else f'{time_.median:.3f} [{time_.q1:.3f}, {time_.q3:.3f}]',
+        figure(row.seconds, 3),
         f'{bits:,.0f}' if bits is not None else _NOTHING if row.name == PLAIN else 'not countable',
         _NOTHING if row.audit is None else _audit(row.audit),
     ]

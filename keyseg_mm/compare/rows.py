@@ -10,17 +10,6 @@ DONE, NOT_APPLICABLE, FAILED = 'done', 'not applicable', 'failed'
 
 
 @dataclass(frozen=True)
-class Timed:
-    """Time of a protected inference over a plain one: median and quartiles, rounds, and the image's (height, width)."""
-
-    median: float
-    q1: float
-    q3: float
-    rounds: int
-    size: list[int]
-
-
-@dataclass(frozen=True)
 class Audited:
     """What a comparison tells of an audit: its headline; or why there is none, where the audit refused."""
 
@@ -40,7 +29,8 @@ class Row:
         status: done, not applicable or failed; ``why`` says why.
         miou: in percent, by who tested: ``right``, ``none``, ``wrong-1`` and so on.
         key_space: log2 of the number of its tables; None where they cannot be counted, or are none.
-        overhead, audit: as far as there are any.
+        seconds: of the host's test with the right key, for each photo.
+        audit: its headline, if there was one.
     """
 
     name: str
@@ -49,7 +39,7 @@ class Row:
     why: str = ''
     miou: dict[str, float] = field(default_factory=dict)
     key_space: float | None = None
-    overhead: Timed | None = None
+    seconds: float | None = None
     audit: Audited | None = None
 
     def fail(self, why: str, status: str = FAILED) -> None:

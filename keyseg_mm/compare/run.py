@@ -1,4 +1,4 @@
-"""The course of a comparison: models are made, tested and attacked, and timed at the end, one by one."""
+"""The course of a comparison: models are made, tested and attacked, those from the plain one when that is there."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def compare(
         options: what results depend on.
         methods: the plain model first.
         commands: the module whose ``main`` runs the commands of ``keyseg``.
-        executor: does what is independent; times are taken here, since they mean nothing under load.
+        executor: does what is independent.
         say: told what is done.
     """
     init_default_scope(cfg.get('default_scope', 'mmseg'))
@@ -125,13 +125,6 @@ def compare(
                 rows[trial.method.name].fail('the plain model, from which it is made, failed')
             break
         _attempt(ready, rows, executor, say)
-    for trial in trials[1:]:
-        if rows[PLAIN].status == rows[trial.method.name].status == DONE:
-            say(f'{trial.method.title}: timing')
-            try:
-                rows[trial.method.name].overhead = trial.time()
-            except KeysegError as error:
-                rows[trial.method.name].fail(str(error))
     return Comparison(options, methods, floor, list(rows.values()))
 
 

@@ -1,4 +1,4 @@
-"""A method tried on a config: a model is made, tested, attacked and timed, each by a command in a process of its own.
+"""A method tried on a config: a model is made, tested and attacked, each by a command in a process of its own.
 
 A command that did its work leaves a mark, which holds as long as it is younger than the checkpoint that the command
 worked on. So what is known is not done again, and what is known of another checkpoint is.
@@ -23,7 +23,7 @@ import torch
 from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.compare.configs import key_options
 from keyseg_mm.compare.methods import Method
-from keyseg_mm.compare.rows import NONE, RIGHT, Audited, Options, Row, Timed
+from keyseg_mm.compare.rows import NONE, RIGHT, Audited, Options, Row
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.locking.scheme import key_space
 from keyseg_mm.mm.config import read_config
@@ -84,26 +84,13 @@ class Trial:
         try:
             row.key_space = self._make()
             for who, key in self._testers().items():
-                row.miou[who] = self._test(who, key)
+                row.miou[who], seconds = self._test(who, key)
+                row.seconds = seconds if who == RIGHT else row.seconds
             if self.plain is not None and self.options.suite != 'none':
                 row.audit = self._audit()
         except KeysegError as error:
             row.fail(str(error))
         return row
-
-    def time(self) -> Timed:
-        """Time the model beside the plain one.
-
-        Raises:
-            KeysegError: it could not be timed.
-        """
-        out, plain = self.folder / 'overhead.json', self.plain or self
-        given = [self.config, self.checkpoint, plain.config, plain.checkpoint, out]
-
-        def read() -> Timed:
-            return Timed(**json.loads(out.read_text(encoding='utf-8')))
-
-        return self._step('overhead', given, read, self.checkpoint, 'keyseg_mm.compare.measure')
 
     def _make(self) -> float | None:
         """Train or lock the model; log2 of the number of its tables."""
@@ -135,19 +122,19 @@ class Trial:
         wrong = {f'wrong-{i}': f'random:{i}' for i in range(1, self.options.wrong_keys + 1)}
         return {RIGHT: self.options.key, NONE: 'none', **wrong}
 
-    def _test(self, who: str, key: str) -> float:
-        """mIoU by the host's test tool, in percent."""
+    def _test(self, who: str, key: str) -> tuple[float, float]:
+        """mIoU by the host's test tool, in percent, and the seconds that it took for each photo."""
         work = self.folder / f'test-{who}'
         given: list[object] = ['test', self.config, self.checkpoint, '--work-dir', work]
         if key:
             given += ['--cfg-options', *(f'{option}={key}' for option in key_options(read_config(self.config)))]
 
-        def read() -> float:
-            found = max(work.glob('*/*.json'), key=lambda path: path.stat().st_mtime, default=None)
-            miou = json.loads(found.read_text(encoding='utf-8')).get('mIoU') if found else None
-            if not isinstance(miou, (int, float)) or not math.isfinite(miou):
+        def read() -> tuple[float, float]:
+            found = max(work.glob('*/*.json'), key=lambda path: path.stat().st_mtime)
+            said = json.loads(found.read_text(encoding='utf-8'))
+            if not math.isfinite(said.get('mIoU', math.nan)):
                 raise KeysegError(f'the test gave no mIoU ({work}): its evaluator has to be IoUMetric')
-            return float(miou)
+            return said['mIoU'], said['time']
 
         return self._step(work.name, given, read, self.checkpoint)
 
@@ -171,7 +158,6 @@ class Trial:
         given: Iterable[object],
         read: Callable[[], _Found],
         source: Path | None = None,
-        module: str = '',
     ) -> _Found:
         """Run a command, unless its mark holds and what it left behind can be read; gives what is read of that.
 
@@ -180,7 +166,6 @@ class Trial:
             given: arguments of the command line.
             read: reads what it left behind.
             source: the checkpoint that it works on.
-            module: whose ``main`` is given the arguments; that of the commands by default.
 
         Raises:
             KeysegError: the command failed, or what it left behind is of no use.
@@ -190,7 +175,7 @@ class Trial:
             with contextlib.suppress(Exception):  # whatever became of its files, it is run again
                 return read()
         mark.unlink(missing_ok=True)
-        status = run_command(module or self.commands, [str(part) for part in given], log)
+        status = run_command(self.commands, [str(part) for part in given], log)
         if status not in (_AUDITED if name == 'audit' else (0,)):
             raise reason_in(log)
         try:

@@ -16,7 +16,7 @@ from mmengine.config import Config
 from keyseg_mm import KeysegError
 from keyseg_mm.audit.engine.suites import SUITES, ModelSuite
 from keyseg_mm.cli import main as commands_main
-from keyseg_mm.compare import configs, measure, trial
+from keyseg_mm.compare import configs, trial
 from keyseg_mm.compare.methods import METHODS, pick
 from keyseg_mm.compare.report import HEAD, as_page, cells
 from keyseg_mm.compare.rows import FAILED, Audited, Options, Row
@@ -44,24 +44,22 @@ class Steps:
         self.ran, self.broken = [], {}
 
     def __call__(self, module, arguments, log):
-        self.ran.append((arguments[0] if module == COMMANDS else 'measure', log.parent.name, log.stem))
+        self.ran.append((arguments[0], log.parent.name, log.stem))
         trouble = self.broken.get((log.parent.name, log.stem))
         if trouble is not None:
             log.write_text(trouble)
             return 1
         with host(log):
-            return (commands_main if module == COMMANDS else measure.main)(arguments)
+            return commands_main(arguments)
 
 
 @pytest.fixture(scope='module')
 def small():
-    """Steps in this process, and audits and timings that take no time."""
+    """Steps in this process, and audits that take no time."""
     with pytest.MonkeyPatch.context() as patch:
         here = Steps()
         patch.setattr(trial, 'run_command', here)
         patch.setitem(SUITES, 'quick', TINY)
-        patch.setattr(measure, 'ROUNDS', 2)
-        patch.setattr(measure, '_LEAST', 0.0)
         yield here
 
 
@@ -132,7 +130,7 @@ def test_what_belongs_to_another_checkpoint_is_run_again(compared, small):
     small.ran = []
     assert keyseg(*compared['command']) == 0
     ran = [step for tool, method, step in small.ran if method == 'weights-selective' and tool != 'audit']
-    assert ran == ['lock', 'test-right', 'test-none', 'test-wrong-1', 'test-wrong-2', 'overhead']
+    assert ran == ['lock', 'test-right', 'test-none', 'test-wrong-1', 'test-wrong-2']
     after = json.loads((compared['out'] / 'compare.json').read_text())
     assert (folder / 'weights-selective' / 'locked.pth').read_bytes() != before  # a new salt, another order
     assert row(after, 'weights-selective')['miou']['right'] == row(after, 'plain')['miou']['right']
@@ -147,8 +145,7 @@ def test_the_figures(compared):
     for name in ('image-np-4', 'lock-signed', 'weights-selective'):
         found = row(report, name)
         assert list(found['miou']) == ['right', 'none', 'wrong-1', 'wrong-2']
-        assert 0 < found['overhead']['q1'] <= found['overhead']['median'] <= found['overhead']['q3']
-        assert found['overhead']['size'] == [64, 64]
+        assert found['seconds'] > 0
         assert found['audit']['attack'] or found['audit']['why']
     assert row(report, 'image-np-4')['key_space'] == pytest.approx(math.log2(math.comb(48, 24)))
     assert row(report, 'lock-signed')['audit']['attack_miou'] >= 0
@@ -236,17 +233,17 @@ def test_a_vision_transformer_from_a_trained_checkpoint(small, tmp_path, tiny_ci
 
 
 def test_side_by_side_the_figures_are_the_same(compared, tmp_path, monkeypatch):
-    """Each step in a process of its own, two at a time; the timing alone, at the end."""
+    """Each step in a process of its own, two at a time."""
     plain = compared['out'] / 'plain' / 'train' / 'iter_2.pth'
     command = [a if a != compared['out'] else tmp_path / 'out' for a in compared['command']]
     command[command.index('--methods') + 1 : command.index('--cfg-options')] = ['lock-signed', '--suite', 'none']
-    monkeypatch.setattr(trial, 'run_command', RUN_COMMAND)  # for the timing, which runs here
+    monkeypatch.setattr(trial, 'run_command', RUN_COMMAND)
     assert keyseg(*command, '--plain', plain, '--wrong-keys', 0, '--jobs', 2) == 0
     found = json.loads((tmp_path / 'out' / 'compare.json').read_text())
     for name in ('plain', 'lock-signed'):
         there, here = row(compared['second'][2], name)['miou'], row(found, name)['miou']
         assert here['right'] == pytest.approx(there['right'], abs=0.02)
-    assert list(here) == ['right', 'none'] and row(found, 'lock-signed')['overhead']['rounds'] == 9
+    assert list(here) == ['right', 'none']
 
 
 # Its parts
@@ -340,13 +337,6 @@ def test_pipelines_are_found_wherever_they_are():
     cfg.train_dataloader.dataset = dict(type='B')
     with pytest.raises(KeysegError, match='train_dataloader has no pipeline'):
         configs.insert(cfg, configs.LOADERS, step)
-
-
-def test_pairs_in_turn():
-    order = []
-    ratios = measure.ratios_of(lambda: order.append('plain'), lambda: order.append('protected'))
-    assert len(ratios) == measure.ROUNDS and order[:2] == ['protected', 'plain']
-    assert order.count('plain') > measure.ROUNDS < order.count('protected')
 
 
 def made_up(config='city.py'):
