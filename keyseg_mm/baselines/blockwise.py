@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from keyseg_mm.errors import TransformError
 from keyseg_mm.keys import derive
 from keyseg_mm.keys.derive import KeyStream
 from keyseg_mm.maps import Map, register
@@ -30,13 +29,7 @@ class BlockTransform(Map):
     """A transform of blocks of a (B, C, H, W) map."""
 
     __slots__ = ()
-    block: int
-
-    @classmethod
-    def check(cls, block: int = DEFAULT_BLOCK, **params: Any) -> None:
-        super().check(**params)
-        if not isinstance(block, int) or isinstance(block, bool) or not 1 <= block <= LARGEST_BLOCK:
-            raise TransformError(f'{cls.__name__}: block is a whole number from 1 to {LARGEST_BLOCK}, not {block!r}')
+    block_sizes = (1, LARGEST_BLOCK)
 
     @classmethod
     def why_not(cls, dim: int, dims: int) -> str:
@@ -48,10 +41,6 @@ class BlockTransform(Map):
             'neighbours; take another point, or a transform of the channels, as ChannelPermutation'
         )
 
-    @property
-    def public_id(self) -> str:
-        return f'of {self.channels} channels in blocks of {self.block}'
-
 
 @register
 class BlockShuffle(BlockTransform):
@@ -62,36 +51,24 @@ class BlockShuffle(BlockTransform):
     A value's number in its block is ``(channel * block + row) * block + column``, and value k of the result is value
     ``table[k]``. The rows at the bottom and the columns at the right that fill no whole block have their channels
     permuted by ``rest``, as by ChannelPermutation. With ``block=1`` it is a channel permutation everywhere.
-
-    Args:
-        table: permutation of a block's values, shape (channels * block * block,).
-        rest: permutation of the channels, shape (channels,).
-        block: side of a block.
     """
 
-    __slots__ = ('_table', '_rest', 'channels', 'block')
+    __slots__ = ()
+    names = ('block permutation', 'permutation of the rest')
 
-    def __init__(self, table: NDArray[np.int64], rest: NDArray[np.int64], block: int) -> None:
-        super().__init__()
-        self._table, self._rest, self.channels, self.block = table, rest, len(rest), block
-
-    @classmethod
-    def derive(cls, stream: KeyStream, channels: int, **params: Any) -> BlockShuffle:
-        cls.check(**params)
-        block = params.get('block', DEFAULT_BLOCK)
-        table = derive.permutation(stream, channels * block * block)
-        return cls(table, derive.permutation(stream, channels), block)
+    @property
+    def channels(self) -> int:
+        return len(self._arrays[1])
 
     @classmethod
-    def key_space(cls, channels: int, **params: Any) -> float:
-        return bits_of_permutation(channels * params.get('block', DEFAULT_BLOCK) ** 2) + bits_of_permutation(channels)
+    def _drawn(
+        cls, stream: KeyStream, channels: int, block: int = DEFAULT_BLOCK, **params: Any
+    ) -> tuple[NDArray[Any], ...]:
+        return derive.permutation(stream, channels * block * block), derive.permutation(stream, channels)
 
-    def tables(self) -> dict[str, NDArray[Any]]:
-        found = {'block permutation': self._table, 'permutation of the rest': self._rest}
-        return {**found, **{f'inverse {name}': np.argsort(table) for name, table in found.items()}}
-
-    def _arrays(self) -> tuple[NDArray[Any], ...]:
-        return self._table, self._rest
+    @classmethod
+    def key_space(cls, channels: int, block: int = DEFAULT_BLOCK, **params: Any) -> float:
+        return bits_of_permutation(channels * block**2) + bits_of_permutation(channels)
 
     @classmethod
     def apply(cls, x: Tensor, dim: int, tables: Tables) -> Tensor:
@@ -115,7 +92,7 @@ class BlockShuffle(BlockTransform):
         return parts.permute(0, 1, 3, 5, 2, 4)
 
     def _invert(self) -> BlockShuffle:
-        return BlockShuffle(np.argsort(self._table), np.argsort(self._rest), self.block)
+        return BlockShuffle(*map(np.argsort, self._arrays))
 
 
 @register
@@ -127,34 +104,22 @@ class NegativePositive(BlockTransform):
     For images (arXiv 2105.14756) a value p of 0 to 255 becomes 255 - p: it is mirrored at the middle of its range. A
     feature map's values have no range that is known beforehand; they are mirrored at zero, where normalisation centres
     them. That is exact in every floating-point type. Rows and columns that fill no whole block are a part of one.
-
-    Args:
-        signs: +1 or -1, shape (channels, block, block).
     """
 
-    __slots__ = ('_signs', 'channels', 'block')
-
-    def __init__(self, signs: NDArray[np.int8]) -> None:
-        super().__init__()
-        self._signs, self.channels, self.block = signs, signs.shape[0], signs.shape[1]
+    __slots__ = ()
+    names = ('signs',)
 
     @classmethod
-    def derive(cls, stream: KeyStream, channels: int, **params: Any) -> NegativePositive:
-        cls.check(**params)
-        block = params.get('block', DEFAULT_BLOCK)
+    def _drawn(
+        cls, stream: KeyStream, channels: int, block: int = DEFAULT_BLOCK, **params: Any
+    ) -> tuple[NDArray[Any], ...]:
         ranks = derive.permutation(stream, channels * block * block)
         signs = np.where(ranks < len(ranks) // 2, -1, 1).astype(np.int8)
-        return cls(signs.reshape(channels, block, block))
+        return (signs.reshape(channels, block, block),)
 
     @classmethod
-    def key_space(cls, channels: int, **params: Any) -> float:
-        return bits_of_half(channels * params.get('block', DEFAULT_BLOCK) ** 2)
-
-    def tables(self) -> dict[str, NDArray[Any]]:
-        return {'signs': self._signs}
-
-    def _arrays(self) -> tuple[NDArray[Any], ...]:
-        return (self._signs,)
+    def key_space(cls, channels: int, block: int = DEFAULT_BLOCK, **params: Any) -> float:
+        return bits_of_half(channels * block**2)
 
     @classmethod
     def apply(cls, x: Tensor, dim: int, tables: Tables) -> Tensor:
@@ -164,4 +129,4 @@ class NegativePositive(BlockTransform):
         return torch.mul(x, tiled, out=torch.empty_like(x))
 
     def _invert(self) -> NegativePositive:
-        return NegativePositive(self._signs)
+        return NegativePositive(*self._arrays)

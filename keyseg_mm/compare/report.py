@@ -16,7 +16,7 @@ from keyseg_mm.maps.keyspace import KEY_BITS
 
 FIGURES, PAGE = 'compare.json', 'compare.html'
 HEAD = (
-    'method', 'right key', 'drop', 'no key', 'wrong key, most', 'floor', 'seconds', 'key space, bits', 'audit advantage',
+    'method', 'right key', 'drop', 'no key', 'a wrong key', 'floor', 'seconds', 'key space, bits', 'audit advantage',
 )  # fmt: skip
 _NOTHING = '–'
 #: Words of the audit's levels where its advantage says nothing by itself.

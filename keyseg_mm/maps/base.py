@@ -31,21 +31,43 @@ class Map(Secret):
 
     What it does is a pure function of the map and its secret tables, :meth:`apply`, so that a compiler sees the tables
     as inputs. Tensors of the tables are made once per device and dtype, and kept.
+
+    Args:
+        tables: the secret tables, in the order of :attr:`names`, which :meth:`apply` takes them in.
     """
 
-    __slots__ = ('_inverse', '_placed')
+    __slots__ = ('_arrays', '_inverse', '_placed')
 
     #: Whether T only moves and negates values, so that T and its inverse change no bit of a magnitude.
     exact: ClassVar[bool] = True
-    channels: int
+    #: What each table is.
+    names: ClassVar[tuple[str, ...]] = ()
+    #: Smallest and largest ``block``, where the transform takes that parameter.
+    block_sizes: ClassVar[tuple[int, int] | None] = None
 
-    def __init__(self) -> None:
+    def __init__(self, *tables: NDArray[Any]) -> None:
+        self._arrays = tables
         self._inverse: Any = None
         self._placed: dict[tuple[torch.device, torch.dtype], Tables] = {}
 
+    @property
+    def channels(self) -> int:
+        """How many channels its feature maps have."""
+        return len(self._arrays[0])
+
     @classmethod
     def derive(cls, stream: KeyStream, channels: int, **params: Any) -> Map:
-        """The transform that a keystream gives for this number of channels."""
+        """The transform that a keystream gives for this number of channels.
+
+        Raises:
+            TransformError: see :meth:`check`.
+        """
+        cls.check(**params)
+        return cls(*cls._drawn(stream, channels, **params))
+
+    @classmethod
+    def _drawn(cls, stream: KeyStream, channels: int, **params: Any) -> tuple[NDArray[Any], ...]:
+        """The tables."""
         raise NotImplementedError
 
     @classmethod
@@ -55,8 +77,13 @@ class Map(Secret):
         Raises:
             TransformError: an unknown parameter or a bad value.
         """
-        if params:
-            raise TransformError(f'{cls.__name__} takes no {", ".join(map(repr, params))}')
+        unknown = set(params) - ({'block'} if cls.block_sizes else set())
+        if unknown:
+            raise TransformError(f'{cls.__name__} takes no {", ".join(map(repr, unknown))}')
+        low, high = cls.block_sizes or (0, 0)
+        block = params.get('block', low)
+        if not isinstance(block, int) or isinstance(block, bool) or not low <= block <= high:
+            raise TransformError(f'{cls.__name__}: block is a whole number from {low} to {high}, not {block!r}')
 
     @classmethod
     def why_not(cls, dim: int, dims: int) -> str:
@@ -132,17 +159,14 @@ class Map(Secret):
         """The tables as tensors for maps of that device and dtype: indices int64, signs ``dtype``, matrices wider."""
         found = self._placed.get((device, dtype))
         if found is None:
-            found = tuple(_to_tensor(array, device, dtype) for array in self._arrays())
+            found = tuple(_to_tensor(array, device, dtype) for array in self._arrays)
             self._placed[device, dtype] = found
         return found
 
     def tables(self) -> dict[str, NDArray[Any]]:
-        """The secret tables, for :mod:`keyseg_mm.runtime.leaks` only."""
-        raise NotImplementedError
-
-    def _arrays(self) -> tuple[NDArray[Any], ...]:
-        """The tables in the order in which :meth:`apply` takes them."""
-        raise NotImplementedError
+        """The secret tables, and inverses of permutations, for :mod:`keyseg_mm.runtime.leaks` only."""
+        found = dict(zip(self.names, self._arrays))
+        return {**found, **{f'inverse {n}': np.argsort(t) for n, t in found.items() if 'permutation' in n}}
 
     def _invert(self) -> Map:
         raise NotImplementedError
@@ -179,10 +203,6 @@ class ChannelMap(Map):
     """An orthogonal linear map T of the channel dimension, ``y = T(x)`` at every position of a feature map."""
 
     __slots__ = ()
-
-    @classmethod
-    def derive(cls, stream: KeyStream, channels: int, **params: Any) -> ChannelMap:
-        raise NotImplementedError
 
     def inverse(self) -> ChannelMap:
         found: ChannelMap = super().inverse()
@@ -251,12 +271,16 @@ def select_channels(x: Tensor, dim: int, table: Tensor) -> Tensor:
 class Composition(ChannelMap):
     """Maps one after another, where no closed form exists."""
 
-    __slots__ = ('first', 'then', 'channels')
+    __slots__ = ('first', 'then')
     exact = False
 
     def __init__(self, first: ChannelMap, then: ChannelMap) -> None:
         super().__init__()
-        self.first, self.then, self.channels = first, then, first.channels
+        self.first, self.then = first, then
+
+    @property
+    def channels(self) -> int:
+        return self.first.channels
 
     def __call__(self, x: Tensor, dim: int = 1) -> Tensor:
         return self.then(self.first(x, dim), dim)
