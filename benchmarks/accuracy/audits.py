@@ -31,8 +31,7 @@ from keyseg_mm import SecretKey, write_key_file
 from keyseg_mm.audit.engine.audit import audit as run_audit
 from keyseg_mm.audit.engine.suites import ModelSuite
 from keyseg_mm.audit.model.audit import ModelOrder
-from keyseg_mm.audit.model.report import ModelReport
-from keyseg_mm.audit.model.summary import advantage
+from keyseg_mm.audit.model.report import ModelReport, advantage
 from keyseg_mm.errors import LockError
 
 # Steps that a small training learns in, and for all of it to run in a few hours on two cores.

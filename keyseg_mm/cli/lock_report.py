@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from keyseg_mm.audit.model.spectra import CLOSE, distances_to_public, public_for
+from keyseg_mm.audit.model import loading
+from keyseg_mm.audit.model.attack import carriers
 from keyseg_mm.baselines.patches import steps_of
 from keyseg_mm.cli.console import print_table
 from keyseg_mm.entries import EmbeddingEntry, TensorEntry, describe
@@ -21,6 +22,8 @@ from keyseg_mm.stamp import Stamp
 
 _SHOWN = 10  # tensors
 _NEAREST = 5  # layers named
+# relative difference up to which matching by direction finds the channels of a layer again, of random ones too
+CLOSE = 1.0
 # what barely changes the output, and what to do about it
 _WEAK = {
     'features': ('these points', 'Take --points linear, or points that all of the signal passes'),
@@ -110,7 +113,7 @@ def _kappa(kappa: float) -> str:
 
 def read_public(path: Path | None, weights: dict[str, Any]) -> Public | None:
     """The public weights of ``--public``, if it was given."""
-    return Public(path, public_for(path, weights)) if path else None
+    return Public(path, loading.read_public(path, weights)) if path else None
 
 
 def show_public(plan: Plan, weights: dict[str, Any], public: Public | None, cfg: Any) -> None:
@@ -119,12 +122,23 @@ def show_public(plan: Plan, weights: dict[str, Any], public: Public | None, cfg:
     if not plan.maps:
         return
     if public is not None:
-        _show_distances(distances_to_public(plan.maps, weights, public.weights), public.path)
+        _show_distances(_distances(plan, weights, public.weights), public.path)
     elif names:
         print(
             f'\nhint: this config starts from {", ".join(names)}; if others can have that, give the file as --public: '
             'whoever has it can realign layers that are still close to it'
         )
+
+
+def _distances(plan: Plan, weights: dict[str, Any], public: dict[str, Tensor]) -> dict[str, float]:
+    """Relative differences of the weights that are to be locked to the public ones, by name, the nearest first."""
+    names = {name for entry in plan.maps for name in carriers(entry)}
+    pairs = {name: (weights[name].double(), public[name].double()) for name in names & {*public}}
+    same = {name: pair for name, pair in pairs.items() if pair[0].shape == pair[1].shape}
+    found = {
+        name: float((ours - theirs).norm() / theirs.norm().clamp_min(1e-12)) for name, (ours, theirs) in same.items()
+    }
+    return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
 def _show_distances(found: dict[str, float], path: Path) -> None:
@@ -139,8 +153,8 @@ def _show_distances(found: dict[str, float], path: Path) -> None:
     else:
         print(
             f'\nWARNING: {close} of {len(found)} layers are close to public weights ({path}): whoever has those can '
-            f'realign them. The nearest, by distance (0 is the same, below {CLOSE} is close): {nearest}. Train with '
-            'the key from random weights instead, or fine-tune longer before you lock'
+            f'realign them. The nearest, by distance (0 is the same, below {CLOSE} is close, 1.4 is unrelated): '
+            f'{nearest}. Train with the key from random weights instead, or fine-tune longer before you lock'
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,23 @@ def read_config(path: str | Path) -> Config:
 
 def without_protection(model: Any) -> Any:
     """A model config with every ``Keyed`` taken off again: the config of the plain model."""
-    if isinstance(model, dict):
-        plain = ConfigDict({name: without_protection(item) for name, item in model.items()})
-        if plain.get('type') in ('keyseg_mm.Keyed', Keyed):
-            plain.pop('protection', None)
-            plain['type'] = plain.pop('of')
-        return plain
-    if isinstance(model, (list, tuple)):
-        return type(model)(without_protection(item) for item in model)
-    return model
+
+    def plain(part: ConfigDict) -> ConfigDict:
+        if part.get('type') in ('keyseg_mm.Keyed', Keyed):
+            part.pop('protection', None)
+            part['type'] = part.pop('of')
+        return part
+
+    return rewritten(model, plain)
+
+
+def rewritten(part: Any, change: Callable[[ConfigDict], ConfigDict]) -> Any:
+    """A copy of a config in which every dict, the inner ones first, went through a function."""
+    if isinstance(part, dict):
+        return change(ConfigDict({name: rewritten(item, change) for name, item in part.items()}))
+    if isinstance(part, (list, tuple)):
+        return type(part)(rewritten(item, change) for item in part)
+    return part
 
 
 def pretrained_files(cfg: Config) -> list[str]:

@@ -157,19 +157,37 @@ def _image(module: nn.Module, batch: int, side: int) -> Tensor:
 
 
 def _samples(model: Any, inputs: Tensor) -> list[SegDataSample]:
-    """Data samples with random labels and depths, as the host's data pipeline would make them."""
-    size = tuple(inputs.shape[2:])
-    classes = int(getattr(model, 'num_classes', None) or model.decode_head.num_classes or 2)
-    samples = []
-    for _ in range(inputs.shape[0]):
-        meta = {'ori_shape': size, 'img_shape': size, 'pad_shape': size, 'padding_size': [0, 0, 0, 0]}
-        sample = SegDataSample(metainfo={**meta, 'flip': False, 'scale_factor': (1.0, 1.0), 'category_id': 0})
-        labels = torch.randint(0, max(classes, 2), (1, *size), device=inputs.device)
-        sample.gt_sem_seg = PixelData(data=labels)
-        sample.gt_edge_map = PixelData(data=labels % 2)
+    """Data samples with random labels and depths."""
+    classes, size = int(getattr(model, 'num_classes', None) or model.decode_head.num_classes or 2), inputs.shape[2:]
+    samples = data_samples(torch.randint(0, max(classes, 2), (len(inputs), *size), device=inputs.device))
+    for sample in samples:
         sample.gt_depth_map = PixelData(data=torch.rand(1, *size, device=inputs.device) + 0.5)
+    return samples
+
+
+def data_samples(labels: Tensor) -> list[SegDataSample]:
+    """Data samples with labels (B, H, W), as the host's data pipeline would make them."""
+    samples = []
+    for label in labels:
+        sample = SegDataSample(metainfo=metainfo(tuple(label.shape)))
+        sample.gt_sem_seg = PixelData(data=label[None])
+        sample.gt_edge_map = PixelData(data=_edges(label)[None])
         samples.append(sample)
     return samples
+
+
+def metainfo(size: tuple[int, ...]) -> dict[str, Any]:
+    """What the host wants to know of an image (height, width) that nothing was done to."""
+    meta = {'ori_shape': size, 'img_shape': size, 'pad_shape': size, 'padding_size': [0, 0, 0, 0]}
+    return {**meta, 'flip': False, 'scale_factor': (1.0, 1.0), 'category_id': 0}
+
+
+def _edges(label: Tensor) -> Tensor:
+    """Where a label map changes, as int64 0 and 1; what boundary-aware heads are trained with."""
+    edge = torch.zeros_like(label)
+    edge[:, 1:] |= (label[:, 1:] != label[:, :-1]).to(label.dtype)
+    edge[1:] |= (label[1:] != label[:-1]).to(label.dtype)
+    return edge
 
 
 def _is_head(module: nn.Module) -> bool:

@@ -11,8 +11,7 @@ from keyseg_mm import write_key_file
 from keyseg_mm.audit.engine.audit import Job, audit, perform
 from keyseg_mm.audit.engine.executor import make_executor
 from keyseg_mm.audit.engine.suites import ModelSuite
-from keyseg_mm.audit.model.audit import ModelOrder
-from keyseg_mm.audit.model.runner import ModelRunner
+from keyseg_mm.audit.model.audit import ModelOrder, ModelRunner
 from keyseg_mm.errors import KeyFileError
 
 LIMITS = ModelSuite(1, 60.0, 2, 2, 64, (0.5,))

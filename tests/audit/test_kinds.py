@@ -14,8 +14,9 @@ from keyseg_mm.audit.engine.budget import Budget
 from keyseg_mm.audit.engine.suites import ModelSuite
 from keyseg_mm.audit.model import audit as suite
 from keyseg_mm.audit.model.attack import ALL, ATTACKS, Case, LabelledPhotos, PublicWeights, Target
+from keyseg_mm.audit.model.attacks.standins import in_blocks
 from keyseg_mm.audit.model.forward import predict
-from keyseg_mm.audit.model.input_cipher import ImageEncryption, Pixels, from_blocks, in_blocks
+from keyseg_mm.audit.model.input_cipher import ImageEncryption, Pixels
 from keyseg_mm.audit.model.referee import Referee, encryption
 from keyseg_mm.audit.model.training import Recipe, train
 from keyseg_mm.bind import derive_cipher, sign, stamp_tensor
@@ -50,11 +51,11 @@ def to_case(state, *more, budget=LONG) -> Case:
 
 
 def judged(case, name, key=KEY):
-    """An attack's attempt, and the referee's word on it."""
+    """An attack's attempt, its score, and the referee."""
     referee = Referee(key, case.stamp, case, SHOWN)
     assert ATTACKS[name].possible(case)
     attempt = ATTACKS[name]().run(case, lambda share, words: None)
-    return attempt, referee.judge(attempt), referee
+    return attempt, referee.judge(attempt)[0], referee
 
 
 @pytest.fixture(scope='module')
@@ -150,12 +151,11 @@ def test_the_referee_encrypts_as_the_pipeline_does(method):
 
 
 def test_blocks_are_cut_and_put_together_again():
-    x = torch.randn(2, 3, 10, 13)
-    blocks, shape = in_blocks(x, 4)
-    assert blocks.shape == (2, 2, 3, 48)
-    assert torch.equal(blocks[0, 1, 2], x[0, :, 4:8, 8:12].flatten())
-    assert torch.equal(from_blocks(blocks, shape, 4, x), x)
-    changed = from_blocks(-blocks, shape, 4, x)
+    x, seen = torch.randn(2, 3, 10, 13), []
+    same = in_blocks(x, 4, lambda blocks: seen.append(blocks) or blocks)
+    assert torch.equal(same, x) and seen[0].shape == (2, 2, 3, 48)
+    assert torch.equal(seen[0][0, 1, 2], x[0, :, 4:8, 8:12].flatten())
+    changed = in_blocks(x, 4, torch.neg)
     assert torch.equal(changed[:, :, :8, :12], -x[:, :, :8, :12])
     assert torch.equal(changed[:, :, 8:], x[:, :, 8:]) and torch.equal(changed[..., 12:], x[..., 12:])
 
@@ -170,27 +170,27 @@ def test_ranks_of_public_weights_undo_any_order(what, plain):  # noqa: F811
         n: v + 1e-7 * torch.randn(v.shape, generator=draw) if v.is_floating_point() else v for n, v in plain.items()
     }
     case = to_case(locked(plain, what), PublicWeights(near))
-    _, verdict, referee = judged(case, 'rank-matching')
+    _, score, referee = judged(case, 'rank-matching')
     assert predict(case.model(), SHOWN.images).ne(referee.authorised).float().mean() > 0.1  # or nothing was undone
-    assert verdict.score.agreement > 99
+    assert score.agreement > 99
 
 
 @pytest.mark.parametrize('name', ['BlockShuffle', 'NegativePositive'])
 def test_a_single_early_block_transform_falls_to_a_substitute(name, by_blocks):
     case = to_case(by_blocks[name])
-    attempt, verdict, referee = judged(case, 'substitute-blocks')
-    bare = referee.judge(type(attempt)())
-    assert bare.score.miou < referee.full.miou - 10  # or there was nothing to break
-    assert verdict.score.miou > bare.score.miou + 0.5 * (referee.full.miou - bare.score.miou)
+    attempt, score, referee = judged(case, 'substitute-blocks')
+    bare, _ = referee.judge(type(attempt)())
+    assert bare.miou < referee.full.miou - 10  # or there was nothing to break
+    assert score.miou > bare.miou + 0.5 * (referee.full.miou - bare.miou)
 
 
 @pytest.mark.parametrize('method', ['SHF', 'NP', 'FFX'])
 def test_a_weak_encryption_of_images_falls_to_a_substitute(method, by_images):
     case = to_case(by_images[method])
-    attempt, verdict, referee = judged(case, 'substitute-cipher')
-    bare = referee.judge(type(attempt)())
-    assert bare.score.miou < referee.full.miou - 3  # or there was nothing to break
-    assert verdict.score.miou > bare.score.miou + 0.5 * (referee.full.miou - bare.score.miou)
+    attempt, score, referee = judged(case, 'substitute-cipher')
+    bare, _ = referee.judge(type(attempt)())
+    assert bare.miou < referee.full.miou - 3  # or there was nothing to break
+    assert score.miou > bare.miou + 0.5 * (referee.full.miou - bare.miou)
 
 
 def test_a_locked_patch_embedding_falls_to_public_weights():
@@ -218,8 +218,8 @@ def test_a_locked_patch_embedding_falls_to_public_weights():
     plainly = predict(make(), images.pixels.normalised(images.pixels.values(shown.images).round().clamp(0, 255)))
     assert (referee.authorised == plainly).float().mean() > 0.99  # encrypted images into the locked model
     attempt = ATTACKS['match-patches']().run(case, lambda share, words: None)
-    bare = referee.judge(type(attempt)())
-    assert referee.judge(attempt).score.agreement > 95 > bare.score.agreement
+    bare, _ = referee.judge(type(attempt)())
+    assert referee.judge(attempt)[0].agreement > 95 > bare.agreement
 
 
 def test_attacks_keep_to_a_budget_of_no_time(plain, by_blocks, by_images):  # noqa: F811
@@ -230,9 +230,9 @@ def test_attacks_keep_to_a_budget_of_no_time(plain, by_blocks, by_images):  # no
         'substitute-cipher': to_case(by_images['SHF'], budget=none),
     }
     for name, case in cases.items():
-        attempt, verdict, _ = judged(case, name)
+        attempt, score, _ = judged(case, name)
         assert attempt.exhausted or name == 'rank-matching', name
-        assert verdict.score.miou >= 0
+        assert score.miou >= 0
 
 
 # --- from files to a report

@@ -11,7 +11,6 @@ from torch import nn
 
 from keyseg_mm.audit.engine.budget import Budget
 from keyseg_mm.audit.engine.results import About, Failure, Result
-from keyseg_mm.audit.engine.suites import SUITES
 from keyseg_mm.audit.model.attack import LabelledPhotos, Target
 from keyseg_mm.audit.model.report import ModelReport, Pictures, Place
 from keyseg_mm.audit.model.scoring import Check, Score
@@ -83,19 +82,19 @@ def make_report(**changes):
     """A report as an audit makes it."""
     score = Score(58.8, 100.0, 1.0)
     photo = colour_png(np.random.default_rng(0).integers(0, 255, (32, 64, 3), dtype=np.uint8))
-    place = Place('in:backbone.layer1.0.conv1', {'type': 'ChannelRotation', 'block': 8}, 64, distance=0.01)
+    place = Place('in:backbone.layer1.0.conv1', {'type': 'ChannelRotation', 'block': 8}, 64)
     palette = ((128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156))
     report = ModelReport(
         format=ModelReport.FORMAT, version=1, made_by='0.1.0', when='2026-01-01 12:00', suite='quick', seed=0,
-        seconds=70.0, config='a_rather_long_config_name_8xb2-160k_ade20k-512x512.py', num_classes=4, held_out=16,
+        seconds=70.0, config='a_rather_long_config_name_8xb2-160k_ade20k-512x512.py', held_out=16,
         train_photos=160, photo_size=(32, 64), floor=2.2, checkpoint='<b>best</b>_mIoU_iter_500.pth',
         public='public.pth', second=None, key_id='ks1wxf3zvg5exqn3cuv', target=Target.MAPS, places=(place,),
-        limits=SUITES['quick'], budget=Budget(60, 11.1), device='cpu', authorised=score,
+        budget=Budget(60, 11.1), device='cpu', authorised=score,
         no_key=dataclasses.replace(score, miou=0.7),
         positive=Check(dataclasses.replace(score, recovery=1.0), True),
         negative=Check(dataclasses.replace(score, miou=0.9, recovery=0.02), True, 0.01),
         pictures=Pictures(
-            (photo, photo), (_labels(0),) * 2, (_labels(0),) * 2, (_labels(1),) * 2, ('a', 'b', 'c', 'd'), palette
+            (photo, photo), (_labels(0),) * 2, (_labels(0),) * 2, (_labels(1),) * 2, palette
         ),
         outcomes=(
             made_run('control', 'scratch', 14.6, 'photos-0.1', 0.1),

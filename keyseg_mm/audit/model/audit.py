@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import torch
+from torch import Tensor, nn
 
-from keyseg_mm.audit.engine.attack import Grant
+from keyseg_mm.audit.engine.attack import Grant, Run, Scenario
 from keyseg_mm.audit.engine.audit import Order, Planned, Stage
+from keyseg_mm.audit.engine.budget import Budget
+from keyseg_mm.audit.engine.runner import Runner
 from keyseg_mm.audit.engine.suites import SUITES, ModelSuite, Say
 from keyseg_mm.audit.model import attacks, controls  # noqa: F401 - registers all of them
-from keyseg_mm.audit.model.attack import ATTACKS, Attempt, Case, PublicWeights, SecondFile, Target
+from keyseg_mm.audit.model.attack import (
+    ATTACKS,
+    CONTROLS,
+    Attempt,
+    Case,
+    LabelledPhotos,
+    PublicWeights,
+    SecondFile,
+    Target,
+)
 from keyseg_mm.audit.model.data import Album
 from keyseg_mm.audit.model.input_cipher import ImageEncryption, Pixels
 from keyseg_mm.audit.model.loading import (
@@ -24,11 +37,9 @@ from keyseg_mm.audit.model.loading import (
     read_protected,
     read_public,
 )
-from keyseg_mm.audit.model.referee import Referee, Verdict
-from keyseg_mm.audit.model.report import ModelReport, Pictures, Place
-from keyseg_mm.audit.model.runner import ModelRunner, planned
-from keyseg_mm.audit.model.spectra import by_model_names, distances
-from keyseg_mm.audit.model.summary import summarise
+from keyseg_mm.audit.model.referee import Referee
+from keyseg_mm.audit.model.report import ModelReport, Pictures, Place, summarise
+from keyseg_mm.audit.model.scoring import Score
 from keyseg_mm.audit.report.pictures import colour_png, png
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.keys.key import SecretKey
@@ -36,6 +47,7 @@ from keyseg_mm.mm.config import read_config
 from keyseg_mm.mm.floor import constant_prediction_floor
 
 _SHOWN = 3  # held-out photos shown in the report
+_LEAST_SECONDS = 3.0  # of a run: below that nothing is tried in earnest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +63,27 @@ class ModelOrder(Order):
 
     def stage(self, key: SecretKey, say: Say) -> ModelStage:
         return set_up(self, key, say)
+
+
+class ModelRunner(Runner[Case, Attempt, Score]):
+    """Runs attacks on a model.
+
+    Args:
+        referee: holds the key and scores.
+        folder: for the results.
+        shown: numbers of held-out photos whose label maps are kept with each result.
+        bars: show a progress bar for each run.
+    """
+
+    score: ClassVar[type[Score]] = Score
+
+    def __init__(self, referee: Referee, folder: Path, shown: Sequence[int], bars: bool = True) -> None:
+        super().__init__(folder, (referee.held_out, *shown), bars)
+        self._referee, self._shown = referee, shown
+
+    def judge(self, attempt: Attempt, run: Run[Case, Attempt]) -> tuple[Score, tuple[str, ...]]:
+        score, labels = self._referee.judge(attempt)
+        return score, tuple(png(labels[i]) for i in self._shown)
 
 
 @dataclass(frozen=True)
@@ -70,7 +103,7 @@ class ModelStage(Stage):
 
     def report(self) -> ModelReport:
         order, referee, case, labels = self.order, self.referee, self.referee.case, self.album.held_out.labels
-        bare = referee.judge(Attempt())  # the file as it is
+        no_key, bare = referee.judge(Attempt())  # the file as it is
         return ModelReport(
             **ModelReport.header(order.suite, order.seed),
             config=order.config.name,
@@ -80,16 +113,14 @@ class ModelStage(Stage):
             key_id=case.stamp.key_id,
             target=case.target,
             places=_places(case),
-            limits=self.suite,
             budget=self.runs[0][1].scenario.case.budget,
             device=order.device,
-            num_classes=case.num_classes,
             held_out=len(labels),
             train_photos=len(self.album.train),
             photo_size=tuple(labels.shape[1:]),
             floor=constant_prediction_floor([x.cpu().numpy() for x in labels], case.num_classes),
             authorised=referee.full,
-            no_key=bare.score,
+            no_key=no_key,
             positive=referee.positive_control(),
             negative=referee.negative_control(order.seed),
             pictures=_pictures(self.album, referee, bare),
@@ -120,15 +151,52 @@ def set_up(order: ModelOrder, key: SecretKey, say: Say) -> ModelStage:
     referee = Referee(key, protected.own, case, album.held_out, protected.prefix)
     other = SecondFile(second.stamp, second.weights) if second else None
     runner = ModelRunner(referee, order.out / 'results', most_varied(album), order.bars)
-    runs = planned(case, album.shares, other, ATTACKS, suite)
+    runs = planned(case, album.shares, other, suite)
     return ModelStage(order, suite, referee, album, [(runner, run) for run in runs])
 
 
-def _grants(order: ModelOrder, protected: Protected, model: torch.nn.Module) -> tuple[Grant, ...]:
+def planned(
+    file: Case, shares: Mapping[float, LabelledPhotos], second: SecondFile | None, suite: ModelSuite
+) -> list[Run[Case, Attempt]]:
+    """All runs, controls first: an interrupted audit then has something to compare with.
+
+    Args:
+        file: what somebody with the file alone, and public weights, holds.
+        shares: photos by the attacker's share of the training set; the scenarios go from the poorest to the richest.
+        second: another protected file, if there is one.
+        suite: what they may spend.
+    """
+    public = ' and public weights' if PublicWeights in file else ''
+    found = [Scenario('file', f'the file alone{public}', file)]
+    for share, photos in shares.items():
+        title, new = f'{len(photos)} photos ({100 * share:g} %){public}', frozenset({LabelledPhotos})
+        found.append(Scenario(f'photos-{share:g}', title, file.granting(photos), new, share=share, photos=len(photos)))
+    tried = [Run(cls, where, 'control') for where in found for cls in CONTROLS.values() if where.wants(cls)]
+    if second is not None:
+        more = dataclasses.replace(found[-1], case=found[-1].case.granting(second), new=frozenset({SecondFile}))
+        found.append(dataclasses.replace(more, name='second', title='a second checkpoint'))
+    tried += [Run(cls, where) for where in found for cls in ATTACKS.values() if where.wants(cls)]
+    budget = _budget(suite, len(tried))
+    return [dataclasses.replace(run, scenario=_with(budget, run.scenario)) for run in tried]
+
+
+def _budget(suite: ModelSuite, number: int) -> Budget:
+    """What each of a number of runs may spend."""
+    seconds = suite.seconds
+    if suite.total:
+        seconds = min(seconds, max(_LEAST_SECONDS, suite.total / max(1, number)))
+    return Budget(suite.steps, round(seconds, 1))
+
+
+def _with(budget: Budget, scenario: Scenario[Case]) -> Scenario[Case]:
+    return dataclasses.replace(scenario, case=dataclasses.replace(scenario.case, budget=budget))
+
+
+def _grants(order: ModelOrder, protected: Protected, model: nn.Module) -> tuple[Grant, ...]:
     """What somebody with the file alone has besides it.
 
     Raises:
-        KeysegError: the public weights cannot be read, or are none.
+        KeysegError: the public weights cannot be read, or are of another model.
     """
     found: list[Grant] = []
     stamp = protected.stamp
@@ -136,8 +204,7 @@ def _grants(order: ModelOrder, protected: Protected, model: torch.nn.Module) -> 
         entry = stamp.embeddings[0] if stamp.embeddings else stamp.images[0]
         found.append(ImageEncryption(entry, Pixels.of(model)))
     if order.public:
-        public = read_public(order.public, torch.device(order.device))
-        found.append(PublicWeights(by_model_names(public, model.state_dict()) or public))
+        found.append(PublicWeights(read_public(order.public, model.state_dict(), order.device)))
     return tuple(found)
 
 
@@ -149,17 +216,16 @@ def _places(file: Case) -> tuple[Place, ...]:
     if file.stamp.tensors:
         tensors = file.stamp.tensors
         return (Place(f'{len(tensors)} tensors', tensors[0].transform, values=sum(t.count for t in tensors)),)
-    near = distances(file.stamp, file.weights, file[PublicWeights].weights) if PublicWeights in file else {}
-    return tuple(Place(e.point, e.transform, e.channels, distance=near.get(e.point)) for e in file.stamp.maps)
+    return tuple(Place(entry.point, entry.transform, entry.channels) for entry in file.stamp.maps)
 
 
-def _pictures(album: Album, referee: Referee, bare: Verdict) -> Pictures:
+def _pictures(album: Album, referee: Referee, bare: Tensor) -> Pictures:
     """The shown photos with their label maps."""
-    photos, classes, shown = album.held_out, album.test.classes, most_varied(album)
-    maps = (photos.labels, referee.authorised, bare.labels)
+    shown = most_varied(album)
+    maps = (album.held_out.labels, referee.authorised, bare)
     truth, right, without = (tuple(png(labels[i]) for i in shown) for labels in maps)
-    images = tuple(colour_png(album.test.picture(photos.images[i])) for i in shown)
-    return Pictures(images, truth, right, without, classes.names, classes.palette)
+    images = tuple(colour_png(album.test.picture(album.numbers[i])) for i in shown)
+    return Pictures(images, truth, right, without, album.test.palette)
 
 
 def most_varied(album: Album) -> list[int]:

@@ -10,7 +10,6 @@ from torch import nn
 from keyseg_mm.audit.engine.budget import Progress
 from keyseg_mm.audit.model.attack import ALL, CONTROLS, Attack, Attempt, Case, LabelledPhotos, PublicWeights
 from keyseg_mm.audit.model.attacks.finetuning import FineTuning
-from keyseg_mm.errors import KeysegError
 
 
 @CONTROLS.register
@@ -79,16 +78,10 @@ class FromPublicSlow(FromPublic):
 
 
 def public_model(case: Case) -> tuple[nn.Module, int]:
-    """The plain architecture with the public weights, and how many tensors they lack (other names or shapes).
-
-    Raises:
-        KeysegError: the public weights share no tensor with the architecture.
-    """
+    """The plain architecture with the public weights, and how many tensors they lack (other names or shapes)."""
     model = case.build()
     own = model.state_dict()
     public = case[PublicWeights].weights
     known = {name: value for name, value in public.items() if name in own and own[name].shape == value.shape}
-    if not known:
-        raise KeysegError('the public weights have no tensor in common with this architecture; give others')
     model.load_state_dict({**own, **known})
     return model.eval(), len(own) - len(known)

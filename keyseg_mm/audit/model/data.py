@@ -15,18 +15,8 @@ from torch import Tensor, nn
 from keyseg_mm.audit.engine.datasets import ENCRYPTING, PhotoSet, nested_shares, type_of
 from keyseg_mm.audit.engine.suites import ModelSuite, Say
 from keyseg_mm.audit.model.attack import LabelledPhotos
-from keyseg_mm.audit.model.input_cipher import Pixels
-from keyseg_mm.errors import LockError
 
 _STEP = 32  # sides are multiples of it, the stride of most models
-
-
-@dataclass(frozen=True)
-class Classes:
-    """What the labels mean: names and RGB colours, by label."""
-
-    names: tuple[str, ...]
-    palette: tuple[tuple[int, ...], ...]
 
 
 class PhotoSource(PhotoSet):
@@ -41,14 +31,12 @@ class PhotoSource(PhotoSet):
 
     def __init__(self, cfg: Config, split: str, model: nn.Module, longest: int | None = None) -> None:
         super().__init__(cfg, split, _with_labels, _STEP, longest)
-        self._preprocess, self._pixels = getattr(model, 'data_preprocessor', None), _pixels_of(model)
+        self._preprocess = getattr(model, 'data_preprocessor', None)
 
     @property
-    def classes(self) -> Classes:
-        """Names and colours of the classes."""
-        meta = self.dataset.metainfo
-        palette = tuple(tuple(map(int, colour)) for colour in meta.get('palette') or ())
-        return Classes(tuple(map(str, meta.get('classes') or ())), palette)
+    def palette(self) -> tuple[tuple[int, ...], ...]:
+        """RGB colours of the classes."""
+        return tuple(tuple(map(int, colour)) for colour in self.dataset.metainfo.get('palette') or ())
 
     def load(self, index: Sequence[int], device: torch.device) -> LabelledPhotos:
         """Photos by their numbers, all of the size of the first one ever loaded.
@@ -74,15 +62,10 @@ class PhotoSource(PhotoSet):
             label = F.interpolate(label[None, None].float(), size, mode='nearest')[0, 0].long()
         return image, label
 
-    def picture(self, image: Tensor) -> np.ndarray[Any, Any]:
-        """A normalised photo as people see it: RGB uint8 (H, W, 3)."""
-        if self._pixels is not None:
-            shown = self._pixels.values(image.cpu()[None])[0].flip(0)  # the host reads blue first
-        else:
-            shown = image.cpu()
-            if self._preprocess is None:
-                shown = 255 * (shown - shown.min()) / (shown.max() - shown.min()).clamp_min(1e-6)
-        return shown.clamp(0, 255).permute(1, 2, 0).numpy().astype(np.uint8)
+    def picture(self, number: int) -> np.ndarray[Any, Any]:
+        """A photo as people see it: RGB uint8 (H, W, 3); the host reads blue first."""
+        image = self.dataset[number]['inputs'].flip(0)
+        return image.clamp(0, 255).byte().permute(1, 2, 0).numpy()  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -91,7 +74,8 @@ class Album:
 
     train: PhotoSource
     test: PhotoSource
-    held_out: LabelledPhotos  # of the test data: no attacker has them
+    numbers: list[int]  # of the held-out photos, in the test data
+    held_out: LabelledPhotos  # no attacker has them
     shares: dict[float, LabelledPhotos]  # of the training data, by share; the smaller ones are part of the larger ones
 
     @classmethod
@@ -104,21 +88,15 @@ class Album:
         train, test = (PhotoSource(cfg, split, model, suite.longest) for split in ('train', 'test'))
         most = min(suite.scored or len(test), len(test))
         say(f'reading {most} held-out photos')
-        held_out = test.load(nested_shares(len(test), (1.0,), seed, most)[1.0], device)
+        numbers = nested_shares(len(test), (1.0,), seed, most)[1.0]
+        held_out = test.load(numbers, device)
         train.size = test.size  # all photos of one size
         chosen = nested_shares(len(train), sorted(suite.shares), seed, suite.photos)
         largest = chosen[max(suite.shares)]
         say(f'reading {len(largest)} of {len(train)} training photos')
         photos = train.load(largest, device)
-        return cls(train, test, held_out, {share: photos.take(slice(0, len(index))) for share, index in chosen.items()})
-
-
-def _pixels_of(model: nn.Module) -> Pixels | None:
-    """How a model normalises; None where it has no data preprocessor, or one that does more than that."""
-    try:
-        return Pixels.of(model)
-    except (AttributeError, LockError):
-        return None
+        shares = {share: photos.take(slice(0, len(index))) for share, index in chosen.items()}
+        return cls(train, test, numbers, held_out, shares)
 
 
 def _with_labels(pipeline: list[Any]) -> list[Any]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from keyseg_mm.errors import KeysegError
+from keyseg_mm.mm.dryrun import metainfo
 from keyseg_mm.model.sites import Site, module_of
 from keyseg_mm.runtime.encryptor import replace_tensor
 
@@ -50,11 +51,6 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
     if tuple(scores.shape[2:]) != size:
         scores = F.interpolate(scores, size, mode='bilinear', align_corners=False)
     return scores
-
-
-def metainfo(size: tuple[int, ...]) -> dict[str, Any]:
-    """What the host wants to know of an image (height, width) that nothing was done to."""
-    return {'ori_shape': size, 'img_shape': size, 'pad_shape': size, 'padding_size': [0, 0, 0, 0], 'flip': False}
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:

@@ -22,12 +22,12 @@ class Pixels:
     """How normalised images and bytes go together; public, as the config is.
 
     Attributes:
-        mean, std: of the normalisation, in the order of the normalised channels.
+        mean, std: of the normalisation, (3, 1, 1), in the order of the normalised channels.
         turned: the normalised channels come in the other order than the bytes.
     """
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Tensor
+    std: Tensor
     turned: bool
 
     @classmethod
@@ -38,21 +38,17 @@ class Pixels:
             LockError: its data preprocessor does more to pixels than that.
         """
         order, mean, std = normalisation(model)
-        return cls(mean, std, order == 'rgb')
+        return cls(torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1), order == 'rgb')
 
     def values(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) as values from 0 to 255 in the order of the bytes; gradients flow."""
-        values = images * self._like(self.std, images) + self._like(self.mean, images)
+        values = images * self.std.to(images) + self.mean.to(images)
         return values.flip(1) if self.turned else values
 
     def normalised(self, values: Tensor) -> Tensor:
         """Undo :meth:`values`."""
         images = values.flip(1) if self.turned else values
-        return (images - self._like(self.mean, images)) / self._like(self.std, images)
-
-    @staticmethod
-    def _like(numbers: tuple[float, ...], images: Tensor) -> Tensor:
-        return torch.tensor(numbers, device=images.device, dtype=images.dtype).view(1, -1, 1, 1)
+        return (images - self.mean.to(images)) / self.std.to(images)
 
 
 @dataclass(frozen=True)
@@ -107,23 +103,3 @@ class WithInput(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Scores (N, classes, H, W)."""
         return logits(self.model, self.change(images))
-
-
-def in_blocks(x: Tensor, block: int) -> tuple[Tensor, tuple[int, ...]]:
-    """A map (N, C, H, W) as blocks (N, rows, columns, C * block * block), for whole blocks; and what undoes it needs.
-
-    Values of a block are counted channel by channel, in each row by row.
-    """
-    n, c, h, w = x.shape
-    down, across = h // block, w // block
-    whole = x[:, :, : down * block, : across * block].reshape(n, c, down, block, across, block)
-    return whole.permute(0, 2, 4, 1, 3, 5).reshape(n, down, across, c * block * block), (n, c, down, across)
-
-
-def from_blocks(blocks: Tensor, shape: tuple[int, ...], block: int, rest: Tensor) -> Tensor:
-    """Undo :func:`in_blocks`; what fills no whole block is taken from ``rest``."""
-    n, c, down, across = shape
-    whole = blocks.reshape(n, down, across, c, block, block).permute(0, 3, 1, 4, 2, 5)
-    whole = whole.reshape(n, c, down * block, across * block)
-    right = torch.cat([whole, rest[:, :, : down * block, across * block :]], 3)
-    return torch.cat([right, rest[:, :, down * block :]], 2)

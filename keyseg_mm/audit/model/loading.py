@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
@@ -22,14 +22,12 @@ from keyseg_mm.audit.model.forward import load_weights
 from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.entries import Entry, MapEntry, TensorEntry
 from keyseg_mm.errors import KeysegError, PlainCheckpointError, StampError
-from keyseg_mm.mm.config import build_plain_model
+from keyseg_mm.locking import unwrap
+from keyseg_mm.mm.config import build_plain_model, rewritten
 from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.model.points import Point
 from keyseg_mm.model.sites import Site
 from keyseg_mm.stamp import Stamp, is_stamp, stamps_of
-
-# Where a config names files of pretrained weights.
-_PRETRAINED = ('init_cfg', 'pretrained')
 
 
 @dataclass(frozen=True)
@@ -79,19 +77,32 @@ def _renamed(entry: Entry, prefix: str) -> Entry:
     return dataclasses.replace(entry, point=str(dataclasses.replace(point, name=name)), weights=weights)
 
 
-def read_public(path: Path, device: torch.device) -> dict[str, Tensor]:
-    """Read public plain weights.
+def read_public(path: Path, weights: Mapping[str, Tensor], device: torch.device | str = 'cpu') -> dict[str, Tensor]:
+    """Read public plain weights, by the names of a model's own: files of backbones may have the backbone's.
+
+    Args:
+        path: of the whole model, or of its backbone.
+        weights: of that model.
+        device: where to put them.
 
     Raises:
-        KeysegError: the file is protected: then it is no public weights file.
+        KeysegError: the file is protected, so no public one, or of another model.
     """
-    state = read_checkpoint(path)['state_dict']
+    state = unwrap(read_checkpoint(path)['state_dict'])
     if stamps_of(state):
         raise KeysegError(f'{path} is protected; --public takes the plain weights that anybody can have')
-    return _tensors(state, device)
+    public = _tensors(state, device)
+    named = ({prefix + name: value for name, value in public.items()} for prefix in ('', 'backbone.'))
+    found = max(({n: v for n, v in known.items() if n in weights} for known in named), key=len)
+    if not any(found[name].shape == weights[name].shape for name in found):
+        raise KeysegError(
+            f'{path} has no weights in common with this model; --public takes those it was trained from, whole or the '
+            'backbone alone'
+        )
+    return found
 
 
-def _tensors(state: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+def _tensors(state: Mapping[str, Any], device: torch.device | str) -> dict[str, Tensor]:
     kept = {name: value for name, value in state.items() if isinstance(value, Tensor) and not is_stamp(name)}
     return {name: value.to(device) for name, value in kept.items()}
 
@@ -126,24 +137,17 @@ def _build(cfg: Config, device: torch.device, seed: int) -> nn.Module:
 
 
 def _without_pretrained(cfg: Config) -> Config:
-    # the model alone: whatever else a config says has no part in what is built, nor in whether a result is still good
-    own = Config({'model': cfg.to_dict()['model'], 'default_scope': cfg.get('default_scope', 'mmseg')})
+    """The model alone: whatever else a config says has no part in what is built, nor in whether a result holds."""
 
-    def strip(part: Any) -> None:
-        if isinstance(part, dict):
-            for name in _PRETRAINED:
-                value = part.get(name)
-                from_file = isinstance(value, str) or (isinstance(value, dict) and value.get('type') == 'Pretrained')
-                if from_file:
-                    part[name] = None
-            for item in part.values():
-                strip(item)
-        elif isinstance(part, (list, tuple)):
-            for item in part:
-                strip(item)
+    def strip(part: ConfigDict) -> ConfigDict:
+        if isinstance(part.get('pretrained'), str):
+            part['pretrained'] = None
+        init = part.get('init_cfg')
+        if isinstance(init, str) or (isinstance(init, dict) and init.get('type') == 'Pretrained'):
+            part['init_cfg'] = None
+        return part
 
-    strip(own.model)
-    return own
+    return Config({'model': rewritten(cfg.model, strip), 'default_scope': cfg.get('default_scope', 'mmseg')})
 
 
 def fitting_sites(build: Callable[[], nn.Module], found: Protected, config: Path) -> dict[str, Site]:

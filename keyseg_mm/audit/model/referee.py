@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,14 +29,6 @@ from keyseg_mm.stamp import Stamp
 ROUNDING = 0.1  # percent by which two ways of computing the authorised output may differ
 #: A random guess that recovers this much above chance means that the referee's figures cannot be trusted.
 _LUCK = 0.15
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """An attempt, scored, and the label maps (N, H, W) of the held-out photos."""
-
-    score: Score
-    labels: Tensor
 
 
 class Referee(Secret):
@@ -76,8 +67,8 @@ class Referee(Secret):
     def public_id(self) -> str:
         return f'with key {self.case.stamp.key_id}'
 
-    def judge(self, attempt: Attempt) -> Verdict:
-        """Score an attempt, and by how much of the key it found, where that can be counted: of channel maps.
+    def judge(self, attempt: Attempt) -> tuple[Score, Tensor]:
+        """Score an attempt, by the key that it found too where that can be counted (channel maps); and its label maps.
 
         Raises:
             KeysegError: guesses for points that the stamp does not have.
@@ -88,7 +79,7 @@ class Referee(Secret):
         if attempt.guesses and self.case.target is Target.MAPS:
             share = recovery(attempt.guesses, self._maps, self.case.stamp.maps)
             found = dataclasses.replace(found, recovery=share)
-        return Verdict(found, labels)
+        return found, labels
 
     def model_with(self, key: SecretKey) -> nn.Module:
         """The model as the holder of a key runs it: by the package's own encryptors, and not by the path of guesses."""
@@ -108,14 +99,14 @@ class Referee(Secret):
 
     def positive_control(self) -> Check:
         """The true key, as an attempt: it must recover all that there is, and score full marks."""
-        found = self.judge(self._attempt(self._key, self._maps)).score
+        found = self.judge(self._attempt(self._key, self._maps))[0]
         same = abs(found.miou - self.full.miou) < ROUNDING and (found.agreement or 0.0) > 100.0 - ROUNDING
         return Check(found, same and found.recovery in (None, 1.0))
 
     def negative_control(self, seed: int) -> Check:
         """A key drawn at random must not; of channel maps it may recover about what chance does, one row in c."""
         wrong = wrong_key(str(seed))
-        found = self.judge(self._attempt(wrong, self._maps_of(wrong))).score
+        found = self.judge(self._attempt(wrong, self._maps_of(wrong)))[0]
         if found.recovery is None:
             return Check(found, (found.agreement or 0.0) < 100.0 - ROUNDING)
         channels = [entry.channels for entry in self.case.stamp.maps]

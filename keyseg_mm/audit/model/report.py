@@ -1,4 +1,8 @@
-"""What an audit of a model reports: the contents of ``report.json``."""
+"""What an audit of a model reports: the contents of ``report.json``, and what its figures come to.
+
+The headline is *attack advantage*, best attack mIoU - best control mIoU at the same data. An attack that needs no
+photos can be used by whoever has some, so it counts at every share.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,19 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from keyseg_mm.audit.engine.budget import Budget
-from keyseg_mm.audit.engine.results import Failure, Result
-from keyseg_mm.audit.engine.suites import ModelSuite
+from keyseg_mm.audit.engine.results import About, Failure, Result, Scored, finished
 from keyseg_mm.audit.model.attack import Target
 from keyseg_mm.audit.model.scoring import Check, Score
-from keyseg_mm.audit.report.page import Report
+from keyseg_mm.audit.report.page import FALLEN, Report, Summary, is_void, run_warnings, words
+
+#: mIoU points below which an advantage is no more than the noise of small trainings and few photos.
+NOISE = 1.0
+#: mIoU points between authorised model and best control below which there is little to steal.
+LITTLE = 3.0
+_RECOVERED = 0.9  # share of the key from which it counts as found
+_BY_CHANCE = 0.1  # share of the key that some come to by chance where maps are small
+_FEW = 30  # photos below which differences of a point or two may be chance
+_WORDS = 'model.words.j2'
 
 
 @dataclass(frozen=True)
@@ -21,18 +33,16 @@ class Place:
     transform: dict[str, Any]
     channels: int | None = None
     values: int | None = None  # where values of weights are encrypted
-    distance: float | None = None  # of the closest layer that carries or reads the map to the public weights
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Photos that a report shows, label maps of them, all as base64 PNGs, and what the labels mean."""
+    """Photos that a report shows, label maps of them, all as base64 PNGs, and the colours of the classes."""
 
     photos: tuple[str, ...]
     truth: tuple[str, ...]
     authorised: tuple[str, ...]  # what the model says with the right key
     no_key: tuple[str, ...]
-    classes: tuple[str, ...]
     palette: tuple[tuple[int, ...], ...]  # RGB
 
 
@@ -49,10 +59,8 @@ class ModelReport(Report):
     key_id: str
     target: Target
     places: tuple[Place, ...]
-    limits: ModelSuite
     budget: Budget  # of each run
     device: str
-    num_classes: int
     held_out: int  # photos that are scored on
     train_photos: int  # from which the attackers' are chosen
     photo_size: tuple[int, ...]  # height and width
@@ -63,3 +71,81 @@ class ModelReport(Report):
     negative: Check  # a random key does not
     pictures: Pictures
     outcomes: tuple[Result[Score] | Failure, ...] = ()
+
+
+@dataclass(frozen=True)
+class Advantage:
+    """Best attack against best control for an attacker with a share of the photos, or with none."""
+
+    share: float | None
+    photos: int
+    attack: Scored[Score]
+    control: Scored[Score]
+    advantage: float  # mIoU points
+    of_the_gap: float | None  # between the control and the right key; None where that is little
+
+    @property
+    def title(self) -> str:
+        """What the attacker has, in words."""
+        return f'{self.photos or "no"} photos'
+
+
+@dataclass(frozen=True)
+class ModelSummary(Summary[Advantage]):
+    """What an audit of a model comes to."""
+
+    headline: Advantage  # the largest one
+
+
+def summarise(report: ModelReport) -> ModelSummary:
+    """Headline, verdict and advice from the figures of a report."""
+    shares = sorted({one.about.share for one in report.outcomes if one.about.share is not None})
+    advantages = tuple(advantage(report, share) for share in (None, *shares))
+    headline, found = max(advantages, key=lambda a: a.advantage), _most_recovered(report)
+    level = _level(report, headline, found)
+    warnings = list(run_warnings(report.outcomes))
+    if report.held_out < _FEW:
+        warnings.append(f'Scored on {report.held_out} photos only: differences of a point or two may be chance.')
+    return ModelSummary(
+        advantages=advantages,
+        headline=headline,
+        level=level,
+        verdict=' '.join(words(_WORDS, 'verdict', report=report, best=headline, level=level)),
+        means=words(_WORDS, 'means', report=report, level=level, recovered=found),
+        change=words(_WORDS, 'change', report=report, attack=headline.attack, level=level),
+        warnings=tuple(warnings),
+    )
+
+
+def advantage(report: ModelReport, share: float | None) -> Advantage:
+    """Best attack against best control for an attacker with a share of the photos, or with none."""
+    usable = [r for r in finished(report.outcomes) if r.about.share in (None, share)]
+    # running the file as it is counts as an attack like any other, and the constant guess as a control
+    bare = About('attack', 'no-key', 'the file as it is, without a key', family='recover', scenario='file')
+    constant = About('control', 'constant', 'one class everywhere', family='retrain', scenario='file')
+    attacks, controls = [Scored(bare, report.no_key)], [Scored(constant, Score(report.floor, kappa=0.0))]
+    for result in usable:
+        (attacks if result.about.kind == 'attack' else controls).append(result.bare())
+    attack, control = (max(found, key=lambda best: best.score.miou) for found in (attacks, controls))
+    photos = max((r.about.photos for r in usable if r.about.share == share), default=0)
+    gain, gap = attack.score.miou - control.score.miou, report.authorised.miou - control.score.miou
+    return Advantage(share, photos, attack, control, gain, gain / gap if gap > LITTLE else None)
+
+
+def _most_recovered(report: ModelReport) -> Result[Score] | None:
+    """The attack that found most of the key, if that is more than chance."""
+    found = [r for r in finished(report.outcomes, 'attack') if (r.score.recovery or 0.0) > _BY_CHANCE]
+    return max(found, key=lambda r: r.score.recovery or 0.0, default=None)
+
+
+def _level(report: ModelReport, headline: Advantage, found: Result[Score] | None) -> str:
+    """``void``, ``idle``, ``holds``, ``leaks`` or ``falls``."""
+    if is_void([report.positive.passed, report.negative.passed], report.outcomes):
+        return 'void'
+    if report.authorised.miou - report.floor < LITTLE:
+        return 'idle'
+    if headline.advantage <= NOISE:
+        return 'holds'
+    recovered = found is not None and (found.score.recovery or 0.0) > _RECOVERED
+    fallen = headline.of_the_gap is not None and headline.of_the_gap >= FALLEN
+    return 'falls' if fallen or recovered else 'leaks'

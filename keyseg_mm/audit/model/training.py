@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from keyseg_mm.audit.engine.budget import Budget, Clock, Progress
 from keyseg_mm.audit.model.attack import LabelledPhotos
-from keyseg_mm.audit.model.forward import logits, metainfo
+from keyseg_mm.audit.model.forward import logits
 from keyseg_mm.errors import KeysegError
+from keyseg_mm.mm.dryrun import data_samples
 
 #: (model, images (B, 3, h, w), labels (B, h, w)) to a scalar
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -45,11 +46,10 @@ def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor, ignore_index
 
 def segmentation_loss(model: nn.Module, images: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
     """The model's own loss, in training mode, or :func:`cross_entropy` where it has none; arguments as there."""
-    samples = _samples(model, images, labels)
-    if samples is None:
+    if not all(callable(getattr(model, name, None)) for name in ('loss', 'parse_losses', 'predict')):
         return cross_entropy(model, images, labels, ignore_index)
     host: Any = model
-    total, _ = host.parse_losses(host.loss(images, samples))
+    total, _ = host.parse_losses(host.loss(images, data_samples(labels)))
     return total  # type: ignore[no-any-return]
 
 
@@ -159,31 +159,6 @@ def _descend(
         losses.append(float(value.detach()))
         progress(len(losses) / steps, f'loss {np.mean(losses[-10:]):.2f}')
     return Course(len(losses) < steps, losses)
-
-
-def _samples(model: nn.Module, images: Tensor, labels: Tensor) -> list[Any] | None:
-    """The host's data samples, if the model is one of the host's segmentors with a loss of its own."""
-    if not all(callable(getattr(model, name, None)) for name in ('loss', 'parse_losses', 'predict')):
-        return None
-    from mmengine.structures import PixelData
-    from mmseg.structures import SegDataSample
-
-    meta = {**metainfo(tuple(images.shape[2:])), 'scale_factor': (1.0, 1.0)}
-    samples = []
-    for label in labels:
-        sample = SegDataSample(metainfo=meta)
-        sample.gt_sem_seg = PixelData(data=label[None])
-        sample.gt_edge_map = PixelData(data=edges(label)[None])
-        samples.append(sample)
-    return samples
-
-
-def edges(label: Tensor) -> Tensor:
-    """Where a label map changes, as int64 0 and 1; what boundary-aware heads are trained with."""
-    edge = torch.zeros_like(label)
-    edge[:, 1:] |= (label[:, 1:] != label[:, :-1]).to(label.dtype)
-    edge[1:] |= (label[1:] != label[:-1]).to(label.dtype)
-    return edge
 
 
 def _batches(photos: LabelledPhotos, recipe: Recipe, draw: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:

@@ -52,9 +52,9 @@ class NormInversion(Attack):
         for at, point in enumerate(points):
             left = (case.budget.seconds - clock.seconds) / (len(points) - at)
             equations = equations_at(case, point, guesses) if left > 0 else []
-            if 2 * sum(len(e.wanted) for e in equations) >= point.channels:
-                guesses[point.text] = invert(point, equations, left, rng)
-            progress((at + 1) / len(points), point.text)
+            if 2 * sum(len(e.wanted) for e in equations) >= point.entry.channels:
+                guesses[point.entry.point] = invert(point, equations, left, rng)
+            progress((at + 1) / len(points), point.entry.point)
         return Attempt(guesses, exhausted=clock.out_of_time)
 
 
@@ -188,7 +188,7 @@ def invert(
         ends.append((float(sum(e.start(torch.from_numpy(matrix)) for e in equations)), matrix))
         ends.sort(key=lambda end: end[0])
         # of chance two searches never meet
-        if len(ends) >= RUNS and (ends[0][1] * ends[1][1]).sum() > 0.9 * point.channels:
+        if len(ends) >= RUNS and (ends[0][1] * ends[1][1]).sum() > 0.9 * point.entry.channels:
             break
     return point.round(ends[0][1])
 
@@ -202,11 +202,11 @@ def _exchanged(point: AttackedPoint, equations: list[NormEquations], until: floa
     moved = True
     while moved and time.monotonic() < until:
         moved = False
-        for i in rng.permutation(point.channels).tolist():
+        for i in rng.permutation(point.entry.channels).tolist():
             offers = torch.stack([torch.stack([e.offers(i, s) for e in equations]).sum(0) for s in choices])
             best = int(offers.nan_to_num(torch.inf).argmin())
-            signs, j = choices[best // point.channels], best % point.channels
-            if offers[best // point.channels, j] > -1e-9:
+            signs, j = choices[best // point.entry.channels], best % point.entry.channels
+            if offers[best // point.entry.channels, j] > -1e-9:
                 continue
             old, moved = matrix.clone(), True
             matrix[:, j] = signs[1] * old[:, i]

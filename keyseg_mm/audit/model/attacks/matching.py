@@ -43,8 +43,8 @@ def matched(case: Case, other: Mapping[str, Tensor], progress: Progress) -> tupl
         pairs = [pair for pair in pairs if pair[0].shape == pair[1].shape]
         if pairs:
             ours, theirs = (np.concatenate([_columns(w) for w in side], 1) for side in zip(*pairs))
-            guesses[point.text] = match(point, ours, theirs)
-        progress((at + 1) / len(points), point.text)
+            guesses[point.entry.point] = match(point, ours, theirs)
+        progress((at + 1) / len(points), point.entry.point)
     return guesses, False
 
 

@@ -29,16 +29,6 @@ class AttackedPoint:
     entry: MapEntry
 
     @property
-    def text(self) -> str:
-        """The point's text, by which guesses go."""
-        return self.entry.point
-
-    @property
-    def channels(self) -> int:
-        """Channels of the map."""
-        return self.entry.channels
-
-    @property
     def signed(self) -> bool:
         """Whether channels may be negated."""
         return bool(self.entry.transform['type'] == SignedChannelPermutation.__name__)
@@ -50,19 +40,16 @@ class AttackedPoint:
 
     def blocks(self) -> list[slice]:
         """The runs of channels that a rotation turns among themselves; all channels in one run for other kinds."""
-        size = int(self.entry.transform.get('block', DEFAULT_BLOCK)) if self.turned else self.channels
-        return [slice(at, min(at + size, self.channels)) for at in range(0, self.channels, size)]
-
-    def identity(self) -> ChannelMap:
-        """The map of this kind that changes nothing."""
-        return self.round(np.eye(self.channels))
+        size = int(self.entry.transform.get('block', DEFAULT_BLOCK)) if self.turned else self.entry.channels
+        return [slice(at, min(at + size, self.entry.channels)) for at in range(0, self.entry.channels, size)]
 
     def random(self, rng: np.random.Generator) -> ChannelMap:
         """A random map of this kind."""
+        c = self.entry.channels
         if self.turned:
-            return self.round(rng.standard_normal((self.channels, self.channels)))
-        signs = rng.choice([-1.0, 1.0], self.channels)
-        return self.round(np.eye(self.channels)[rng.permutation(self.channels)] * (signs if self.signed else 1.0))
+            return self.round(rng.standard_normal((c, c)))
+        signs = rng.choice([-1.0, 1.0], c)
+        return self.round(np.eye(c)[rng.permutation(c)] * (signs if self.signed else 1.0))
 
     def round(self, matrix: NDArray[Any]) -> ChannelMap:
         """The map of this kind that is nearest to a matrix: the one with the largest sum of products with it."""

@@ -20,4 +20,4 @@ class RandomKeys(Attack):
 
     def run(self, case: Case, progress: Progress) -> Attempt:
         rng = np.random.default_rng(case.seed)
-        return Attempt({point.text: point.random(rng) for point in points_of(case)})
+        return Attempt({point.entry.point: point.random(rng) for point in points_of(case)})

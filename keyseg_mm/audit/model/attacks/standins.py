@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from keyseg_mm.audit.model.attack import Case
 from keyseg_mm.audit.model.attacks.points import AttackedPoint
 from keyseg_mm.audit.model.forward import place
-from keyseg_mm.audit.model.input_cipher import ImageEncryption, Pixels, from_blocks, in_blocks
+from keyseg_mm.audit.model.input_cipher import ImageEncryption, Pixels
 from keyseg_mm.baselines.blockwise import DEFAULT_BLOCK, NegativePositive
 from keyseg_mm.maps import ChannelMap
 
@@ -29,20 +30,13 @@ _GAIN = 20.0  # of the choices of a byte table, so that they are made at the rat
 class MatrixStandIn(nn.Module):
     """A learnable c x c map at one point; :meth:`matrix` says what it is now."""
 
-    def __init__(self, point: AttackedPoint) -> None:
-        super().__init__()
-        self.point = point
-
     def matrix(self) -> Tensor:
         """The map, (c, c)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, dim: int) -> Tensor:
+        """The map applied."""
         return torch.tensordot(self.matrix().to(x), x, dims=([1], [dim])).movedim(0, dim)  # type: ignore[no-any-return]
-
-    def rounded(self) -> ChannelMap:
-        """The nearest map of the point's kind."""
-        return self.point.round(self.matrix().detach().cpu().double().numpy())
 
 
 class FreeMatrix(MatrixStandIn):
@@ -54,7 +48,7 @@ class FreeMatrix(MatrixStandIn):
     """
 
     def __init__(self, point: AttackedPoint, start: str) -> None:
-        super().__init__(point)
+        super().__init__()
         mask = torch.block_diag(*(torch.ones(b.stop - b.start, b.stop - b.start) for b in point.blocks()))  # type: ignore[no-untyped-call]
         self.value = nn.Parameter(torch.eye(len(mask)) if start == 'identity' else mask / mask.sum(1, keepdim=True))
         self.mask = nn.Buffer(mask)
@@ -79,8 +73,8 @@ class SoftMap(MatrixStandIn):
     GAIN = 3.0  # of the scores: a step of the optimizer moves them as far as it takes to choose while still warm
 
     def __init__(self, point: AttackedPoint, rng: np.random.Generator) -> None:
-        super().__init__(point)
-        c, self.temperature = point.channels, self.WARM
+        super().__init__()
+        c, self.point, self.temperature = point.entry.channels, point, self.WARM
         self.scores = nn.Parameter(torch.from_numpy(rng.standard_normal((c, c)) * _SPREAD).float())
         flips = len(point.blocks()) if point.turned else c * point.signed
         self.signs = nn.Parameter(torch.from_numpy(rng.standard_normal(flips) * _SOFT).float())
@@ -99,6 +93,10 @@ class SoftMap(MatrixStandIn):
             log = log - log.logsumexp(1, keepdim=True)
             log = log - log.logsumexp(0, keepdim=True)
         return log.exp() * signs[:, None] if len(signs) else log.exp()
+
+    def rounded(self) -> ChannelMap:
+        """The nearest map of the point's kind."""
+        return self.point.round(self.matrix().detach().cpu().double().numpy())
 
     @staticmethod
     def _turn(scores: Tensor, sign: Tensor) -> Tensor:
@@ -126,10 +124,12 @@ class BlockMap(nn.Module):
         self.weight, self.offset, self.block = nn.Parameter(first), nn.Parameter(torch.zeros(count)), block
 
     def forward(self, x: Tensor, dim: int = 1) -> Tensor:
-        """The changed map, of the same shape; what fills no whole block stays."""
-        blocks, shape = in_blocks(x, self.block)
+        """The changed map, of the same shape."""
+        return in_blocks(x, self.block, self._mix)
+
+    def _mix(self, blocks: Tensor) -> Tensor:
         mixed = blocks * self.weight if self.weight.dim() == 1 else blocks @ self.weight.T
-        return from_blocks(mixed + self.offset, shape, self.block, x)
+        return mixed + self.offset
 
 
 class ByteTable(nn.Module):
@@ -149,20 +149,32 @@ class ByteTable(nn.Module):
         self.block, self.pixels = block, pixels
 
     def forward(self, images: Tensor) -> Tensor:
-        """The changed images, of the same shape; what fills no whole block stays."""
+        """The changed images, of the same shape."""
         values = self.pixels.values(images).clamp(0, 255)
-        blocks, shape = in_blocks(values, self.block)
+        return self.pixels.normalised(in_blocks(values, self.block, self._mix))
+
+    def _mix(self, blocks: Tensor) -> Tensor:
         low = blocks.floor().clamp(max=254).long()
         looked = self.table[low] + (blocks - low) * (self.table[low + 1] - self.table[low])
         chosen = (_GAIN * self.choice).sigmoid()
-        mixed = chosen * 255 * looked + (1 - chosen) * blocks
-        return self.pixels.normalised(from_blocks(mixed, shape, self.block, values))
+        return chosen * 255 * looked + (1 - chosen) * blocks
+
+
+def in_blocks(x: Tensor, block: int, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """A map (N, C, H, W) with its whole blocks changed, whose values come last; what fills no whole block stays.
+
+    Values of a block are counted channel by channel, in each row by row.
+    """
+    high, wide = (side - side % block for side in x.shape[2:])
+    blocks = F.pixel_unshuffle(x[..., :high, :wide], block).permute(0, 2, 3, 1)
+    changed = F.pixel_shuffle(change(blocks).permute(0, 3, 1, 2), block)
+    return torch.cat([torch.cat([changed, x[..., :high, wide:]], 3), x[..., high:, :]], 2)
 
 
 def block_stand_in(point: AttackedPoint, start: str) -> nn.Module:
     """A stand-in for a block-wise transform of the map at a point; only scales where blocks are large."""
     block = int(point.entry.transform.get('block', DEFAULT_BLOCK))
-    count = point.channels * block**2
+    count = point.entry.channels * block**2
     scales = point.entry.transform['type'] == NegativePositive.__name__ or count > MOST
     return BlockMap(count, block, start, scales)
 
@@ -181,7 +193,7 @@ def with_stand_ins(
     """The case's model with a stand-in at every point, which are modules of it too (:data:`PARTS`), to be trained."""
     model, parts = case.model(), nn.ModuleList(map(make, points))
     for point, part in zip(points, parts):
-        place(model, case.sites[point.text], part)
+        place(model, case.sites[point.entry.point], part)
     model.add_module(PARTS, parts.to(next(iter(case.weights.values())).device))
     return model
 

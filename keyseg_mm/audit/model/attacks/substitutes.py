@@ -106,7 +106,9 @@ class SubstituteSinkhorn(Substitute):
             progress(share, words)
 
         course = train(model, photos, self.recipe(case, case.budget.steps), case.budget.clock(), cool, case.seed)
-        return Attempt({part.point.text: part.rounded() for part in stand_ins_of(model)}, exhausted=course.exhausted)
+        return Attempt(
+            {part.point.entry.point: part.rounded() for part in stand_ins_of(model)}, exhausted=course.exhausted
+        )
 
 
 @register
