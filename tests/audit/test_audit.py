@@ -18,6 +18,7 @@ from keyseg_mm.audit.engine.attack import Registry, Run, Scenario
 from keyseg_mm.audit.engine.budget import Budget
 from keyseg_mm.audit.engine.datasets import nested_shares
 from keyseg_mm.audit.engine.results import Failure, Result
+from keyseg_mm.audit.engine.runner import Runner
 from keyseg_mm.audit.engine.suites import ModelSuite
 from keyseg_mm.audit.model import audit as suite
 from keyseg_mm.audit.model.attack import (
@@ -30,7 +31,6 @@ from keyseg_mm.audit.model.attack import (
     Photos,
     PublicWeights,
 )
-from keyseg_mm.audit.model.audit import ModelRunner
 from keyseg_mm.audit.model.controls import FromPublic, FromScratch, PublicAsIs
 from keyseg_mm.audit.model.forward import logits, predict
 from keyseg_mm.audit.model.loading import architecture, fitting_sites, read_protected, read_public
@@ -311,10 +311,10 @@ def _run(attack, case, **changes):
 
 def test_finished_runs_are_taken_over_and_changed_ones_are_not(referee, case, tmp_path):
     Counting.runs = 0
-    runner = ModelRunner(referee, tmp_path, [0], bars=False)
+    runner = Runner(referee, tmp_path, [0], bars=False)
     first = runner.run(_run(Counting, case))
     torch.rand(3)
-    again = ModelRunner(referee, tmp_path, [0], bars=True).run(_run(Counting, case))
+    again = Runner(referee, tmp_path, [0], bars=True).run(_run(Counting, case))
     assert Counting.runs == 1 and again == first and isinstance(first, Result)
     assert first.score.miou == pytest.approx(referee.judge(Attempt())[0].miou)
     for number, changes in enumerate(
@@ -336,14 +336,14 @@ def test_finished_runs_are_taken_over_and_changed_ones_are_not(referee, case, tm
 
 def test_a_failing_attack_does_not_end_the_suite_and_is_tried_again(referee, case, tmp_path):
     Failing.runs = 0
-    runner = ModelRunner(referee, tmp_path, [0], bars=False)
+    runner = Runner(referee, tmp_path, [0], bars=False)
     outcomes = [runner.run(_run(attack, case)) for attack in (Failing, Counting, Failing)]
     assert isinstance(outcomes[0], Failure) and isinstance(outcomes[1], Result) and Failing.runs == 2
     assert 'ZeroDivisionError: of no matter (test_audit.py' in outcomes[0].error
 
 
 def test_an_exhausted_budget_is_flagged(referee, case, tmp_path):
-    runner = ModelRunner(referee, tmp_path, [], bars=False)
+    runner = Runner(referee, tmp_path, [], bars=False)
     assert not runner.run(_run(Counting, case)).exhausted
     assert runner.run(_run(Dawdling, case, budget=Budget(5, 0.1))).exhausted
 
@@ -355,7 +355,7 @@ def test_guesses_never_reach_the_disk(referee, case, key, plan, tmp_path):
         def run(self, case, progress):
             return Attempt(guesses=dict(referee._maps))
 
-    result = ModelRunner(referee, tmp_path, [0], bars=False).run(_run(Winning, case))
+    result = Runner(referee, tmp_path, [0], bars=False).run(_run(Winning, case))
     assert result.score.recovery == 1.0
     assert not find_leaks(tmp_path, key, [plan])
 
@@ -467,7 +467,7 @@ def test_the_command_audits_resumes_and_leaks_nothing(files, key, key_file, file
     assert report['summary']['verdict'] in capsys.readouterr().out
     assert (files / 'out' / 'report.html').stat().st_size > 10_000
     assert not find_leaks(files / 'out', key, [file_plan])
-    monkeypatch.setattr(ModelRunner, 'attempt', lambda *_: pytest.fail('a finished run was run again'))
+    monkeypatch.setattr(Runner, 'attempt', lambda *_: pytest.fail('a finished run was run again'))
     assert main([*arguments, '--device', 'cpu']) == status
 
 

@@ -10,8 +10,9 @@ import pytest
 from keyseg_mm import write_key_file
 from keyseg_mm.audit.engine.audit import Job, audit, perform
 from keyseg_mm.audit.engine.executor import make_executor
+from keyseg_mm.audit.engine.runner import Runner
 from keyseg_mm.audit.engine.suites import ModelSuite
-from keyseg_mm.audit.model.audit import ModelOrder, ModelRunner
+from keyseg_mm.audit.model.audit import ModelOrder
 from keyseg_mm.errors import KeyFileError
 
 LIMITS = ModelSuite(1, 60.0, 2, 2, 64, (0.5,))
@@ -36,7 +37,7 @@ def test_jobs_give_the_figures_of_a_sequence(order, files, monkeypatch):
         found, _ = audit(beside, executor=executor, say=said.append)
     assert figures(found) == figures(alone)
     assert any(text.startswith(f'{len(found.outcomes)}/{len(found.outcomes)}') for text in said)
-    monkeypatch.setattr(ModelRunner, 'attempt', lambda *_: pytest.fail('a finished run was run again'))
+    monkeypatch.setattr(Runner, 'attempt', lambda *_: pytest.fail('a finished run was run again'))
     with make_executor(2) as executor:
         assert figures(audit(beside, executor=executor)[0]) == figures(alone)  # no process is started
 

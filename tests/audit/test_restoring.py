@@ -21,6 +21,7 @@ from keyseg_mm.audit.engine.audit import audit
 from keyseg_mm.audit.engine.budget import Budget
 from keyseg_mm.audit.engine.datasets import common_size
 from keyseg_mm.audit.engine.results import Failure, to_json
+from keyseg_mm.audit.engine.runner import Runner
 from keyseg_mm.audit.engine.suites import IMAGE_SUITES, ImageSuite
 from keyseg_mm.audit.images.attack import (
     ATTACKS,
@@ -32,7 +33,7 @@ from keyseg_mm.audit.images.attack import (
     Restored,
     register,
 )
-from keyseg_mm.audit.images.audit import ImageOrder, ImageRunner, ImageStage
+from keyseg_mm.audit.images.audit import ImageOrder, ImageStage
 from keyseg_mm.audit.images.referee import ImageReferee
 from keyseg_mm.audit.images.report import summarise
 from keyseg_mm.audit.images.scheme import Scheme, cut
@@ -271,14 +272,14 @@ def test_finished_runs_are_taken_over_and_failures_tried_again(scenes, tmp_path)
             return Restored(case.encrypted)
 
     referee, case = setting(scenes, 'NP', 4)
-    runner = ImageRunner(referee, tmp_path, [0], bars=False)
+    runner = Runner(referee, tmp_path, [0], bars=False)
     run = Run(Counting, Scenario('images', 'images', case))
     first = runner.run(run)
     assert isinstance(first, Failure) and first.error.startswith('ValueError: the first time')
     second, third = runner.run(run), runner.run(run)
     assert second == third and len(calls) == 2 and len(second.pictures) == 1
     other = Run(Counting, Scenario('images', 'images', dataclasses.replace(case, seed=1)))
-    ImageRunner(referee, tmp_path, [0], bars=False).run(other)
+    Runner(referee, tmp_path, [0], bars=False).run(other)
     assert len(calls) == 3
 
 
@@ -318,7 +319,7 @@ def test_a_whole_audit_says_what_falls(report):
 
 def test_an_interrupted_audit_goes_on(report, scenes, monkeypatch):
     found, folder = report
-    monkeypatch.setattr(ImageRunner, 'attempt', lambda *args: pytest.fail('run again'))
+    monkeypatch.setattr(Runner, 'attempt', lambda *args: pytest.fail('run again'))
     assert made_audit(scenes, folder).outcomes == found.outcomes
 
 

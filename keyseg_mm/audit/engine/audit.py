@@ -22,7 +22,7 @@ from keyseg_mm.keys.locator import locate_real
 
 Outcome = Result[Any] | Failure
 #: Runs, each with what runs it.
-Planned = Sequence[tuple[Runner[Any, Any, Any], Run[Any, Any]]]
+Planned = Sequence[tuple[Runner, Run[Any, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def perform(job: Job) -> Outcome:
 
 
 @functools.lru_cache(maxsize=1)
-def _set_up(order: Order) -> Mapping[str, tuple[Runner[Any, Any, Any], Run[Any, Any]]]:
+def _set_up(order: Order) -> Mapping[str, tuple[Runner, Run[Any, Any]]]:
     stage = order.stage(_key_of(order), lambda text: None)
     return {run.name: (runner, run) for runner, run in stage.planned}
 

@@ -6,16 +6,15 @@ changed: the case, what it is scored on, and the code.
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import functools
 import hashlib
 import json
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,9 +22,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from keyseg_mm.atomic import write_json
-from keyseg_mm.audit.engine.attack import A, C, Run
+from keyseg_mm.audit.engine.attack import Run
 from keyseg_mm.audit.engine.budget import Progress, seed_everything
-from keyseg_mm.audit.engine.results import Failure, Result, S, read_result
+from keyseg_mm.audit.engine.results import Failure, Result, read_result
 
 _BAR = '  {desc:<44.44} {percentage:3.0f}% |{bar:20}| {postfix}'
 #: A run may exceed its seconds by this much, for what cannot be cut short, before it is flagged.
@@ -33,63 +32,69 @@ _GRACE = 1.25
 _PACKAGE = Path(__file__).parents[1]
 
 
-class Runner(abc.ABC, Generic[C, A, S]):
+class Judge(Protocol):
+    """What a runner asks of a referee."""
+
+    scores: Any  # their class
+    held_out: Any  # what scores depend on besides the case
+
+    def pictured(self, attempt: Any, shown: Sequence[int]) -> tuple[Any, tuple[str, ...]]:
+        """Score what an attack came up with, and picture some of it, by numbers of photos, for a report."""
+
+
+class Runner:
     """Runs attacks against one referee.
 
     Args:
+        judge: the referee.
         folder: for the results; made if it is missing.
-        scored_on: what scores depend on besides the case.
+        shown: numbers of the photos of which pictures are kept with each result.
         bars: show a progress bar for each run.
     """
 
-    score: ClassVar[Any]  # the class of scores
-
-    def __init__(self, folder: Path, scored_on: tuple[Any, ...], bars: bool = True) -> None:
-        self.folder, self.bars, self._scored_on = folder, bars, scored_on
+    def __init__(self, judge: Judge, folder: Path, shown: Sequence[int], bars: bool = True) -> None:
+        self.folder, self.bars, self._judge, self._shown = folder, bars, judge, tuple(shown)
         self._digest_of = functools.cache(_digest_of)  # cases are told apart as objects, not by what they hold
 
-    @abc.abstractmethod
-    def judge(self, attempt: A, run: Run[C, A]) -> tuple[S, tuple[str, ...]]:
-        """Score what an attack came up with, and picture it for a report."""
-
-    def attack(self, run: Run[C, A], progress: Progress) -> A:
-        """Let the attack do its work."""
-        return run.attack().run(run.scenario.case, progress)
-
-    def run(self, run: Run[C, A]) -> Result[S] | Failure:
+    def run(self, run: Run[Any, Any]) -> Result[Any] | Failure:
         """Run one attack or control, or take over its finished result."""
         return self.kept(run) or self.keep(run, self.attempt(run))
 
-    def kept(self, run: Run[C, A]) -> Result[S] | None:
+    def kept(self, run: Run[Any, Any]) -> Result[Any] | None:
         """The result of an earlier run of the same inputs; damaged files and failures are run again."""
         try:
             read = json.loads(self._path(run).read_text(encoding='utf-8'))
-            result: Result[S] = read_result(read, self.score)
+            result: Result[Any] = read_result(read, self._judge.scores)
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return result if result.digest == self.digest(run) else None
 
-    def keep(self, run: Run[C, A], outcome: Result[S] | Failure) -> Result[S] | Failure:
+    def keep(self, run: Run[Any, Any], outcome: Result[Any] | Failure) -> Result[Any] | Failure:
         """Store what came of a run; returns it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self._path(run), dataclasses.asdict(outcome))
         return outcome
 
-    def digest(self, run: Run[C, A]) -> str:
+    def digest(self, run: Run[Any, Any]) -> str:
         """SHA-256 of all that a result depends on."""
-        parts = run.name, _code(), self._digest_of(run.scenario.case), self._digest_of(self._scored_on)
+        parts = (
+            run.name,
+            _code(),
+            self._digest_of(run.scenario.case),
+            self._digest_of((self._judge.held_out, *self._shown)),
+        )
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def attempt(self, run: Run[C, A]) -> Result[S] | Failure:
+    def attempt(self, run: Run[Any, Any]) -> Result[Any] | Failure:
         """Run and score; whatever an attack raises becomes a failure, as the others are still worth running."""
         case, start = run.scenario.case, time.monotonic()
         about, digest = run.about(), self.digest(run)
         seed_everything(case.seed)
         with tqdm(desc=run.title, total=1.0, miniters=0, disable=not self.bars, leave=False, bar_format=_BAR) as bar:
             try:
-                found = self.attack(run, _progress_on(bar))
+                found = run.attack().run(case, _progress_on(bar))
                 seconds = round(time.monotonic() - start, 2)
-                score, pictures = self.judge(found, run)
+                score, pictures = self._judge.pictured(found, self._shown)
             except Exception as error:
                 where = traceback.extract_tb(error.__traceback__)[-1]
                 words = f'{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})'
@@ -97,7 +102,7 @@ class Runner(abc.ABC, Generic[C, A, S]):
         exhausted = bool(found.exhausted or seconds > _GRACE * case.budget.seconds)
         return Result(about, score, digest, seconds, exhausted, found.notes, pictures)
 
-    def _path(self, run: Run[C, A]) -> Path:
+    def _path(self, run: Run[Any, Any]) -> Path:
         return self.folder / f'{run.name}.json'
 
 

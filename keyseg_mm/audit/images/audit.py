@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from keyseg_mm.audit.engine.attack import Run, Scenario
@@ -17,7 +15,6 @@ from keyseg_mm.audit.images.reading import read_photos
 from keyseg_mm.audit.images.referee import ImageReferee, scheme_of
 from keyseg_mm.audit.images.report import ImageReport, summarise
 from keyseg_mm.audit.images.scheme import Images
-from keyseg_mm.audit.images.scoring import ImageScore
 from keyseg_mm.audit.report.pictures import colour_png
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.mm.config import read_config
@@ -38,26 +35,6 @@ class ImageOrder(Order):
         return ImageStage(self, suite, ImageReferee(key, scheme, attacked), attacked, public)
 
 
-class ImageRunner(Runner[ImageCase, Restored, ImageScore]):
-    """Runs attacks on images.
-
-    Args:
-        referee: holds the key and the plain images, and scores.
-        folder: for the results.
-        shown: numbers of the images whose restorations are kept with each result.
-        bars: show a progress bar for each run.
-    """
-
-    score: ClassVar[type[ImageScore]] = ImageScore
-
-    def __init__(self, referee: ImageReferee, folder: Path, shown: Sequence[int], bars: bool = True) -> None:
-        super().__init__(folder, tuple(shown), bars)
-        self._referee, self._shown = referee, shown
-
-    def judge(self, attempt: Restored, run: Run[ImageCase, Restored]) -> tuple[ImageScore, tuple[str, ...]]:
-        return self._referee.judge(attempt), tuple(colour_png(attempt.images[i]) for i in self._shown)
-
-
 @dataclass(frozen=True, eq=False)
 class ImageStage(Stage):
     """What is attacked: images (N, H, W, 3) of bytes, red first, of whole blocks."""
@@ -72,7 +49,7 @@ class ImageStage(Stage):
     @property
     def planned(self) -> Planned:
         shown = range(min(_SHOWN, len(self.attacked)))
-        runner = ImageRunner(self.referee, self.order.out / 'results', shown, self.order.bars)
+        runner = Runner(self.referee, self.order.out / 'results', shown, self.order.bars)
         found = self.scenarios()
         runs: list[Run[ImageCase, Restored]] = []
         runs += [Run(cls, where, 'control') for where in found for cls in CONTROLS.values() if where.wants(cls)]

@@ -5,7 +5,7 @@ With the key it also says how images are encrypted, by a config or a checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from keyseg_mm.audit.images.attack import KnownPairs, Restored
 from keyseg_mm.audit.images.report import ImageCheck
 from keyseg_mm.audit.images.scheme import Images, Scheme
 from keyseg_mm.audit.images.scoring import ImageScore, similarity
+from keyseg_mm.audit.report.pictures import colour_png
 from keyseg_mm.bind import check_key, derive_cipher, derive_patches, verify
 from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.entries import EmbeddingEntry, ImageEntry
@@ -42,6 +43,7 @@ class ImageReferee(Secret):
     """
 
     __slots__ = ('scheme', 'encrypted', '_plain', '_cipher')
+    scores, held_out = ImageScore, None
 
     def __init__(self, key: SecretKey, scheme: Scheme, plain: Images) -> None:
         self.scheme, self._plain, self._cipher = scheme, plain, _cipher(key, scheme)
@@ -58,6 +60,10 @@ class ImageReferee(Secret):
     def judge(self, restored: Restored) -> ImageScore:
         """How near the restored images are, and which share of random values a guess decrypts."""
         return similarity(restored.images, self._plain, self._found(restored.guess))
+
+    def pictured(self, attempt: Restored, shown: Sequence[int]) -> tuple[ImageScore, tuple[str, ...]]:
+        """:meth:`judge`, and some of the restored images as base64 PNGs."""
+        return self.judge(attempt), tuple(colour_png(attempt.images[i]) for i in shown)
 
     def positive_control(self) -> ImageCheck:
         """The true cipher's own decryption must score full marks in the way that attacks are scored."""

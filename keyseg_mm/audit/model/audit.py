@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -39,7 +39,6 @@ from keyseg_mm.audit.model.loading import (
 )
 from keyseg_mm.audit.model.referee import Referee
 from keyseg_mm.audit.model.report import ModelReport, Pictures, Place, summarise
-from keyseg_mm.audit.model.scoring import Score
 from keyseg_mm.audit.report.pictures import colour_png, png
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.keys.key import SecretKey
@@ -63,27 +62,6 @@ class ModelOrder(Order):
 
     def stage(self, key: SecretKey, say: Say) -> ModelStage:
         return set_up(self, key, say)
-
-
-class ModelRunner(Runner[Case, Attempt, Score]):
-    """Runs attacks on a model.
-
-    Args:
-        referee: holds the key and scores.
-        folder: for the results.
-        shown: numbers of held-out photos whose label maps are kept with each result.
-        bars: show a progress bar for each run.
-    """
-
-    score: ClassVar[type[Score]] = Score
-
-    def __init__(self, referee: Referee, folder: Path, shown: Sequence[int], bars: bool = True) -> None:
-        super().__init__(folder, (referee.held_out, *shown), bars)
-        self._referee, self._shown = referee, shown
-
-    def judge(self, attempt: Attempt, run: Run[Case, Attempt]) -> tuple[Score, tuple[str, ...]]:
-        score, labels = self._referee.judge(attempt)
-        return score, tuple(png(labels[i]) for i in self._shown)
 
 
 @dataclass(frozen=True)
@@ -150,7 +128,7 @@ def set_up(order: ModelOrder, key: SecretKey, say: Say) -> ModelStage:
     say('scoring the authorised model')
     referee = Referee(key, protected.own, case, album.held_out, protected.prefix)
     other = SecondFile(second.stamp, second.weights) if second else None
-    runner = ModelRunner(referee, order.out / 'results', most_varied(album), order.bars)
+    runner = Runner(referee, order.out / 'results', most_varied(album), order.bars)
     runs = planned(case, album.shares, other, suite)
     return ModelStage(order, suite, referee, album, [(runner, run) for run in runs])
 

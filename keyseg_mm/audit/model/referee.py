@@ -7,7 +7,7 @@ the package's own encryptors give (positive control), and a random key must not 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from keyseg_mm.audit.model.attack import Attempt, Case, LabelledPhotos, Target
 from keyseg_mm.audit.model.forward import predict
 from keyseg_mm.audit.model.input_cipher import ImageEncryption, WithInput, encryption_by
 from keyseg_mm.audit.model.scoring import Check, Score, recovery, score
+from keyseg_mm.audit.report.pictures import png
 from keyseg_mm.bind import Bound, derive_cipher, derive_map
 from keyseg_mm.errors import KeyMismatchError
 from keyseg_mm.keys.key import SecretKey, wrong_key
@@ -51,6 +52,7 @@ class Referee(Secret):
     """
 
     __slots__ = ('case', 'held_out', 'authorised', 'full', '_key', '_stamp', '_prefix', '_maps')
+    scores = Score
 
     def __init__(self, key: SecretKey, stamp: Stamp, case: Case, held_out: LabelledPhotos, prefix: str = '') -> None:
         if key.id != stamp.key_id:
@@ -80,6 +82,11 @@ class Referee(Secret):
             share = recovery(attempt.guesses, self._maps, self.case.stamp.maps)
             found = dataclasses.replace(found, recovery=share)
         return found, labels
+
+    def pictured(self, attempt: Attempt, shown: Sequence[int]) -> tuple[Score, tuple[str, ...]]:
+        """The score of :meth:`judge`, and some of the label maps as base64 PNGs."""
+        found, labels = self.judge(attempt)
+        return found, tuple(png(labels[i]) for i in shown)
 
     def model_with(self, key: SecretKey) -> nn.Module:
         """The model as the holder of a key runs it: by the package's own encryptors, and not by the path of guesses."""
