@@ -20,7 +20,7 @@ from run import test
 from torch import Tensor, nn
 
 from keyseg_mm import SecretKey
-from keyseg_mm.baselines.sensitivity import sensitivity
+from keyseg_mm.baselines.parameters import sensitivity
 from keyseg_mm.checkpoint.files import read_checkpoint, write_checkpoint
 from keyseg_mm.locking import SCHEMES, lock_in_place
 from keyseg_mm.mm.config import build_plain_model, read_config

@@ -27,9 +27,11 @@ from keyseg_mm.locking.scheme import Scheme, change_maps, register
 from keyseg_mm.mac import digest
 from keyseg_mm.maps.keyspace import bits_of_permutation
 from keyseg_mm.maps.order import fitting, why_not
+from keyseg_mm.model.passes import Passes
 
 NOT_SENSITIVE = 'none of its values is among the most sensitive'
 DEFAULT_SHARE = 0.01
+SCENES = 4  # painted, that sensitivities are found on
 
 
 class Parameters(Scheme):
@@ -133,14 +135,14 @@ class SelectiveEncryption(Parameters):
 
     def plan(self, model: nn.Module, weights: Mapping[str, Any], **options: Any) -> Plan:
         """Options: ``share`` of the weights (0.01), and ``scores`` of their values by name, not negative, of the same
-        shapes; by default :func:`keyseg_mm.baselines.sensitivity.sensitivity`."""
+        shapes; by default :func:`sensitivity`."""
         given, scores = options.pop('share', None), options.pop('scores', None)
         share = DEFAULT_SHARE if given is None else given
         if options:
             raise TransformError(f'scheme selective takes no {", ".join(map(repr, options))}')
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
             raise TransformError(f'share {share!r}: a share of the weights is above 0 and at most 1, as 0.01')
-        known: Mapping[str, Tensor] = _sensitivity(model, weights) if scores is None else scores
+        known: Mapping[str, Tensor] = sensitivity(model, weights) if scores is None else scores
 
         def counts(groups: list[tuple[str, ...]]) -> Mapping[str, int]:
             size = int(share * sum(weights[names[0]].numel() for names in groups))
@@ -148,12 +150,6 @@ class SelectiveEncryption(Parameters):
 
         spec = {'type': 'SelectiveEncryption', **({} if given is None else {'share': given})}
         return self._plan(model, weights, spec, counts)
-
-
-def _sensitivity(model: nn.Module, weights: Mapping[str, Any]) -> dict[str, Tensor]:
-    from keyseg_mm.baselines.sensitivity import sensitivity  # which needs the host
-
-    return sensitivity(model, weights)
 
 
 def _same_bits(a: Any, b: Any) -> bool:
@@ -181,3 +177,53 @@ def _groups(model: nn.Module, names: list[str]) -> list[tuple[str, ...]]:
         identity = (value.data_ptr(), value.shape, value.dtype) if isinstance(value, Tensor) else name
         groups.setdefault(identity, []).append(name)
     return [tuple(group) for group in groups.values()]
+
+
+def sensitivity(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """How much a model's output depends on each of its weights, found without anybody's data.
+
+    The first-order effect of taking a weight out, ``|w dL/dw|`` (Molchanov et al. 2017, arXiv 1611.06440, equation 8,
+    used there to prune). L is the cross-entropy of what the model says of painted street scenes against its own
+    decisions; docs/results.md compares it with photos and labels.
+
+    Args:
+        model: the plain model of the host, with any weights; it stays as it is.
+        state_dict: plain weights that fit it.
+
+    Returns:
+        By name, of the parameters that the test pass's output depends on, the shape of each: not negative, float32.
+
+    Raises:
+        PointError: it could not be run, or its output does not depend on its weights.
+    """
+    from keyseg_mm.mm.dryrun import watch_module  # which need the host
+    from keyseg_mm.mm.inputs import SIDE, pictures
+
+    model = copy.deepcopy(model)  # state_dict may be its own
+    model.load_state_dict(state_dict, strict=False)
+    return watch_module(model, _scores, image=lambda double, _, side: pictures(double, SCENES, side), smallest=SIDE)
+
+
+def _scores(double: nn.Module, passes: Passes) -> dict[str, Tensor]:
+    from keyseg_mm.mm.inputs import tensors_of
+
+    parameters = {name: p for name, p in double.named_parameters() if p.is_floating_point()}
+    with torch.enable_grad():
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)  # those of frozen stages too
+        outputs = [tensor for _, tensor in tensors_of(passes['test']()) if tensor.requires_grad]
+        if not outputs:
+            raise LockError(f'the output of this {type(double).__name__} does not depend on its weights')
+        loss = torch.stack([_against_itself(tensor) for tensor in outputs]).sum()
+        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    return {
+        name: (parameter * gradient).detach().abs().float()
+        for (name, parameter), gradient in zip(parameters.items(), found)
+        if gradient is not None
+    }
+
+
+def _against_itself(output: Tensor) -> Tensor:
+    """Cross-entropy of class maps (C, H, W) against their own decisions; of other outputs their mean square."""
+    is_classes = output.dim() == 3 and output.shape[0] > 1
+    return nn.functional.cross_entropy(output[None], output.argmax(0)[None]) if is_classes else output.square().mean()

@@ -30,7 +30,7 @@ from keyseg_mm.locking.plan import Plan
 from keyseg_mm.locking.proof import Bench, Proof
 from keyseg_mm.locking.scheme import Scheme, register
 from keyseg_mm.maps.keyspace import bits_of_patches
-from keyseg_mm.maps.pixels import COLOURS, TOP, BlockCipher, BlockTables, check_steps
+from keyseg_mm.maps.pixels import COLOURS, TOP, BlockTables, check_steps
 
 _NOTHING = 1e-2  # a change of the output below it is none
 
@@ -54,13 +54,14 @@ class Patches(Scheme):
     def carry(
         self, tensors: dict[str, Any], prefix: str, before: Bound | None, after: Bound | None, own: bool = False
     ) -> None:
+        both = _tables(after).compose(_tables(before).inverse())
         changed: dict[str, Tensor] = {}
-        back, there = _cipher(before), _cipher(after)
-        both = there if back is None else back.inverse() if there is None else there.compose(back.inverse())
         bound = after or before
         for entry in bound.stamp.embeddings if bound else ():
-            if both is not None:
-                _fold(tensors, changed, prefix, entry, both)
+            weight, offset = _folded(_weight(tensors, prefix, entry), entry, both)
+            changed[prefix + entry.weight] = weight
+            if bool(offset.any()):
+                changed[prefix + entry.offset] = _shifted(tensors, prefix, entry, offset)
         tensors.update(changed)
 
     def prove(
@@ -90,9 +91,11 @@ class Patches(Scheme):
         return bits_of_patches(entry.patch, entry.permute, entry.negate)
 
 
-def _cipher(bound: Bound | None) -> BlockCipher | None:
-    """The cipher of the images, which all embeddings of a model read alike."""
-    return derive_cipher(bound.key, bound.stamp.salt, bound.stamp.embeddings[0]) if bound else None
+def _tables(bound: Bound | None) -> BlockTables:
+    """What is done to a block of the images, which all embeddings of a model read alike; nothing if plain."""
+    if bound is None:
+        return BlockTables()
+    return derive_cipher(bound.key, bound.stamp.salt, bound.stamp.embeddings[0]).tables_of()
 
 
 def plan_patches(model: nn.Module, permute: str = 'all', negate: bool = True) -> Plan:
@@ -123,21 +126,13 @@ def steps_of(entry: EmbeddingEntry) -> str:
     return ', '.join([*([moves[entry.permute]] if entry.permute in moves else []), *['some negated'] * entry.negate])
 
 
-def _fold(
-    tensors: Mapping[str, Any], changed: dict[str, Tensor], prefix: str, entry: EmbeddingEntry, cipher: BlockCipher
-) -> None:
-    """Make an embedding of plain images one of images that went through a cipher."""
-    weight, offset = _folded(_weight(tensors, prefix, entry), entry, cipher)
-    changed[prefix + entry.weight] = weight
-    if bool(offset.any()):
-        changed[prefix + entry.offset] = _shifted(tensors, prefix, entry, offset)
-
-
-def _folded(weight: Tensor, entry: EmbeddingEntry, cipher: BlockCipher) -> tuple[Tensor, Tensor]:
+def _folded(weight: Tensor, entry: EmbeddingEntry, tables: BlockTables) -> tuple[Tensor, Tensor]:
     """The weight for encrypted blocks, in its own dtype, and the constant (D,) that comes with it, in float64."""
     flip = entry.order == 'bgr'
     mean, std = (np.array(values[::-1] if flip else values, dtype=np.float64) for values in (entry.mean, entry.std))
-    order, gain, shift = (torch.from_numpy(t).to(weight.device) for t in terms(cipher.tables_of(), mean, std))
+    order, gain, shift = (
+        torch.from_numpy(t).to(weight.device) for t in terms(tables, len(weight[0].flatten()), mean, std)
+    )
     red_first = weight.detach().double()
     red_first = red_first.flip(1) if flip else red_first
     values = red_first.permute(0, 2, 3, 1)  # a block's values as the cipher counts them, colour by colour
@@ -147,7 +142,7 @@ def _folded(weight: Tensor, entry: EmbeddingEntry, cipher: BlockCipher) -> tuple
 
 
 def terms(
-    tables: BlockTables, mean: NDArray[np.float64], std: NDArray[np.float64]
+    tables: BlockTables, size: int, mean: NDArray[np.float64], std: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """What a linear layer needs that reads encrypted values in the place of plain ones, both normalised.
 
@@ -156,6 +151,7 @@ def terms(
 
     Args:
         tables: of a cipher that negates.
+        size: values of a block.
         mean, std: of the normalisation, shape (3,), in the order in which the cipher counts colours.
 
     Returns:
@@ -163,10 +159,8 @@ def terms(
         or -1 exactly; where nothing is negated and no value changes colours, or all means are 127.5, ``shift`` is 0
         exactly.
     """
-    table, mask = tables.order, tables.changed
-    size = len(table) if table is not None else len(mask) if mask is not None else 0
-    order = np.arange(size) if table is None else table
-    changed = np.zeros(size, dtype=bool) if mask is None else mask
+    order = np.arange(size) if tables.order is None else tables.order
+    changed = np.zeros(size, dtype=bool) if tables.changed is None else tables.changed
     means, stds = np.tile(mean, size // COLOURS), np.tile(std, size // COLOURS)
     signs = np.where(changed, -1.0, 1.0)
     ratio = np.where(stds == stds[order], 1.0, stds / stds[order])

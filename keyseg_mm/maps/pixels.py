@@ -37,12 +37,7 @@ Table = NDArray[np.int64]
 
 COLOURS, TOP = 3, 255
 PATCH = 'PATCH'
-METHODS = {
-    'SHF': 'the values of a block change places, across colours too',
-    'NP': 'a secret half of the places of a block holds 255 - p for p',
-    'FFX': 'a secret half of the places of a block holds the format-preserving encryption of p',
-    PATCH: 'the values of a block change places, and some are taken from 255: what a patch embedding can absorb',
-}
+METHODS = ('SHF', 'NP', 'FFX', PATCH)
 PERMUTE = ('all', 'channel', 'none')
 LARGEST_BLOCK, LARGEST_PATCH = 64, 256
 
@@ -101,7 +96,7 @@ class BlockTables(Secret):
         Args:
             stream: of the subkey.
             size: M * M * C.
-            method: of :data:`METHODS`.
+            method: ``SHF``, ``NP`` or ``FFX``.
             values: gives FFX's permutation of the bytes.
         """
         order = derive.permutation(stream, size)
@@ -134,6 +129,14 @@ class BlockTables(Secret):
         order = None if self.order is None else np.argsort(self.order)
         changed = self.changed if self.changed is None or order is None else self.changed[order]
         return BlockTables(order, changed, np.argsort(self.values).astype(np.uint8))
+
+    def compose(self, first: BlockTables) -> BlockTables:
+        """The tables that do ``first`` and then these, where both change values by 255 - p."""
+        places = slice(None) if self.order is None else self.order
+        order = self.order if first.order is None else first.order[places]
+        if first.changed is None or self.changed is None:
+            return BlockTables(order, self.changed if first.changed is None else first.changed[places])
+        return BlockTables(order, self.changed ^ first.changed[places])
 
 
 class BlockCipher(Secret):
@@ -178,24 +181,6 @@ class BlockCipher(Secret):
     def decrypt(self, image: Any) -> Bytes:
         """Undo :meth:`encrypt`; the same arguments and errors."""
         return self._run(image, decrypt=True)
-
-    def inverse(self) -> BlockCipher:
-        """The cipher that undoes this one, for whole blocks."""
-        return BlockCipher(self.block, lambda colours: self.tables_of(colours).inverse(), whole=True)
-
-    def compose(self, first: BlockCipher) -> BlockCipher:
-        """The cipher ``image -> self(first(image))``, for whole blocks, where both change values by 255 - p."""
-        if first.block != self.block:
-            raise TransformError(f'cannot compose ciphers of blocks of {first.block} and {self.block} pixels')
-
-        def tables(colours: int) -> BlockTables:
-            a, b = first.tables_of(colours), self.tables_of(colours)
-            places = np.arange(self.block**2 * colours) if b.order is None else b.order
-            order = places if a.order is None else a.order[places]
-            one, two = (np.zeros(len(places), bool) if t.changed is None else t.changed for t in (a, b))
-            return BlockTables(order, two ^ one[places])
-
-        return BlockCipher(self.block, tables, whole=True)
 
     def leaks(self) -> dict[str, NDArray[Any]]:
         """The secret tables by name, for :mod:`keyseg_mm.runtime.leaks` only."""

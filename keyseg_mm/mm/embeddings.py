@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,20 +18,6 @@ from keyseg_mm.model.passes import Passes
 from keyseg_mm.model.sites import module_of
 
 _PROBE = 8  # side of the image that a data preprocessor is tried with: its values are all different, and fit 8 bits
-# What a layer must be for a map within blocks to be undone in its weights; the reason where it is not.
-RULES: tuple[tuple[Callable[[Any], bool], str], ...] = (
-    (lambda c: isinstance(c, nn.Conv2d), 'is a {0.__class__.__name__}, no convolution'),
-    (lambda c: c.in_channels == COLOURS and c.groups == 1, 'reads {0.in_channels} channels in {0.groups} groups'),
-    (lambda c: c.kernel_size[0] == c.kernel_size[1], 'has patches that are not square, {0.kernel_size}'),
-    (
-        lambda c: c.kernel_size == c.stride,
-        'has kernel {0.kernel_size} and stride {0.stride}: its patches overlap, or leave gaps, so that a pixel stands '
-        'at several places of the kernel, and a map within blocks cannot be undone in it',
-    ),
-    (lambda c: c.dilation == (1, 1), 'is dilated, and reads pixels of several blocks at once'),
-    (lambda c: c.padding in ((0, 0), 'valid'), 'pads its input, so that its patches are not those of the image'),
-    (lambda c: c.kernel_size[0] > 1, 'reads single pixels, which leaves next to nothing to permute'),
-)
 # Backbones that add position embeddings (1, tokens, D) right behind a patch embedding without a bias: the parameter's
 # name, and how many tokens in front are no patches. They may take the constant: resizing them keeps it.
 POSITIONS: dict[str, tuple[str, int]] = {'VisionTransformer': ('pos_embed', 1)}
@@ -62,18 +47,30 @@ def find_embeddings(model: nn.Module) -> dict[str, nn.Conv2d]:
     if found.others:
         readers = ', '.join(sorted(found.others | found.layers))
         raise LockError(f'its images are read by {readers}: more than patch embeddings, and the rest would see rubbish')
-    layers = {name: module_of(model, name) for name in sorted(found.layers)}
+    layers: dict[str, Any] = {name: module_of(model, name) for name in sorted(found.layers)}
+    problems = [f'{name}: {why}' for name, layer in layers.items() if (why := _why_not(layer))]
     weights, plain = WeightIndex(model), {'type': 'ChannelPermutation'}
-    problems = [f'{name} {why.format(layer)}' for name, layer in layers.items() for ok, why in RULES if not ok(layer)]
     problems = problems or [
         f'{name}: {why}' for name, layer in layers.items() if (why := weights.why_not(layer, COLOURS, plain))
     ]
-    sizes = {getattr(layer, 'kernel_size', None) for layer in layers.values()}
-    if len(sizes) != 1 and not problems:
-        problems = [f'{len(layers)} layers read its images, with patches of {len(sizes)} sizes']
+    if not problems and len({layer.kernel_size for layer in layers.values()}) != 1:
+        problems = [f'{len(layers)} layers read its images, with patches of several sizes']
     if problems:
         raise LockError('this model has no patch embedding that can be encrypted: ' + '; '.join(problems))
-    return {name: layer for name, layer in layers.items() if isinstance(layer, nn.Conv2d)}
+    return layers
+
+
+def _why_not(layer: Any) -> str:
+    """Why a map within blocks cannot be undone in a layer's weights; empty where it can."""
+    if not isinstance(layer, nn.Conv2d) or layer.in_channels != COLOURS or layer.groups != 1:
+        return f'a {type(layer).__name__} that is no convolution of {COLOURS} channels'
+    size, padded = layer.kernel_size, layer.padding not in ((0, 0), 'valid')
+    if size != layer.stride or size[0] != size[1] or size[0] == 1 or padded or layer.dilation != (1, 1):
+        return (
+            f'kernel {size}, stride {layer.stride}, padding {layer.padding}, dilation {layer.dilation}: only where '
+            'square patches do not overlap, and leave no gaps, a map within blocks can be undone'
+        )
+    return ''
 
 
 def normalisation(model: Any) -> tuple[str, tuple[float, ...], tuple[float, ...]]:

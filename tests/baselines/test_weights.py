@@ -14,7 +14,7 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from keyseg_mm import lock, rekey, stamps_of, unlock
-from keyseg_mm.baselines.sensitivity import sensitivity
+from keyseg_mm.baselines.parameters import sensitivity
 from keyseg_mm.bind import Bound, derive_order, licensee_salt, sign, stamp_tensor
 from keyseg_mm.cli import lock as command
 from keyseg_mm.entries import TensorEntry
