@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -69,7 +69,7 @@ def watch_module(
     problem: Exception | None = None
     for side in sorted(SIDES, key=lambda side: side < smallest):
         try:
-            with _undisturbed(module), torch.no_grad():
+            with undisturbed(module.parameters()), torch.no_grad():
                 double = _double(module)
                 return watch(double, _passes(double, side, heads, image or _image))
         except Exception as error:  # the host raises whatever it likes for a size that does not suit it
@@ -80,10 +80,10 @@ def watch_module(
 
 
 @contextmanager
-def _undisturbed(module: nn.Module) -> Iterator[None]:
-    """Run the block and put all random states back after it."""
+def undisturbed(tensors: Iterable[Tensor] = ()) -> Iterator[None]:
+    """Run the block and put all random states back after it, those of the tensors' devices too."""
     states = random.getstate(), np.random.get_state()
-    devices = sorted({p.device.index for p in module.parameters() if p.device.type == 'cuda'})
+    devices = sorted({p.device.index for p in tensors if p.device.type == 'cuda'})
     try:
         with torch.random.fork_rng(devices=devices):
             yield

@@ -34,6 +34,7 @@ class Target(str, Enum):
 
 
 ALL = frozenset(Target)
+IGNORED = 255  # label of pixels that do not count, as everywhere in the host
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,11 @@ class LabelledPhotos(Photos):
     """Images with labels; they serve as unlabelled ones too.
 
     Attributes:
-        labels: (N, H, W) int64.
-        ignore_index: label of pixels that do not count.
+        labels: (N, H, W) int64; pixels of :data:`IGNORED` do not count.
     """
 
     name: ClassVar[str] = 'labelled'
     labels: Tensor
-    ignore_index: int = 255
 
     def take(self, index: Any) -> LabelledPhotos:
         """Some of them: an index tensor, list or slice."""

@@ -155,19 +155,17 @@ def planned(
         found.append(dataclasses.replace(more, name='second', title='a second checkpoint'))
     tried += [Run(cls, where) for where in found for cls in ATTACKS.values() if where.wants(cls)]
     budget = _budget(suite, len(tried))
-    return [dataclasses.replace(run, scenario=_with(budget, run.scenario)) for run in tried]
+    cases = {run.scenario.name: dataclasses.replace(run.scenario.case, budget=budget) for run in tried}
+    return [
+        dataclasses.replace(run, scenario=dataclasses.replace(run.scenario, case=cases[run.scenario.name]))
+        for run in tried
+    ]
 
 
 def _budget(suite: ModelSuite, number: int) -> Budget:
     """What each of a number of runs may spend."""
-    seconds = suite.seconds
-    if suite.total:
-        seconds = min(seconds, max(_LEAST_SECONDS, suite.total / max(1, number)))
+    seconds = min(suite.seconds, max(_LEAST_SECONDS, suite.total / max(1, number))) if suite.total else suite.seconds
     return Budget(suite.steps, round(seconds, 1))
-
-
-def _with(budget: Budget, scenario: Scenario[Case]) -> Scenario[Case]:
-    return dataclasses.replace(scenario, case=dataclasses.replace(scenario.case, budget=budget))
 
 
 def _grants(order: ModelOrder, protected: Protected, model: nn.Module) -> tuple[Grant, ...]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
@@ -24,7 +22,7 @@ from keyseg_mm.entries import Entry, MapEntry, TensorEntry
 from keyseg_mm.errors import KeysegError, PlainCheckpointError, StampError
 from keyseg_mm.locking import unwrap
 from keyseg_mm.mm.config import build_plain_model, rewritten
-from keyseg_mm.mm.dryrun import trace_module
+from keyseg_mm.mm.dryrun import trace_module, undisturbed
 from keyseg_mm.model.points import Point
 from keyseg_mm.model.sites import Site
 from keyseg_mm.stamp import Stamp, is_stamp, stamps_of
@@ -118,20 +116,16 @@ def architecture(cfg: Config, device: torch.device, seed: int) -> Callable[[], n
 
 
 def _build(cfg: Config, device: torch.device, seed: int) -> nn.Module:
-    states = random.getstate(), np.random.get_state()
     logger = MMLogger.get_current_instance()
     muted, logger.disabled = logger.disabled, True  # init_weights tells of every single layer
     try:
-        with torch.random.fork_rng(devices=[]):  # an attack that draws numbers before and after must not see it
+        with undisturbed():  # an attack that draws numbers before and after must not see it
             seed_everything(seed)
-            model = build_plain_model(cfg)
-            initialise: Any = getattr(model, 'init_weights', None)
-            if initialise is not None:
-                initialise()
+            model: Any = build_plain_model(cfg)
+            if hasattr(model, 'init_weights'):
+                model.init_weights()
     finally:
         logger.disabled = muted
-        random.setstate(states[0])
-        np.random.set_state(states[1])
     plain: nn.Module = revert_sync_batchnorm(model)  # a synchronised one waits for other processes
     return plain.to(device).eval()
 

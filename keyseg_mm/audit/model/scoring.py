@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from keyseg_mm.audit.model.attack import LabelledPhotos
+from keyseg_mm.audit.model.attack import IGNORED, LabelledPhotos
 from keyseg_mm.entries import MapEntry
 from keyseg_mm.maps import ChannelMap
 
@@ -52,16 +52,16 @@ class Check:
     chance: float | None = None  # what a random guess recovers of the key
 
 
-def confusion(truth: Tensor, said: Tensor, num_classes: int, ignore_index: int = 255) -> NDArray[np.int64]:
+def confusion(truth: Tensor, said: Tensor, num_classes: int, ignored: int = IGNORED) -> NDArray[np.int64]:
     """Counts (classes, classes): rows are the truth, columns what was said. Ignored pixels of the truth do not count.
 
     Args:
         truth: label maps of any shape.
         said: of the same shape.
         num_classes: number of classes.
-        ignore_index: label that does not count.
+        ignored: label that does not count.
     """
-    kept = truth != ignore_index
+    kept = truth != ignored
     index = truth[kept].long() * num_classes + said[kept].long()
     counts = torch.bincount(index, minlength=num_classes**2)[: num_classes**2]
     return counts.reshape(num_classes, num_classes).cpu().numpy().astype(np.int64)
@@ -94,8 +94,8 @@ def score(said: Tensor, photos: LabelledPhotos, authorised: Tensor, num_classes:
         authorised: label maps of the authorised model.
         num_classes: number of classes.
     """
-    against_truth = confusion(photos.labels, said, num_classes, photos.ignore_index)
-    against_right = confusion(authorised, said, num_classes, ignore_index=-1)
+    against_truth = confusion(photos.labels, said, num_classes)
+    against_right = confusion(authorised, said, num_classes, ignored=-1)
     agreement = 100.0 * float(np.trace(against_right)) / float(against_right.sum())
     return Score(miou(against_truth), agreement, kappa(against_right))
 

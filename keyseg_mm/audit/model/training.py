@@ -17,37 +17,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from keyseg_mm.audit.engine.budget import Budget, Clock, Progress
-from keyseg_mm.audit.model.attack import LabelledPhotos
+from keyseg_mm.audit.model.attack import IGNORED, LabelledPhotos
 from keyseg_mm.audit.model.forward import logits
-from keyseg_mm.errors import KeysegError
 from keyseg_mm.mm.dryrun import data_samples
 
 #: (model, images (B, 3, h, w), labels (B, h, w)) to a scalar
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
+_BATCH = 4  # photos in each step; fewer where there are fewer
 _WARM_UP = 0.05  # share of the steps
 _CLIP = 10.0  # largest norm of a gradient: a scrambled model's first ones are large
 
 
-def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
+def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy of the model's scores, over the labelled pixels; zero where there are none.
 
     Args:
         model: from images to scores.
         images: (B, 3, H, W), normalised.
         labels: (B, H, W).
-        ignore_index: label of pixels that do not count.
     """
     scores = logits(model, images)
-    if not (labels != ignore_index).any():
+    if not (labels != IGNORED).any():
         return 0.0 * scores.sum()
-    return F.cross_entropy(scores, labels, ignore_index=ignore_index)
+    return F.cross_entropy(scores, labels, ignore_index=IGNORED)
 
 
-def segmentation_loss(model: nn.Module, images: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
+def segmentation_loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """The model's own loss, in training mode, or :func:`cross_entropy` where it has none; arguments as there."""
     if not all(callable(getattr(model, name, None)) for name in ('loss', 'parse_losses', 'predict')):
-        return cross_entropy(model, images, labels, ignore_index)
+        return cross_entropy(model, images, labels)
     host: Any = model
     total, _ = host.parse_losses(host.loss(images, data_samples(labels)))
     return total  # type: ignore[no-any-return]
@@ -58,14 +57,13 @@ class Recipe:
     """How to train.
 
     Attributes:
-        steps: of ``batch`` photos each.
+        steps: of a few photos each.
         lr: peak learning rate.
         learns: from a parameter's name, whether it learns.
         loss: of a batch.
         weight_decay: of AdamW.
         crop: side of the random crops, as a share of the photos' sides; rounded to 32 pixels, the strides of most
             models.
-        batch: photos in each step; fewer where there are fewer.
     """
 
     steps: int
@@ -74,7 +72,6 @@ class Recipe:
     loss: Loss = segmentation_loss
     weight_decay: float = 0.01
     crop: float = 0.75
-    batch: int = 4
 
 
 @dataclass(frozen=True)
@@ -88,11 +85,6 @@ class Course:
 
     exhausted: bool
     losses: list[float]
-
-    @property
-    def steps(self) -> int:
-        """Steps taken."""
-        return len(self.losses)
 
     @property
     def last(self) -> float:
@@ -119,32 +111,21 @@ def train(
         clock: its seconds end the training early, and it counts the steps; none by default.
         progress: called after each step.
         seed: of batches, flips, crops and dropout.
-
-    Raises:
-        KeysegError: no labels, or nothing to train.
     """
-    if not isinstance(photos, LabelledPhotos) or not len(photos):
-        raise KeysegError('training needs labelled photos; this case has none')
-    frozen = _freeze(model, recipe.learns)
     device = photos.images.device
-    try:
-        with torch.random.fork_rng([device.index or 0] if device.type == 'cuda' else []), torch.enable_grad():
-            torch.manual_seed(seed)  # dropout and the like
-            _train_mode(model)
-            batches = _batches(photos, recipe, torch.Generator().manual_seed(seed))
-            return _descend(model, batches, recipe, clock or Budget(recipe.steps, math.inf).clock(), progress)
-    finally:
-        model.eval()
-        for parameter in frozen:
-            parameter.requires_grad_(True)
+    with torch.random.fork_rng([device.index or 0] if device.type == 'cuda' else []), torch.enable_grad():
+        torch.manual_seed(seed)  # dropout and the like
+        _set_up(model, recipe.learns)
+        batches = _batches(photos, recipe, torch.Generator().manual_seed(seed))
+        course = _descend(model, batches, recipe, clock or Budget(recipe.steps, math.inf).clock(), progress)
+    model.eval()
+    return course
 
 
 def _descend(
     model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], recipe: Recipe, clock: Clock, progress: Progress
 ) -> Course:
     learning = [p for p in model.parameters() if p.requires_grad]
-    if not learning:
-        raise KeysegError('nothing to train: no parameter was chosen')
     steps = min(recipe.steps, clock.budget.steps - clock.steps)
     optimizer = torch.optim.AdamW(learning, lr=recipe.lr, weight_decay=recipe.weight_decay)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
@@ -165,7 +146,7 @@ def _batches(photos: LabelledPhotos, recipe: Recipe, draw: torch.Generator) -> I
     """Batches without end, with one random crop window and a flip for each photo."""
     height, width = photos.images.shape[2:]
     tall, wide = (_side(side, recipe.crop) for side in (height, width))
-    count = min(recipe.batch, max(2, len(photos)))  # batch norms refuse a single value for each channel
+    count = min(_BATCH, max(2, len(photos)))  # batch norms refuse a single value for each channel
     while True:
         images, labels = [], []
         for index in torch.randperm(max(len(photos), count), generator=draw)[:count].tolist():
@@ -193,24 +174,13 @@ def _rate(step: int, steps: int) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _freeze(model: nn.Module, learns: Callable[[str], bool]) -> list[nn.Parameter]:
-    """Let only the chosen parameters learn; returns those that were switched off here."""
-    frozen = []
+def _set_up(model: nn.Module, learns: Callable[[str], bool]) -> None:
+    """Freeze all parameters that are not to learn, and the statistics of batch norms that have no others."""
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not learns(name):
+        if not learns(name):
             parameter.requires_grad_(False)
-            frozen.append(parameter)
-    return frozen
-
-
-def _train_mode(model: nn.Module) -> None:
     model.train()
     for module in model.modules():
         own = list(module.parameters(recurse=False))
-        if (
-            isinstance(module, nn.modules.batchnorm._BatchNorm)
-            and own
-            and not any(p.requires_grad for p in own)
-            or isinstance(module, nn.SyncBatchNorm)
-        ):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and own and not any(p.requires_grad for p in own):
             module.eval()

@@ -120,19 +120,18 @@ def equations_at(case: Case, point: AttackedPoint, guesses: Guesses) -> list[Nor
     names = [n for n, layer in layers if getattr(layer, 'groups', 1) == 1]
     patches: dict[str, list[Tensor]] = {name: [] for name in names}
     draw = torch.Generator().manual_seed(case.seed)
-    left: dict[int, tuple[str, Tensor]] = {}  # by id, kept alive so that the id is not given away
+    left: list[tuple[str, Tensor]] = []  # what came out of the layers
     norms: dict[str, nn.Module] = {}
 
     def leaving(name: str) -> Any:
         def note(layer: nn.Module, args: Any, output: Tensor) -> None:
             patches[name].append(_patches(layer, args[0], draw))
-            left[id(output)] = name, output
+            left.append((name, output))
 
         return note
 
     def entering(norm: nn.Module, args: Any) -> None:
-        if id(args[0]) in left:
-            norms[left[id(args[0])][0]] = norm
+        norms.update((name, norm) for name, output in left if output is args[0])
 
     for name in names:
         model.get_submodule(name).register_forward_hook(leaving(name))
