@@ -49,7 +49,7 @@ class Bound:
         """The secret order of each tensor that is encrypted itself, by its names."""
         orders: dict[str, ValueOrder] = {}
         for entry in self.stamp.tensors:
-            order = ValueOrder(entry.count, (partial(derive_order, self.key, self.stamp.salt, entry), False))
+            order = ValueOrder(entry.count, partial(derive_order, self.key, self.stamp.salt, entry))
             orders.update(dict.fromkeys(entry.names, order))
         return orders
 

@@ -12,8 +12,10 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,7 +96,9 @@ def by_weights(
         raise LockError('this file and the original have no layers of the same names and shapes: another model')
     first = candidates[0]
     as_it_is: dict[str, WeightMap | None] = {name: None for entry in first.maps for name in entry.weights}
-    as_it_is.update({tensor.names[0]: ValueOrder(tensor.count) for tensor in first.tensors})
+    as_it_is.update(
+        {tensor.names[0]: ValueOrder(tensor.count, partial(np.arange, tensor.count)) for tensor in first.tensors}
+    )
     found = [Similarity(PLAIN, _similarity(tensors, plain, as_it_is), '')]
     for template in candidates:
 

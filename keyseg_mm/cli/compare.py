@@ -9,7 +9,8 @@ Every finished step is kept: the same command goes on where it stopped. Methods 
 change. The plain model is always there, since all are measured by it.
 
 With --jobs or --scheduler, methods that do not depend on each other are tried at the same time; the workers of a
-cluster need this package, and DIR, key and data under the same paths. Seconds mean little under such load.
+cluster need this package, and DIR and data under the same paths. Seconds mean little under such load. The key is drawn
+for the comparison, and lies in DIR.
 
 examples:
   keyseg compare --list                                             the methods, and where they were published
@@ -42,7 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--out', type=Path, metavar='DIR', help='folder for all that is made')
     add('--methods', nargs='+', metavar='NAME', help="which, by name or pattern as 'lock-*' (default: all, see --list)")
     add('--list', action='store_true', help='list the methods, and do nothing')
-    add('--key', metavar='LOC', help='locator of the key (default: DIR/compare.key, made if it is not there)')
     add('--suite', choices=('none', *SUITES), default='quick', help='of the audit (quick)')
     add('--seed', type=number(0), default=0, help='of training and audit, the same for all (0)')
     add('--wrong-keys', type=number(0), default=3, metavar='N', help='how many to test with (3)')
@@ -79,7 +79,7 @@ def _compare(args: argparse.Namespace) -> int:
     if args.plain is not None and not args.plain.is_file():
         raise KeysegError(f'--plain {args.plain}: no such file')
     plain = str(args.plain.resolve()) if args.plain else None
-    config, key = str(args.config.resolve()), locator_of(args.out, args.key)
+    config, key = str(args.config.resolve()), locator_of(args.out)
     options = Options(config, args.cfg_options, plain, key, args.seed, args.suite, args.wrong_keys)
     cfg = read_plain(args.config, args.cfg_options)
     begin(args.out, options, cfg)

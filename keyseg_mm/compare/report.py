@@ -10,7 +10,7 @@ from keyseg_mm.atomic import write_json, write_new
 from keyseg_mm.audit.engine.results import to_json
 from keyseg_mm.audit.report.page import figure, page
 from keyseg_mm.compare.methods import PLAIN
-from keyseg_mm.compare.rows import NONE, Audited, Row
+from keyseg_mm.compare.rows import NONE, Row
 from keyseg_mm.compare.run import Comparison
 from keyseg_mm.maps.keyspace import KEY_BITS
 
@@ -19,8 +19,6 @@ HEAD = (
     'method', 'right key', 'drop', 'no key', 'a wrong key', 'floor', 'seconds', 'key space, bits', 'audit advantage',
 )  # fmt: skip
 _NOTHING = '–'
-#: Words of the audit's levels where its advantage says nothing by itself.
-_LEVELS = {'void': 'void: ', 'idle': 'nothing to steal: '}
 
 
 def write(out: Path, found: Comparison) -> Path:
@@ -48,12 +46,5 @@ def cells(found: Comparison, row: Row) -> list[str]:
         *mious,
         figure(row.seconds, 3),
         f'{bits:,.0f}' if bits is not None else _NOTHING if row.name == PLAIN else 'not countable',
-        _NOTHING if row.audit is None else _audit(row.audit),
+        row.audit or _NOTHING,
     ]
-
-
-def _audit(found: Audited) -> str:
-    """The advantage, the best attack and what it reached; or why there is none."""
-    if found.why:
-        return f'none: {found.why}'
-    return f'{_LEVELS.get(found.level, "")}{found.advantage:+.1f} ({found.attack}, {found.attack_miou:.1f})'

@@ -9,17 +9,6 @@ RIGHT, NONE = 'right', 'none'
 DONE, NOT_APPLICABLE, FAILED = 'done', 'not applicable', 'failed'
 
 
-@dataclass(frozen=True)
-class Audited:
-    """What a comparison tells of an audit: its headline; or why there is none, where the audit refused."""
-
-    why: str = ''
-    advantage: float = 0.0
-    level: str = ''
-    attack: str = ''
-    attack_miou: float = 0.0
-
-
 @dataclass
 class Row:
     """What is known of a method.
@@ -30,7 +19,7 @@ class Row:
         miou: in percent, by who tested: ``right``, ``none``, ``wrong-1`` and so on.
         key_space: log2 of the number of its tables; None where they cannot be counted, or are none.
         seconds: of the host's test with the right key, for each photo.
-        audit: its headline, if there was one.
+        advantage, audit: what the audit found, in mIoU points and in words; in words alone where it refused.
     """
 
     name: str
@@ -40,7 +29,8 @@ class Row:
     miou: dict[str, float] = field(default_factory=dict)
     key_space: float | None = None
     seconds: float | None = None
-    audit: Audited | None = None
+    advantage: float | None = None
+    audit: str = ''
 
     def fail(self, why: str, status: str = FAILED) -> None:
         """Note why the row ends here."""
@@ -65,7 +55,7 @@ class Options:
         config: path of the plain config.
         cfg_options: put into it.
         plain: path of a trained plain checkpoint, if there is one.
-        key: locator.
+        key: locator of the comparison's own key.
         seed: of training and audit.
         suite: of the audit, or ``none``.
         wrong_keys: how many.

@@ -20,10 +20,9 @@ from keyseg_mm.compare.configs import protect
 from keyseg_mm.compare.methods import PLAIN, Method
 from keyseg_mm.compare.rows import DONE, FAILED, NOT_APPLICABLE, Options, Row
 from keyseg_mm.compare.trial import Trial
-from keyseg_mm.errors import KeyFileError, KeysegError
+from keyseg_mm.errors import KeysegError
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.keys.keyfile import write_key_file
-from keyseg_mm.keys.locator import locate, refuse_secret
 from keyseg_mm.mm.config import build_plain_model
 from keyseg_mm.mm.floor import floor_of_dataset
 
@@ -47,29 +46,13 @@ class Comparison:
     rows: Sequence[Row]
 
 
-def locator_of(out: Path, wanted: str | None) -> str:
-    """The locator of a comparison's key, which means the same wherever it is followed from.
-
-    Args:
-        out: the comparison's folder.
-        wanted: what the user gave; None for a key of the comparison's own.
-
-    Raises:
-        KeyFileError: it leads to no real key. Standard input is none: each command follows the locator anew.
-    """
-    if wanted is None:
-        return f'file:{(out / KEY).resolve()}'
-    refuse_secret(wanted)
-    scheme, _, path = wanted.partition(':')
-    locator = f'file:{Path(path).expanduser().resolve()}' if scheme == 'file' and path else wanted
-    found = locate(locator)
-    if found.key is None or found.deliberate:
-        raise KeyFileError('--key takes the locator of a real key, as file:PATH')
-    return locator
+def locator_of(out: Path) -> str:
+    """The locator of the comparison's own key."""
+    return f'file:{(out / KEY).resolve()}'
 
 
 def begin(out: Path, options: Options, cfg: Config) -> None:
-    """Take a folder into use, or take it up again; the comparison's own key is made there where it is missing.
+    """Take a folder into use, or take it up again; the comparison's key is made there where it is missing.
 
     Raises:
         KeysegError: it is no folder, holds something else, or was made with other options.
@@ -90,9 +73,8 @@ def begin(out: Path, options: Options, cfg: Config) -> None:
             f'{out} holds a comparison with other options ({", ".join(changed)}), and their results cannot stand side '
             'by side. Give the same options to go on, or another folder with --out'
         )
-    if options.key == locator_of(out, None) and not own.exists():
+    if not own.exists():
         write_key_file(own, SecretKey.generate(), comment='made by keyseg compare')
-    locate(options.key)
 
 
 def compare(

@@ -23,7 +23,7 @@ import torch
 from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.compare.configs import key_options
 from keyseg_mm.compare.methods import Method
-from keyseg_mm.compare.rows import NONE, RIGHT, Audited, Options, Row
+from keyseg_mm.compare.rows import NONE, RIGHT, Options, Row
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.locking.scheme import key_space
 from keyseg_mm.mm.config import read_config
@@ -31,6 +31,8 @@ from keyseg_mm.stamp import stamps_of
 
 _AUDITED = (0, 4)  # exit statuses of `keyseg audit` with a result
 _LONGEST = 400  # characters of a reason
+#: Words of the audit's levels where its advantage says nothing by itself.
+_LEVELS = {'void': 'void: ', 'idle': 'nothing to steal: '}
 
 _Found = TypeVar('_Found')
 
@@ -87,7 +89,7 @@ class Trial:
                 row.miou[who], seconds = self._test(who, key)
                 row.seconds = seconds if who == RIGHT else row.seconds
             if self.plain is not None and self.options.suite != 'none':
-                row.audit = self._audit()
+                row.advantage, row.audit = self._audit()
         except KeysegError as error:
             row.fail(str(error))
         return row
@@ -138,19 +140,21 @@ class Trial:
 
         return self._step(work.name, given, read, self.checkpoint)
 
-    def _audit(self) -> Audited:
+    def _audit(self) -> tuple[float | None, str]:
+        """The advantage, and in words the best attack and what it reached; or why there is none."""
         out, suite, seed = self.folder / 'audit', self.options.suite, self.options.seed
         given = ['audit', self.config, self.checkpoint, '--out', out, '--key', self.options.key]
 
-        def read() -> Audited:
+        def read() -> tuple[float | None, str]:
             summary = json.loads((out / 'report.json').read_text(encoding='utf-8'))['summary']
-            headline, best = summary['headline'], summary['headline']['attack']
-            return Audited('', headline['advantage'], summary['level'], best['about']['title'], best['score']['miou'])
+            best, gained = summary['headline']['attack'], summary['headline']['advantage']
+            words = f'{gained:+.1f} ({best["about"]["title"]}, {best["score"]["miou"]:.1f})'
+            return gained, _LEVELS.get(summary['level'], '') + words
 
         try:
             return self._step('audit', [*given, '--suite', suite, '--seed', seed], read, self.checkpoint)
         except RefusedError as error:
-            return Audited(str(error))
+            return None, f'none: {error}'
 
     def _step(
         self,

@@ -22,7 +22,6 @@ ORDERS = ('TensorPermutation', 'SelectiveEncryption')
 _RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a value
 
 Order = NDArray[np.int64]
-Step = tuple[Callable[[], Order], bool]
 
 
 def sorted_order(stream: KeyStream, n: int) -> NDArray[np.int64]:
@@ -56,37 +55,25 @@ class ValueOrder(Secret):
 
     Args:
         count: how many values.
-        steps: what derives an order, and whether it is undone; one after another.
+        order: derives the secret order: value i comes from place ``order()[i]`` among the values.
     """
 
-    __slots__ = ('count', '_steps', '_inverse')
+    __slots__ = ('count', 'order')
 
-    def __init__(self, count: int, *steps: Step) -> None:
-        self.count, self._steps = count, steps
-        self._inverse: ValueOrder | None = None
+    def __init__(self, count: int, order: Callable[[], Order]) -> None:
+        self.count, self.order = count, order
 
     @property
     def public_id(self) -> str:
         return f'of {self.count} values'
 
     def inverse(self) -> ValueOrder:
-        """The map that undoes this one; the inverse of the inverse is this object."""
-        if self._inverse is None:
-            self._inverse = ValueOrder(self.count, *((derive, not undone) for derive, undone in reversed(self._steps)))
-            self._inverse._inverse = self
-        return self._inverse
+        """The map that undoes this one."""
+        return ValueOrder(self.count, lambda: _undo(self.order()))
 
     def compose(self, first: ValueOrder) -> ValueOrder:
         """The map that carries ``first`` and then this one, in one step."""
-        return ValueOrder(self.count, *first._steps, *self._steps)
-
-    def order(self) -> Order:
-        """The secret order: value i comes from place ``order[i]`` among the values."""
-        found: Order | None = None
-        for derive, undone in self._steps:
-            step = _undo(derive()) if undone else derive()
-            found = step if found is None else found[step]
-        return np.arange(self.count) if found is None else found
+        return ValueOrder(self.count, lambda: first.order()[self.order()])
 
     def carry(self, weight: Tensor, out: Tensor | None = None) -> Tensor:
         """The values in their new order.
@@ -127,7 +114,7 @@ def _put(values: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
 
 
 def _undo(order: Order) -> Order:
-    inverse = np.empty_like(order)
+    inverse = np.empty_like(order)  # sorting would take longer
     inverse[order] = np.arange(len(order))
     return inverse
 
