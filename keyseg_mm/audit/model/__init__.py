@@ -1,1 +1,1 @@
-"""What a protected file is worth to somebody without its key: cases, training, scoring, referees, transfer."""
+"""What a protected file is worth to somebody without its key: cases, attacks and controls, the referee, the report."""

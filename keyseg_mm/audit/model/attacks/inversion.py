@@ -116,8 +116,8 @@ def equations_at(case: Case, point: AttackedPoint, guesses: Guesses) -> list[Nor
     from those of the training, and an earlier guess may be wrong; a map has the right mean and scale all the same.
     """
     model, photos = case.model(guesses), case[Photos].images[:IMAGES]
-    layers = [(n, model.get_submodule(n)) for n in (w.removesuffix('.weight') for w in carriers(point.entry))]
-    names = [n for n, layer in layers if getattr(layer, 'groups', 1) == 1]
+    carrying = [name.removesuffix('.weight') for name in carriers(point.entry) if name.endswith('.weight')]
+    names = [name for name in carrying if isinstance(model.get_submodule(name), (nn.Conv2d, nn.Linear))]
     patches: dict[str, list[Tensor]] = {name: [] for name in names}
     draw = torch.Generator().manual_seed(case.seed)
     left: list[tuple[str, Tensor]] = []  # what came out of the layers
