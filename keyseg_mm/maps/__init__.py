@@ -22,7 +22,11 @@ __all__ = [
 ]
 
 #: The kinds of maps, by the name that configs and stamps call a transform.
-TRANSFORMS: dict[str, type[Map]] = {}
+TRANSFORMS: dict[str, type[Map]] = {
+    kind.__name__: kind for kind in (ChannelPermutation, SignedChannelPermutation, ChannelRotation)
+}
+#: Those that are the same map of the channels everywhere, as locking needs it.
+CHANNEL_MAPS = tuple(TRANSFORMS)
 _Class = TypeVar('_Class', bound=type[Map])
 
 
@@ -30,12 +34,6 @@ def register(cls: _Class) -> _Class:
     """Class decorator: make a kind of map known by its name."""
     TRANSFORMS[cls.__name__] = cls
     return cls
-
-
-for _kind in (ChannelPermutation, SignedChannelPermutation, ChannelRotation):
-    register(_kind)
-#: Those that are the same map of the channels everywhere, as locking needs it.
-CHANNEL_MAPS = tuple(TRANSFORMS)
 
 
 def normal_form(transform: str | Mapping[str, Any], table: Mapping[str, Any] = TRANSFORMS) -> dict[str, Any]:
