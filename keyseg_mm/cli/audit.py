@@ -7,8 +7,8 @@ encrypted images.
 
 Without CHECKPOINT, or with --images: what can be seen of the plain images without the key? The images are the test data
 of CONFIG, encrypted as its test pipeline says (keyseg_mm.EncryptImage) or as CHECKPOINT says. Attackers see the
-encrypted images; then also photos of their own, from the training data; then also a few of those encrypted with the
-key. What they restore is scored by SSIM (1: the plain image) and PSNR.
+encrypted images; then also photos of their own, from the training data; then also one of those encrypted with the key.
+What they restore is scored by SSIM (1: the plain image) and PSNR.
 
 Writes report.json and report.html into OUT. An interrupted audit goes on where it stopped when it is started again with
 the same options.

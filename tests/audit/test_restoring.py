@@ -22,7 +22,7 @@ from keyseg_mm.audit.engine.budget import Budget
 from keyseg_mm.audit.engine.datasets import common_size
 from keyseg_mm.audit.engine.results import Failure, to_json
 from keyseg_mm.audit.engine.runner import Runner
-from keyseg_mm.audit.engine.suites import IMAGE_SUITES, ImageSuite
+from keyseg_mm.audit.engine.suites import IMAGE_SUITES, Suite
 from keyseg_mm.audit.images.attack import (
     ATTACKS,
     CONTROLS,
@@ -52,7 +52,7 @@ from tests.support.pages import PHONE, SCREEN, Page, look
 
 KEY = SecretKey(bytes(range(32)))
 SALT = bytes(range(SALT_BYTES))
-TINY = ImageSuite(12, 20.0, 6, 8, 96, (1, 2))
+TINY = Suite(12, 20.0, 6, 8, 96)
 AUDIT = Path(package.__file__).parent
 
 
@@ -314,7 +314,7 @@ def test_a_whole_audit_says_what_falls(report):
     assert summary.level == 'falls' and 'restored' in summary.verdict and 'known pairs' in summary.verdict
     assert [row.has for row in summary.advantages] == ['images', 'photos', 'pairs']
     assert summary.advantages[2].attack.about.name == 'known-pairs'
-    assert read == {**to_json(found), 'summary': to_json(summary)}
+    assert read == {'format': found.FORMAT, **to_json(found), 'summary': to_json(summary)}
 
 
 def test_an_interrupted_audit_goes_on(report, scenes, monkeypatch):

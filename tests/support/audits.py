@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from keyseg_mm.audit.engine.budget import Budget
-from keyseg_mm.audit.engine.results import About, Failure, Result
+from keyseg_mm.audit.engine.results import About, Check, Failure, Result
 from keyseg_mm.audit.model.attack import LabelledPhotos, Target
 from keyseg_mm.audit.model.report import ModelReport, Pictures, Place
-from keyseg_mm.audit.model.scoring import Check, Score
+from keyseg_mm.audit.model.scoring import Score
 from keyseg_mm.audit.report.pictures import colour_png, png
 from keyseg_mm.bind import derive_map
 from tests.support.configs import tiny_model_cfg
@@ -85,14 +85,14 @@ def make_report(**changes):
     place = Place('in:backbone.layer1.0.conv1', {'type': 'ChannelRotation', 'block': 8}, 64)
     palette = ((128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156))
     report = ModelReport(
-        format=ModelReport.FORMAT, version=1, made_by='0.1.0', when='2026-01-01 12:00', suite='quick', seed=0,
+        made_by='0.1.0', when='2026-01-01 12:00', suite='quick', seed=0,
         seconds=70.0, config='a_rather_long_config_name_8xb2-160k_ade20k-512x512.py', held_out=16,
         train_photos=160, photo_size=(32, 64), floor=2.2, checkpoint='<b>best</b>_mIoU_iter_500.pth',
         public='public.pth', second=None, key_id='ks1wxf3zvg5exqn3cuv', target=Target.MAPS, places=(place,),
         budget=Budget(60, 11.1), device='cpu', authorised=score,
         no_key=dataclasses.replace(score, miou=0.7),
         positive=Check(dataclasses.replace(score, recovery=1.0), True),
-        negative=Check(dataclasses.replace(score, miou=0.9, recovery=0.02), True, 0.01),
+        negative=Check(dataclasses.replace(score, miou=0.9, recovery=0.02), True),
         pictures=Pictures(
             (photo, photo), (_labels(0),) * 2, (_labels(0),) * 2, (_labels(1),) * 2, palette
         ),

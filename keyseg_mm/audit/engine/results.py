@@ -62,6 +62,14 @@ class Result(Scored[S]):
     pictures: tuple[str, ...]  # what came of the photos that a report shows, as base64 PNGs
 
 
+@dataclass(frozen=True)
+class Check(Generic[S]):
+    """A check that a referee made of itself: what it scored, and whether that is as it must be."""
+
+    score: S
+    passed: bool
+
+
 def finished(outcomes: Iterable[Result[S] | Failure], kind: Kind | None = None) -> list[Result[S]]:
     """Those that came to a score, of one kind or of all."""
     done = [outcome for outcome in outcomes if isinstance(outcome, Result)]

@@ -34,20 +34,13 @@ class ModelSuite(Suite):
     total: float | None = None  # seconds of all runs together, aimed at by giving each less; None for no aim
 
 
-@dataclass(frozen=True)
-class ImageSuite(Suite):
-    """Of an audit of encrypted images."""
-
-    pairs: tuple[int, ...] = (1, 16)  # how many known pairs an attacker has, in the scenarios with any
-
-
 SUITES = {
     'quick': ModelSuite(60, 12.0, 16, 32, 384, (0.1,), 200.0),
     'standard': ModelSuite(400, 300.0, 60, 256, 768, (0.01, 0.1)),
     'full': ModelSuite(2000, 3600.0, None, None, None, (0.01, 0.05, 0.1)),
 }
 IMAGE_SUITES = {
-    'quick': ImageSuite(150, 30.0, 16, 32, 192, (1, 16)),
-    'standard': ImageSuite(2000, 400.0, 40, 200, 512, (1, 64)),
-    'full': ImageSuite(10000, 3600.0, 60, 200, None, (1, 64)),
+    'quick': Suite(150, 30.0, 16, 32, 192),
+    'standard': Suite(2000, 400.0, 40, 200, 512),
+    'full': Suite(10000, 3600.0, 60, 200, None),
 }

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from keyseg_mm.audit.engine.attack import BaseAttack, BaseAttempt, BaseCase, Grant, Registry
 from keyseg_mm.audit.images.scheme import Images, Scheme
 from keyseg_mm.maps.pixels import BlockCipher
@@ -48,11 +46,6 @@ class ImageCase(BaseCase):
     def photos(self) -> Images | None:
         """The attacker's own, if there are any."""
         return self[OwnPhotos].images if OwnPhotos in self else None
-
-    @property
-    def rng(self) -> np.random.Generator:
-        """A fresh generator of the case's seed."""
-        return np.random.default_rng(self.seed)
 
 
 @dataclass

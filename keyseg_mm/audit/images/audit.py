@@ -8,7 +8,7 @@ from typing import ClassVar
 from keyseg_mm.audit.engine.attack import Run, Scenario
 from keyseg_mm.audit.engine.audit import Order, Planned, Stage
 from keyseg_mm.audit.engine.runner import Runner
-from keyseg_mm.audit.engine.suites import IMAGE_SUITES, ImageSuite, Say
+from keyseg_mm.audit.engine.suites import IMAGE_SUITES, Say, Suite
 from keyseg_mm.audit.images import attacks, controls  # noqa: F401 - registers all of them
 from keyseg_mm.audit.images.attack import ATTACKS, CONTROLS, ImageCase, KnownPairs, OwnPhotos, Restored
 from keyseg_mm.audit.images.reading import read_photos
@@ -26,7 +26,7 @@ _SHOWN = 3  # images shown in the report
 class ImageOrder(Order):
     """The audit of encrypted images. The config's test pipeline says how they are encrypted, or the checkpoint."""
 
-    limits: ImageSuite | None = None  # in place of the suite's own
+    limits: Suite | None = None  # in place of the suite's own
 
     def stage(self, key: SecretKey, say: Say) -> ImageStage:
         cfg, suite = read_config(self.config), self.limits or IMAGE_SUITES[self.suite]
@@ -40,7 +40,7 @@ class ImageStage(Stage):
     """What is attacked: images (N, H, W, 3) of bytes, red first, of whole blocks."""
 
     order: ImageOrder
-    suite: ImageSuite
+    suite: Suite
     referee: ImageReferee
     attacked: Images  # plain; only the referee gets them
     public: Images  # the attacker's own photos, of the same size
@@ -61,20 +61,18 @@ class ImageStage(Stage):
         encrypted, public = self.referee.encrypted, self.public
         alone = ImageCase(self.referee.scheme, encrypted, seed=self.order.seed, budget=self.suite.budget())
         informed = alone.granting(OwnPhotos(public))
-        found = [
+        paired = informed.granting(self.referee.pairs(public[:1]))
+        return [
             Scenario('images', f'{len(encrypted)} encrypted images alone', alone),
             Scenario('photos', f'and {len(public)} other photos', informed, frozenset({OwnPhotos})),
+            Scenario('pairs', 'and one of them encrypted with the key', paired, frozenset({KnownPairs})),
         ]
-        for count in dict.fromkeys(min(count, len(public)) for count in self.suite.pairs):
-            title = f'and {count} of them encrypted with the key'
-            case = informed.granting(self.referee.pairs(public[:count]))
-            found.append(Scenario(f'pairs-{count}', title, case, frozenset({KnownPairs})))
-        return found
 
     def report(self) -> ImageReport:
         order, referee = self.order, self.referee
         return ImageReport(
-            **ImageReport.header(order.suite, order.seed),
+            suite=order.suite,
+            seed=order.seed,
             config=order.config.name,
             checkpoint=order.checkpoint.name if order.checkpoint else None,
             scheme=referee.scheme,

@@ -11,7 +11,7 @@ import numpy as np
 from mmengine.config import Config
 
 from keyseg_mm.audit.engine.datasets import ENCRYPTING, PhotoSet, nested_shares, type_of
-from keyseg_mm.audit.engine.suites import ImageSuite, Say
+from keyseg_mm.audit.engine.suites import Say, Suite
 from keyseg_mm.audit.images.scheme import Images
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.maps.pixels import COLOURS
@@ -21,7 +21,7 @@ _ENDS = (*ENCRYPTING, 'PackSegInputs')
 _SKIPPED = ('LoadAnnotations',)
 
 
-def read_photos(cfg: Config, suite: ImageSuite, block: int, seed: int, say: Say) -> tuple[Images, Images]:
+def read_photos(cfg: Config, suite: Suite, block: int, seed: int, say: Say) -> tuple[Images, Images]:
     """Images to be attacked, and an attacker's photos, none of them among the others; all of one size, red first.
 
     Sides are multiples of the block, of two at least.

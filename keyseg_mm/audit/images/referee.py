@@ -12,8 +12,8 @@ import numpy as np
 from mmengine.config import Config
 
 from keyseg_mm.audit.engine.datasets import ENCRYPTING, pipeline_of, type_of
+from keyseg_mm.audit.engine.results import Check
 from keyseg_mm.audit.images.attack import KnownPairs, Restored
-from keyseg_mm.audit.images.report import ImageCheck
 from keyseg_mm.audit.images.scheme import Images, Scheme
 from keyseg_mm.audit.images.scoring import ImageScore, similarity
 from keyseg_mm.audit.report.pictures import colour_png
@@ -65,12 +65,12 @@ class ImageReferee(Secret):
         """:meth:`judge`, and some of the restored images as base64 PNGs."""
         return self.judge(attempt), tuple(colour_png(attempt.images[i]) for i in shown)
 
-    def positive_control(self) -> ImageCheck:
+    def positive_control(self) -> Check[ImageScore]:
         """The true cipher's own decryption must score full marks in the way that attacks are scored."""
         score = similarity(_run(self._cipher.decrypt, self.scheme, self.encrypted), self._plain)
-        return ImageCheck(score, score.exact == 1.0 and score.ssim > 1 - 1e-9)
+        return Check(score, score.exact == 1.0 and score.ssim > 1 - 1e-9)
 
-    def negative_control(self, seed: int) -> ImageCheck:
+    def negative_control(self, seed: int) -> Check[ImageScore]:
         """Random keys' decryptions must not: the middle one's score, and whether the worst one fails as it should.
 
         The worst, because a block of one pixel has so few ciphers that a random key may well be right.
@@ -79,7 +79,7 @@ class ImageReferee(Secret):
         scores = [similarity(_run(c.decrypt, self.scheme, self.encrypted), self._plain) for c in ciphers]
         scores.sort(key=lambda score: score.psnr)
         worst, middle = scores[0], scores[_STRANGERS // 2]
-        return ImageCheck(middle, worst.psnr < _DECRYPTED and worst.exact == 0.0)
+        return Check(middle, worst.psnr < _DECRYPTED and worst.exact == 0.0)
 
     def _found(self, guess: BlockCipher | None) -> float | None:
         """Share of the values of random blocks that a guess decrypts right."""

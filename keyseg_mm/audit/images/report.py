@@ -10,25 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from keyseg_mm.audit.engine.results import Failure, Result, Scored, finished
-from keyseg_mm.audit.engine.suites import ImageSuite
+from keyseg_mm.audit.engine.results import Check, Failure, Result, Scored, finished
+from keyseg_mm.audit.engine.suites import Suite
 from keyseg_mm.audit.images.scheme import Scheme
 from keyseg_mm.audit.images.scoring import ImageScore
 from keyseg_mm.audit.report.page import FALLEN, Report, Summary, is_void, run_warnings, words
 
 #: SSIM below which an advantage is no more than chance of these few photos.
 NOISE = 0.03
-#: What attackers have, by the first word of their scenarios' names.
+#: What attackers have, by the names of their scenarios.
 ATTACKERS = {'images': 'encrypted images alone', 'photos': 'and other photos', 'pairs': 'and known pairs'}
 _WORDS = 'images.words.j2'
-
-
-@dataclass(frozen=True)
-class ImageCheck:
-    """A check that the referee made of itself: what it scored, and whether that is as it must be."""
-
-    score: ImageScore
-    passed: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +33,12 @@ class ImageReport(Report):
     checkpoint: str | None  # that said how images are encrypted
     scheme: Scheme
     ciphers: float  # log2 of how many there are of that scheme
-    limits: ImageSuite
+    limits: Suite
     images: int  # under attack
     photos: int  # of the attacker's
     size: tuple[int, ...]  # height and width of both
-    positive: ImageCheck  # the true key scores full marks
-    negative: ImageCheck  # random keys do not
+    positive: Check[ImageScore]  # the true key scores full marks
+    negative: Check[ImageScore]  # random keys do not
     plain: tuple[str, ...]  # images that are shown, as base64 PNGs
     encrypted: tuple[str, ...]
     outcomes: tuple[Result[ImageScore] | Failure, ...] = ()
@@ -91,7 +83,7 @@ def _rank(score: ImageScore) -> tuple[float, ...]:
 
 def _has(result: Result[ImageScore]) -> int:
     """How far down in the list of attackers a run was made."""
-    return list(ATTACKERS).index(result.about.scenario.partition('-')[0])
+    return list(ATTACKERS).index(result.about.scenario)
 
 
 def _gain(report: ImageReport, has: str) -> Gain | None:

@@ -83,7 +83,8 @@ class ModelStage(Stage):
         order, referee, case, labels = self.order, self.referee, self.referee.case, self.album.held_out.labels
         no_key, bare = referee.judge(Attempt())  # the file as it is
         return ModelReport(
-            **ModelReport.header(order.suite, order.seed),
+            suite=order.suite,
+            seed=order.seed,
             config=order.config.name,
             checkpoint=order.checkpoint.name,
             public=order.public.name if order.public else None,

@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from keyseg_mm.audit.engine.results import Check
 from keyseg_mm.audit.model.attack import Attempt, Case, LabelledPhotos, Target
 from keyseg_mm.audit.model.forward import predict
 from keyseg_mm.audit.model.input_cipher import ImageEncryption, WithInput, encryption_by
-from keyseg_mm.audit.model.scoring import Check, Score, recovery, score
+from keyseg_mm.audit.model.scoring import Score, recovery, score
 from keyseg_mm.audit.report.pictures import png
 from keyseg_mm.bind import Bound, derive_cipher, derive_map
 from keyseg_mm.errors import KeyMismatchError
@@ -104,13 +105,13 @@ class Referee(Secret):
         attach(model.get_submodule(self._prefix), key, own, stamp.maps, salt=stamp.salt)
         return model.eval()
 
-    def positive_control(self) -> Check:
+    def positive_control(self) -> Check[Score]:
         """The true key, as an attempt: it must recover all that there is, and score full marks."""
         found = self.judge(self._attempt(self._key, self._maps))[0]
         same = abs(found.miou - self.full.miou) < ROUNDING and (found.agreement or 0.0) > 100.0 - ROUNDING
         return Check(found, same and found.recovery in (None, 1.0))
 
-    def negative_control(self, seed: int) -> Check:
+    def negative_control(self, seed: int) -> Check[Score]:
         """A key drawn at random must not; of channel maps it may recover about what chance does, one row in c."""
         wrong = wrong_key(str(seed))
         found = self.judge(self._attempt(wrong, self._maps_of(wrong)))[0]
@@ -118,7 +119,7 @@ class Referee(Secret):
             return Check(found, (found.agreement or 0.0) < 100.0 - ROUNDING)
         channels = [entry.channels for entry in self.case.stamp.maps]
         chance = len(channels) / sum(channels)  # a random permutation has one fixed point on average, and variance one
-        return Check(found, found.recovery <= chance + 4 * len(channels) ** 0.5 / sum(channels) + _LUCK, chance)
+        return Check(found, found.recovery <= chance + 4 * len(channels) ** 0.5 / sum(channels) + _LUCK)
 
     def _attempt(self, key: SecretKey, maps: dict[str, Map]) -> Attempt:
         return Attempt(guesses=dict(maps)) if maps else Attempt(model=self.model_with(key))

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from keyseg_mm.audit.engine.budget import Budget
-from keyseg_mm.audit.engine.results import About, Failure, Result, Scored, finished
+from keyseg_mm.audit.engine.results import About, Check, Failure, Result, Scored, finished
 from keyseg_mm.audit.model.attack import Target
-from keyseg_mm.audit.model.scoring import Check, Score
+from keyseg_mm.audit.model.scoring import Score
 from keyseg_mm.audit.report.page import FALLEN, Report, Summary, is_void, run_warnings, words
 
 #: mIoU points below which an advantage is no more than the noise of small trainings and few photos.
@@ -67,8 +67,8 @@ class ModelReport(Report):
     floor: float  # mIoU of the best constant guess
     authorised: Score  # with the right key
     no_key: Score  # the file as it is
-    positive: Check  # the true key scores full marks
-    negative: Check  # a random key does not
+    positive: Check[Score]  # the true key scores full marks
+    negative: Check[Score]  # a random key does not
     pictures: Pictures
     outcomes: tuple[Result[Score] | Failure, ...] = ()
 

@@ -43,15 +43,6 @@ class Score:
         return f'{self.miou:.2f} mIoU'
 
 
-@dataclass(frozen=True)
-class Check:
-    """A check that the referee made of itself: what it scored, and whether that is as it must be."""
-
-    score: Score
-    passed: bool
-    chance: float | None = None  # what a random guess recovers of the key
-
-
 def confusion(truth: Tensor, said: Tensor, num_classes: int, ignored: int = IGNORED) -> NDArray[np.int64]:
     """Counts (classes, classes): rows are the truth, columns what was said. Ignored pixels of the truth do not count.
 

@@ -10,7 +10,7 @@ import functools
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -32,23 +32,16 @@ _W = TypeVar('_W')
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Base of reports; one that is read again is known by its ``format`` and ``version``."""
+    """Base of reports; as a file one has its ``format``, too."""
 
     FORMAT: ClassVar[str]
     TEMPLATE: ClassVar[str]  # of the page
-    format: str
-    version: int
-    made_by: str  # release of this package
-    when: str
     suite: str
     seed: int
     seconds: float = 0.0  # that the audit took
-
-    @classmethod
-    def header(cls, suite: str, seed: int) -> dict[str, Any]:
-        """The fields that all reports have, as they are now."""
-        made = {'format': cls.FORMAT, 'version': 1, 'made_by': __version__, 'when': time.strftime('%Y-%m-%d %H:%M')}
-        return {**made, 'suite': suite, 'seed': seed}
+    version: int = 1
+    made_by: str = __version__  # release of this package
+    when: str = field(default_factory=functools.partial(time.strftime, '%Y-%m-%d %H:%M'))
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,11 @@ class Summary(Generic[_W]):
 def write_report(folder: Path, report: Report, summary: Summary[Any]) -> None:
     """Write ``report.json``, with what its figures come to, and the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / 'report.json', {**to_json(report), 'summary': to_json(summary)}, allow_nan=False)
+    write_json(
+        folder / 'report.json',
+        {'format': report.FORMAT, **to_json(report), 'summary': to_json(summary)},
+        allow_nan=False,
+    )
     text = render(report, summary).encode('utf-8')
     write_new(folder / 'report.html', lambda file: file.write(text), overwrite=True)
 

@@ -21,7 +21,7 @@ from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
 from keyseg_mm.audit.engine.budget import Clock, Progress
 from keyseg_mm.audit.images.attack import ImageAttack, ImageCase, OwnPhotos, Restored, register
-from keyseg_mm.audit.images.attacks.statistics import MOST_VALUES, Floats, as_bytes, enough, negated_places
+from keyseg_mm.audit.images.attacks.statistics import MOST_VALUES, TOP, Floats, enough, negated_places
 from keyseg_mm.audit.images.scheme import Blocks, Images, block_map, cut
 from keyseg_mm.maps.pixels import COLOURS
 
@@ -66,7 +66,9 @@ class NeighbourOrder(ImageAttack):
             # a permutation within blocks leaves photos as unlike their negatives as they were
             changed = negated_places(images, block, case.photos)
             images = block_map(block, changed=changed).decrypt(images)
-        like = noise(_PICTURES, images.shape[1:3], case.rng) if case.photos is None else case.photos
+        like = case.photos
+        if like is None:
+            like = noise(_PICTURES, images.shape[1:3], np.random.default_rng(case.seed))
         order, late = find_order(cut(images, block), cut(like, block), case.scheme.moves, case.budget.clock(), progress)
         guess = block_map(block, order, changed)
         return Restored(guess.decrypt(case.encrypted), guess, exhausted=late)
@@ -80,7 +82,8 @@ def noise(count: int, size: tuple[int, ...], rng: np.random.Generator) -> Images
     drawn = np.fft.ifft2(spectra).real
     pictures = np.moveaxis(drawn[:, :1] + _TINT * drawn[:, 1:], 1, -1)
     pictures -= pictures.mean((1, 2, 3), keepdims=True)
-    return as_bytes(_LEVEL + _CONTRAST * pictures / pictures.std((1, 2, 3), keepdims=True))
+    values = _LEVEL + _CONTRAST * pictures / pictures.std((1, 2, 3), keepdims=True)
+    return np.asarray(np.clip(np.rint(values), 0, TOP), dtype=np.uint8)
 
 
 class Statistics:

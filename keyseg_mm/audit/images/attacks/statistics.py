@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,11 +18,6 @@ _ITERATIONS = 100
 def enough(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The first of many large images, or of their blocks: more than so many values tell a statistic nothing new."""
     return images[: max(1, _ENOUGH // images[0].size)]
-
-
-def as_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Rounded, and cut off at 0 and 255."""
-    return np.asarray(np.clip(np.rint(values), 0, TOP), dtype=np.uint8)
 
 
 def first_direction(blocks: Blocks, alike: bool = False) -> NDArray[np.float64]:
