@@ -1,6 +1,7 @@
 # make demo   set up, then train and test a small protected model and show what came out
 # make test   set up, then all tests (STACK=openmmlab for the other mmseg stack)
 # make flaky  the tests in N random orders (10), to see that their outcome hangs on nothing else
+# make gpu-check  what protection costs on a GPU, and whether it is right there, in ten minutes; on a CPU, that it runs
 # make lint   style and types
 PYTHON ?= python3
 # onedl: the maintained fork, nothing to compile. openmmlab: mmcv compiles its ops, 20 minutes or more, unless pip finds
@@ -9,6 +10,7 @@ STACK ?= onedl
 VENV ?= .venv-$(STACK)
 WHEELS ?= $(wildcard ../shared/wheels)
 OUT ?= demo_out
+OUT_GPU ?= gpu_out
 N ?= 10
 
 BIN = $(VENV)/bin
@@ -17,7 +19,7 @@ PIP = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 FIND = $(if $(WHEELS),--find-links $(WHEELS))
 ISOLATION = $(if $(filter openmmlab,$(STACK)),--no-build-isolation)
 
-.PHONY: setup demo test flaky lint clean
+.PHONY: setup demo test flaky gpu-check lint clean
 
 setup: $(VENV)/installed
 
@@ -43,6 +45,9 @@ flaky: setup
 		echo "order $$seed: $$(echo "$$said" | tail -n 1)"; \
 		echo "$$said" | grep -E '^(FAILED|ERROR) ' || true; \
 	done; exit $$failed
+
+gpu-check: setup
+	$(BIN)/python benchmarks/gpu.py --out $(OUT_GPU) $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

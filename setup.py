@@ -29,7 +29,7 @@ setup(
         'keyseg_mm': ['py.typed', '.mim/**/*', 'audit/report/*.j2', 'compare/*.j2', 'compare/*.json', 'demo/*.in']
     },
     include_package_data=False,
-    install_requires=['torch>=2.1', 'numpy>=1.23', 'cryptography>=41', 'tqdm>=4.60', 'scipy>=1.10', 'jinja2>=3.1'],
+    install_requires=['torch>=2.1', 'numpy>=1.23', 'cryptography>=50', 'tqdm>=4.60', 'scipy>=1.10', 'jinja2>=3.1'],
     extras_require={
         **STACKS,
         'keyring': ['keyring>=24'],

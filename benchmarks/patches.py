@@ -83,9 +83,8 @@ def main() -> None:
     plain, locked = args.out / 'train' / f'iter_{args.iterations}.pth', args.out / 'locked.pth'
     Config(dict(model=cfg.model.to_dict())).dump(str(args.out / 'plain.py'))
     right = f'file:{args.out / KEY}'
-    if keyseg(
-        ['lock', '--scheme', 'patches', str(args.out / 'plain.py'), str(plain), '--key', right, '--out', str(locked)]
-    ):
+    how = ['--config', str(args.out / 'plain.py'), '--scheme', 'patches']
+    if keyseg(['lock', str(plain), *how, '--key', right, '--out', str(locked)]):
         raise SystemExit(1)
     found = {'plain model, plain images': test(cfg, plain, None)}
     for name, key in (('the right key', right), ('no key: plain images', 'none')):

@@ -7,11 +7,13 @@ Modules with the shapes of FCN-R101 and of UPerNet-Swin-B get random weights and
 turns, in one process:
 
   open    a file into the parameters of a module, against ``torch.load`` and ``load_state_dict`` of a plain file: that
-          file mapped; sealed, mapped and not; signed; encrypted as a whole with AES-256-GCM, at once as people do, and
-          in chunks, in place and in threads; safetensors, mapped and not encrypted; tensorizer (XSalsa20-Poly1305) and
-          cryptotensors (AES-256-GCM) with their encryption
-  write   a plain file read and written again, to the disk, against the same with the weights sealed where they lie,
-          and encrypted otherwise; ``sealed, live`` seals a module's parameters, which stay as they are, and reads none
+          file mapped; sealed, by ``keyseg_mm.load``, and into a protected module by ``load_state_dict``; signed;
+          encrypted as a whole with AES-256-GCM, at once as people do, and in chunks, in place and in threads;
+          safetensors, mapped and not encrypted; tensorizer (XSalsa20-Poly1305) and cryptotensors (AES-256-GCM) with
+          their encryption
+  write   a plain file read and written again, to the disk, against lock, unlock and reseal of the file, and other
+          encryption; ``save`` writes a live module's parameters, which stay as they are, and reads none
+  copy    the file copied, to the disk, against rekey, which gives it to other recipients
 
 Ratios are medians over pairs, with quartiles; `noise` is the same of the base against itself. Peak memory is the
 high-water mark of a fresh child process for each way. Before anything is timed, each way of opening has to bring back
@@ -38,13 +40,15 @@ from timing import peak_memory, time_ways
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from keyseg_mm.envelope import read_seal, write_seal
-from keyseg_mm.keys.key import SecretKey
-from keyseg_mm.seal.tensors import open_tensors, seal_tensors
+import keyseg_mm
+from keyseg_mm import Sealing, SecretKey, rekey_file, seal_file, unlock_file
+from keyseg_mm.envelope import SEALED, SIGNED
+from keyseg_mm.runtime.attach import await_checkpoint, detach
+from keyseg_mm.runtime.protection import Rules
 
-HEAD, META, SECTION = b'the stamp', {'epoch': 3}, 'state_dict'
-# One content key for all rounds: only the time counts, and the weights are made up. A real one is drawn for each file.
-CONTENT = SecretKey(bytes(range(32)))
+META = {'epoch': 3}
+KINDS = ('open', 'write', 'copy')
+KEY, OTHER = SecretKey(bytes(range(32))), SecretKey(bytes(range(1, 33)))
 
 
 @dataclass
@@ -64,9 +68,8 @@ class Bench:
 
     def write_files(self) -> None:
         torch.save({'meta': META, 'state_dict': self.weights}, self.files.plain)
-        for mode in ('sealed', 'signed'):
-            tensors, seal = seal_tensors(self.weights, CONTENT, SECTION, HEAD, META, mode)
-            torch.save({'meta': META, 'state_dict': tensors, 'seal': json.dumps(write_seal(seal))}, self.files.of(mode))
+        for mode in (SEALED, SIGNED):
+            seal_file(self.files.plain, Sealing(KEY, mode=mode), self.files.of(mode))
         self.files.of('aes').write_bytes(AESGCM(AesInPlace.KEY).encrypt(bytes(12), self.files.plain.read_bytes(), None))
         AesInPlace().write(self.files.plain.read_bytes(), self.files.of('aes chunks'))
         for rival in RIVALS:
@@ -77,9 +80,9 @@ class Bench:
         ways: dict[str, Callable[[], object]] = {
             'base': lambda: self._load(_read(self.files.plain)),
             'plain, mapped': lambda: self._load(_read(self.files.plain, mmap=True)),
-            'sealed, mapped': lambda: self._open('sealed', mmap=True),
-            'sealed': lambda: self._open('sealed', mmap=False),
-            'signed, mapped': lambda: self._open('signed', mmap=True),
+            'sealed': lambda: keyseg_mm.load(self.module, self.files.of(SEALED), KEY),
+            'sealed, protected model': self._load_protected,
+            'signed': lambda: keyseg_mm.load(self.module, self.files.of(SIGNED), KEY),
             'AES-256-GCM, at once': lambda: self._load(AesInPlace.opened_at_once(self.files.of('aes'))),
             'AES-256-GCM, chunks': lambda: self._load(AesInPlace().opened(self.files.of('aes chunks'))),
         }
@@ -95,12 +98,28 @@ class Bench:
 
         ways: dict[str, Callable[[], object]] = {
             'base': lambda: synced(out, lambda file: torch.save(_read(self.files.plain), file)),
-            'sealed': lambda: self._seal(_read(self.files.plain)['state_dict'], own=True),
-            'sealed, live': lambda: self._seal(self.weights, own=False),
+            'lock': lambda: seal_file(self.files.plain, Sealing(KEY), out),
+            'unlock': lambda: unlock_file(self.files.of(SEALED), KEY, out),
+            'reseal': lambda: rekey_file(self.files.of(SEALED), KEY, [OTHER], out, reseal=True),
+            'save': self._save,
             'AES-256-GCM, chunks': aes,
         }
         ways |= {r.name: lambda r=r: r.write(_read(self.files.plain)['state_dict'], out) for r in RIVALS}
         return ways
+
+    def copy_ways(self) -> dict[str, Callable[[], object]]:
+        """What copies a sealed file, and what gives it to others."""
+        sealed, out = self.files.of(SEALED), self.files.of('out')
+        return {
+            'base': lambda: synced(out, lambda file: file.write(sealed.read_bytes())),
+            'rekey': lambda: rekey_file(sealed, KEY, [OTHER], out),
+        }
+
+    def ways(self, kind: str) -> dict[str, Callable[[], object]]:
+        return {'open': self.open_ways, 'write': self.write_ways, 'copy': self.copy_ways}[kind]()
+
+    def clear(self) -> None:
+        self.files.of('out').unlink(missing_ok=True)
 
     def check(self) -> None:
         """Make sure that each way of opening brings back every weight."""
@@ -118,17 +137,19 @@ class Bench:
     def _load_rival(self, rival: Any) -> None:
         rival.load(self.files.of(rival.name), self.module)
 
-    def _open(self, mode: str, mmap: bool) -> None:
-        content = _read(self.files.of(mode), mmap=mmap)
-        into = self.module.state_dict(keep_vars=True)
-        seal = read_seal(json.loads(content['seal']))
-        opened = open_tensors(content['state_dict'], CONTENT, seal, HEAD, content['meta'], into=into)
-        self.module.load_state_dict(opened)  # of sealed ones it copies nothing: they are there
+    def _load_protected(self) -> None:
+        await_checkpoint(self.module, KEY, Rules(unlock=True))
+        try:
+            self.module.load_state_dict(_read(self.files.of(SEALED), mmap=True)['state_dict'])
+        finally:
+            detach(self.module)
 
-    def _seal(self, tensors: dict[str, Tensor], own: bool) -> None:
-        sealed, seal = seal_tensors(tensors, CONTENT, SECTION, HEAD, META, own=own)
-        content = {'meta': META, 'state_dict': sealed, 'seal': json.dumps(write_seal(seal))}
-        synced(self.files.of('out'), lambda file: torch.save(content, file))
+    def _save(self) -> None:
+        keyseg_mm.attach(self.module, KEY, [], [])
+        try:
+            keyseg_mm.save(self.module, self.files.of('out'), META)
+        finally:
+            detach(self.module)
 
 
 def _read(path: Path, mmap: bool = False) -> dict[str, Any]:
@@ -153,20 +174,19 @@ def measure(model: str, rounds: int, most: int | None) -> dict[str, Any]:
         bench = Bench(Path(name), module_of(model))
         bench.write_files()
         bench.check()
-        opening, writing = bench.open_ways(), bench.write_ways()
+        ways = {kind: bench.ways(kind) for kind in KINDS}
         return {
             'MiB': bench.files.plain.stat().st_size / 2**20,
             'tensors': len(bench.weights),
-            'open': time_ways(opening, rounds, 'opening'),
-            'write': time_ways(writing, rounds, 'writing', lambda: bench.files.of('out').unlink(missing_ok=True)),
-            'peak MiB': peaks_of(model, bench.folder, {'open': list(opening), 'write': list(writing)}, most),
+            **{kind: time_ways(found, rounds, kind, bench.clear) for kind, found in ways.items()},
+            'peak MiB': peaks_of(model, bench.folder, {kind: list(found) for kind, found in ways.items()}, most),
         }
 
 
 def report(model: str, found: dict[str, Any]) -> None:
     """Print the figures of a model."""
     print(f'{model}, {found["MiB"]:.0f} MiB in {found["tensors"]} tensors')
-    for kind in ('open', 'write'):
+    for kind in KINDS:
         took, base = found[kind], found['peak MiB'][f'{kind} base']
         n = took['noise']
         print(f'  {kind:28}{"ratio":>7}  quartiles        peak MiB')
@@ -190,7 +210,8 @@ def main() -> None:
     if args.child:
         folder, kind, way = args.child
         bench = Bench(Path(folder), module_of(args.model[0]))
-        (bench.open_ways() if kind == 'open' else bench.write_ways())[way]()
+        bench.clear()
+        bench.ways(kind)[way]()
         print(peak_memory())
         return
     models, rounds = (['tiny'], 2) if args.smoke else (args.model, args.rounds)

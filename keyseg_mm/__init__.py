@@ -16,6 +16,8 @@ __version__ = '0.1.0'
 _WHERE = {
     'KeysegError': 'errors',
     'SecretKey': 'keys.key',
+    'Identity': 'keys.identity',
+    'Recipient': 'keys.identity',
     'locate': 'keys.locator',
     'read_key_file': 'keys.keyfile',
     'write_key_file': 'keys.keyfile',
@@ -40,13 +42,19 @@ _WHERE = {
     'unlock': 'locking',
     'lock_file': 'checkpoint.operations',
     'rekey_file': 'checkpoint.operations',
+    'seal_file': 'checkpoint.operations',
     'unlock_file': 'checkpoint.operations',
+    'load': 'checkpoint.models',
+    'save': 'checkpoint.models',
+    'Sealing': 'seal.sections',
 }
 __all__ = ['__version__', *_WHERE]
 
 if TYPE_CHECKING:
-    from keyseg_mm.checkpoint.operations import lock_file, rekey_file, unlock_file
+    from keyseg_mm.checkpoint.models import load, save
+    from keyseg_mm.checkpoint.operations import lock_file, rekey_file, seal_file, unlock_file
     from keyseg_mm.errors import KeysegError
+    from keyseg_mm.keys.identity import Identity, Recipient
     from keyseg_mm.keys.key import SecretKey
     from keyseg_mm.keys.keyfile import read_key_file, write_key_file
     from keyseg_mm.keys.locator import locate
@@ -57,6 +65,7 @@ if TYPE_CHECKING:
     from keyseg_mm.runtime.attach import attach, detach, entries_at, protections, unlock_model
     from keyseg_mm.runtime.leaks import find_leaks
     from keyseg_mm.runtime.protection import Protection
+    from keyseg_mm.seal.sections import Sealing
     from keyseg_mm.stamp import Stamp, stamps_of
 
 

@@ -1,25 +1,29 @@
 """Where key and stamp meet: the one place where a public record and a key give secrets.
 
-A stamp says where and how; with a key it gives the secret maps, and the MAC by which a holder of the key knows the
-weights again. Every map comes from an HKDF subkey of its own, under a label with a version.
+A stamp says where and how, and its envelope holds the model's feature secret for each recipient; the holder of the key
+that named the stamp derives it too. Every map comes from an HKDF subkey of that secret, under a label with a version.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hmac
+import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
+from cryptography.hazmat.primitives.hashes import SHA256, Hash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from keyseg_mm import mac
 from keyseg_mm.entries import SALT_BYTES, EmbeddingEntry, ImageEntry, MapEntry, TensorEntry, describe
+from keyseg_mm.envelope import Wrapped
 from keyseg_mm.errors import IntegrityError, KeyMismatchError, LockError, StampError, TransformError
-from keyseg_mm.keys.derive import KeyStream
-from keyseg_mm.keys.key import SecretKey
+from keyseg_mm.keys.derive import KeyStream, hkdf
+from keyseg_mm.keys.identity import Key, Recipient
+from keyseg_mm.keys.key import ALTERED_ENVELOPE, KEY_BYTES, ContentKey, FeatureSecret, Material, SecretKey
 from keyseg_mm.maps import TRANSFORMS, ChannelMap, Map
 from keyseg_mm.maps.ff1 import byte_map
 from keyseg_mm.maps.order import ORDERS, ValueOrder, WeightMap, raw, sorted_order, why_not
@@ -32,7 +36,7 @@ from keyseg_mm.stamp import Stamp, is_stamp, stamps_of
 class Bound:
     """A key and a stamp together: what was, or is to be, done to a model's weights."""
 
-    key: SecretKey
+    key: Material
     stamp: Stamp
 
     def weight_maps(self) -> dict[str, WeightMap]:
@@ -67,17 +71,97 @@ def refuse_unknown(stamp: Stamp) -> None:
         raise StampError(f'its stamp names {names}, not known here: install a newer keyseg_mm')
 
 
-def check_key(key: SecretKey, stamp: Stamp) -> None:
-    """Refuse a stamp of another key.
+@dataclass(frozen=True)
+class Secrets:
+    """What an envelope holds.
+
+    Attributes:
+        features: what the model's tables are derived from.
+        content: key of the file's cipher; None in memory.
+    """
+
+    features: FeatureSecret
+    content: ContentKey | None = None
+
+    @property
+    def payload(self) -> bytes:
+        """The bytes that are wrapped."""
+        return b''.join(secret.material for secret in (self.features, self.content) if secret is not None)
+
+
+def check_key(key: Key, stamp: Stamp) -> None:
+    """Refuse a stamp of other keys.
 
     Raises:
-        KeyMismatchError: with the public ids of both.
+        KeyMismatchError: with the public ids of all.
     """
-    if stamp.key_id != key.id:
-        raise KeyMismatchError(f'this checkpoint is protected with key {stamp.key_id}, and the key given is {key.id}')
+    if key.id not in stamp.key_ids:
+        raise KeyMismatchError(
+            f'this checkpoint is protected with key {" or ".join(stamp.key_ids)}, and the key given is {key.id}'
+        )
 
 
-def derive_map(key: SecretKey, salt: bytes, entry: MapEntry) -> Map:
+def open_envelope(key: Key, stamp: Stamp, check: bool = True) -> Secrets:
+    """The secrets of a stamp.
+
+    Args:
+        key: of one of its recipients.
+        stamp: the stamp.
+        check: refuse a stamp without an envelope, which anybody could have written.
+
+    Raises:
+        KeyMismatchError: it is of other keys.
+        IntegrityError: stamp or envelope were altered, or the seal that belongs to them is gone.
+    """
+    check_key(key, stamp)
+    if not stamp.recipients:
+        if check:
+            raise IntegrityError(
+                'this checkpoint carries a stamp without an envelope: it was altered, or not written by keyseg_mm; '
+                'take a copy from where it was made. To run it nevertheless: protection.verify=False, or --no-verify'
+            )
+        return Secrets(key.features(stamp.salt))
+    line = next(line for line in stamp.recipients if line.id == key.id)
+    payload = key.unwrap(line.data, _context(stamp, line.id))
+    if len(payload) % KEY_BYTES or not hmac.compare_digest(_commitment(stamp, payload), stamp.commitment):
+        raise IntegrityError(ALTERED_ENVELOPE)
+    features, content = payload[:KEY_BYTES], payload[KEY_BYTES:]
+    if content and stamp.seal is None:
+        raise IntegrityError('the seal of this checkpoint was taken off; take a copy from where it was made')
+    return Secrets(FeatureSecret(features), ContentKey(content) if content else None)
+
+
+def close_envelope(stamp: Stamp, secrets: Secrets, recipients: Iterable[Key | Recipient]) -> Stamp:
+    """The stamp with its secrets wrapped for each recipient, the first of whom names it.
+
+    It commits to the secrets (HKDF-SHA256), which AES-GCM does not do by itself: so all recipients open the same model.
+    Wrapped secrets are bound to all else that the stamp says, so that only who has a key can say it.
+    """
+    opening = list({key.recipient.id: key.recipient for key in recipients}.values())
+    stamp = replace(
+        stamp, key_id=opening[0].id, recipients=(), commitment=_commitment(stamp, secrets.payload), seal=None
+    )
+    lines = [Wrapped(to.id, to.kind, to.wrap(secrets.payload, _context(stamp, to.id))) for to in opening]
+    return replace(stamp, recipients=tuple(lines))
+
+
+def memory_stamp(key: Key, stamp: Stamp, features: FeatureSecret) -> Stamp:
+    """The stamp as it travels in a state_dict in memory: for the key alone, without a seal."""
+    return close_envelope(stamp, Secrets(features), [key])
+
+
+def _commitment(stamp: Stamp, payload: bytes) -> str:
+    return hkdf(payload, 'keyseg_mm/commitment/v1', [], stamp.salt).hex()
+
+
+def _context(stamp: Stamp, recipient: str) -> bytes:
+    """What a wrapped secret is bound to: it is of no use in another stamp, or for another recipient."""
+    said = replace(stamp, recipients=(), seal=None, commitment='').to_json()
+    rows = ['keyseg_mm/envelope/v1', recipient, stamp.commitment, said]
+    return json.dumps(rows, separators=(',', ':')).encode('ascii')
+
+
+def derive_map(key: Material, salt: bytes, entry: MapEntry) -> Map:
     """The secret map of a stamp's entry: one HKDF subkey per salt, point, channels and transform.
 
     Raises:
@@ -85,12 +169,12 @@ def derive_map(key: SecretKey, salt: bytes, entry: MapEntry) -> Map:
     """
     if entry.transform['type'] not in TRANSFORMS:
         raise StampError(f'its stamp names {describe(entry.transform)}, not known here: install a newer keyseg_mm')
-    subkey = key.subkey('keyseg_mm/subkey/v1', [entry.point, entry.channels, entry.transform], salt)
+    subkey = key.features(salt).subkey('keyseg_mm/subkey/v1', [entry.point, entry.channels, entry.transform], salt)
     spec = dict(entry.transform)
     return TRANSFORMS[spec.pop('type')].derive(KeyStream(subkey), entry.channels, **spec)
 
 
-def derive_channel_map(key: SecretKey, salt: bytes, entry: MapEntry) -> ChannelMap:
+def derive_channel_map(key: Material, salt: bytes, entry: MapEntry) -> ChannelMap:
     """:func:`derive_map` where weights are to carry the map.
 
     Raises:
@@ -102,13 +186,13 @@ def derive_channel_map(key: SecretKey, salt: bytes, entry: MapEntry) -> ChannelM
     return found
 
 
-def derive_order(key: SecretKey, salt: bytes, entry: TensorEntry) -> NDArray[Any]:
+def derive_order(key: Material, salt: bytes, entry: TensorEntry) -> NDArray[Any]:
     """The secret order of a tensor's values: one HKDF subkey per salt, name, number of values and transform."""
-    subkey = key.subkey('keyseg_mm/tensor/v1', [entry.names[0], entry.count, entry.transform], salt)
+    subkey = key.features(salt).subkey('keyseg_mm/tensor/v1', [entry.names[0], entry.count, entry.transform], salt)
     return sorted_order(KeyStream(subkey), entry.count)
 
 
-def derive_cipher(key: SecretKey, salt: bytes, entry: EmbeddingEntry | ImageEntry) -> BlockCipher:
+def derive_cipher(key: Material, salt: bytes, entry: EmbeddingEntry | ImageEntry) -> BlockCipher:
     """The secret cipher of images: one HKDF subkey per salt, block, steps and number of colours.
 
     Args:
@@ -131,7 +215,7 @@ def derive_cipher(key: SecretKey, salt: bytes, entry: EmbeddingEntry | ImageEntr
     return BlockCipher(entry.block, tables)
 
 
-def derive_patches(key: SecretKey, salt: bytes, patch: int, permute: str = 'all', negate: bool = True) -> BlockCipher:
+def derive_patches(key: Material, salt: bytes, patch: int, permute: str = 'all', negate: bool = True) -> BlockCipher:
     """The secret cipher of images for a patch embedding: one HKDF subkey per salt, patch size and steps.
 
     Args:
@@ -144,7 +228,7 @@ def derive_patches(key: SecretKey, salt: bytes, patch: int, permute: str = 'all'
     """
     check_method(PATCH, patch)
     check_steps(permute, negate)
-    subkey = key.subkey('keyseg_mm/patches/v1', [patch, permute, negate], salt)
+    subkey = key.features(salt).subkey('keyseg_mm/patches/v1', [patch, permute, negate], salt)
 
     def tables(colours: int) -> BlockTables:
         if colours != COLOURS:
@@ -172,45 +256,34 @@ def licensee_salt(master: SecretKey, name: str, tensors: Mapping[str, Any], encr
     untouched = {n: t for n, t in tensors.items() if isinstance(t, Tensor) and t.dim() < 2 and not is_stamp(n)}
     if encrypted:
         untouched = {n: raw(t).sort().values if not why_not(t) else t for n, t in untouched.items()}
-    digests = [[n, mac.digest(untouched[n]).hex()] for n in sorted(untouched)]
+    digests = [[n, digest(untouched[n]).hex()] for n in sorted(untouched)]
     label = f'keyseg_mm/licensee-salt/v{2 if encrypted else 1}'
     return master.subkey(label, [name, digests], b'')[:SALT_BYTES]
 
 
-def stamp_tensor(stamp: Stamp) -> Tensor:
-    """The stamp as a one-dimensional uint8 tensor, as it travels in a state_dict."""
-    return torch.frombuffer(bytearray(stamp.to_bytes()), dtype=torch.uint8)
+def digest(tensor: Tensor) -> bytes:
+    """SHA-256 of a small tensor's values, in the order of its indices and in little-endian bytes."""
+    hasher = Hash(SHA256())
+    if tensor.numel():
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        hasher.update(flat.view(torch.uint8).numpy().data)
+    return hasher.finalize()
 
 
-def sign(key: SecretKey, stamp: Stamp, tensors: Mapping[str, Any]) -> Stamp:
-    """The stamp with its MAC over a state_dict; stamps and what is no tensor do not count."""
-    return replace(stamp, mac=mac.weights_mac(*_signed(key, stamp, tensors)).hex())
+def stamp_tensor(stamp: Stamp, room: int = 1) -> Tensor:
+    """The stamp as a one-dimensional uint8 tensor, as it travels in a state_dict.
 
-
-def verify(key: SecretKey, stamp: Stamp, tensors: Mapping[str, Any]) -> None:
-    """Check a stamp's MAC.
-
-    Raises:
-        IntegrityError: it is missing, or weights or stamp were altered after a holder of the key wrote them.
+    Args:
+        stamp: the stamp.
+        room: the length becomes a multiple of so many bytes, by blanks at the end, and half of them at least.
     """
-    if not stamp.mac:
-        raise IntegrityError(
-            'this checkpoint carries a stamp without a MAC: it was altered, or not written by keyseg_mm; take a copy '
-            'from where it was made. To run it nevertheless: protection.verify=False, or --no-verify'
-        )
-    if not mac.fits(*_signed(key, stamp, tensors), bytes.fromhex(stamp.mac)):
-        raise IntegrityError(
-            f'this checkpoint was altered after the holder of key {stamp.key_id} wrote it: its weights or its stamp do '
-            'not fit its MAC; take a copy from where it was made. To run it nevertheless (you cast it to another '
-            'dtype yourself, say): protection.verify=False, or --no-verify'
-        )
+    return torch.frombuffer(bytearray(padded(stamp, room)), dtype=torch.uint8)
 
 
-def _signed(key: SecretKey, stamp: Stamp, tensors: Mapping[str, Any]) -> tuple[bytes, str, dict[str, Tensor]]:
-    """What a MAC is made of."""
-    mac_key = key.subkey('keyseg_mm/mac/v1', [], stamp.salt)
-    covered = {name: t for name, t in tensors.items() if isinstance(t, Tensor) and not is_stamp(name)}
-    return mac_key, replace(stamp, mac='').to_json(), covered
+def padded(stamp: Stamp, room: int) -> bytes:
+    """The bytes of :func:`stamp_tensor`."""
+    content = stamp.to_bytes()
+    return content.ljust(-(-(len(content) + room // 2) // room) * room, b' ')
 
 
 def _reading_order(entry: MapEntry) -> tuple[bool, int]:

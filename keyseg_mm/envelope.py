@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 SEALED, SIGNED = 'sealed', 'signed'
 MODES = (SEALED, SIGNED)
+MOST_RECIPIENTS = 1000
 KINDS = ('key', 'x25519', 'mlkem768-x25519')
 TAG_BYTES, MAC_BYTES = 16, 32
 CHUNK = 4 * 1024 * 1024  # bytes: threads share large tensors, and what a chunk costs beside its bytes is not seen

@@ -38,7 +38,7 @@ class PlanMismatchError(KeysegError):
 
 
 class IntegrityError(KeysegError):
-    """A protected checkpoint is not what its key's holder wrote: its MAC is missing or does not fit."""
+    """A protected checkpoint is not what its key's holder wrote: its envelope or its seal does not fit."""
 
 
 class PlainCheckpointError(KeysegError):

@@ -1,10 +1,10 @@
 """The stamp: the public record of what was done to a model, one format for every scheme.
 
 It names the key by its public id, the salt, and in its entries what is encrypted and how: feature maps, parameters,
-patch embeddings, images. A keyed MAC over it and the weights lets a holder of the key see whether the file was altered.
-It travels in the state_dict as one uint8 tensor of JSON, so that the Runner, ``init_model``, EMA, ``.pth`` and
-``.safetensors`` all carry it. That tensor's name tells a host without this package, which only knows that it met an
-unexpected key, which key the model needs.
+patch embeddings, images; in its envelope, secrets wrapped for each recipient; and how the file was sealed, which says
+to whoever opens it whether it was altered. It travels in the state_dict as one uint8 tensor of JSON, so that the
+Runner, ``init_model``, EMA, ``.pth`` and ``.safetensors`` all carry it. That tensor's name tells a host without this
+package, which only knows that it met an unexpected key, which key the model needs.
 
 Reading a stamp takes neither a key nor torch. All that is read is bounded and checked, whoever wrote it.
 """
@@ -29,6 +29,16 @@ from keyseg_mm.entries import (
     places_of,
     read_entry,
     write_entry,
+)
+from keyseg_mm.envelope import (
+    MOST_RECIPIENTS,
+    SEALED,
+    Seal,
+    Wrapped,
+    read_seal,
+    read_wrapped,
+    write_seal,
+    write_wrapped,
 )
 from keyseg_mm.errors import PointError, StampError
 
@@ -65,18 +75,24 @@ class Stamp:
         key_id: public id of the key.
         salt: public, fresh for each protected model, so that one key gives each model tables of its own.
         entries: what is encrypted. Feature maps and images go together; parameters and patch embeddings stand alone.
-        mac: keyed MAC over the rest of the stamp and the weights it came with, in hex; empty before it is made.
+        recipients: the envelope, a line for each; empty where only the holder of the key is meant, as in memory.
+        commitment: what the wrapped secrets must come to, 64 hex digits, so that all recipients open the same model;
+            empty without an envelope.
+        seal: how the section of the file that the stamp came with is sealed; None in memory.
     """
 
     key_id: str
     salt: bytes
     entries: tuple[Entry, ...]
-    mac: str = field(default='', compare=False)
+    recipients: tuple[Wrapped, ...] = field(default=(), compare=False)
+    commitment: str = field(default='', compare=False)
+    seal: Seal | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
         """Name of the stamp's entry in a state_dict, without a module prefix."""
-        needs_key = self.maps or self.tensors or not self.entries
+        sealed = self.seal is not None and self.seal.mode == SEALED
+        needs_key = self.maps or self.tensors or not self.entries or sealed
         return (_NEEDS_KEY if needs_key else _TAKES_IMAGES) + self.key_id
 
     @property
@@ -100,6 +116,11 @@ class Stamp:
         return self._of(ImageEntry)
 
     @property
+    def key_ids(self) -> tuple[str, ...]:
+        """Public ids of whoever can open the model."""
+        return tuple(line.id for line in self.recipients) or (self.key_id,)
+
+    @property
     def is_carried(self) -> bool:
         """Whether the stamp tells which weights carry each map, as that of a locked model does."""
         return all(entry.weights for entry in self.maps)
@@ -112,8 +133,11 @@ class Stamp:
         document: dict[str, Any] = {'format': FORMAT, 'version': VERSION, 'key_id': self.key_id}
         document['salt'] = self.salt.hex()
         document['entries'] = [write_entry(entry) for entry in self.entries]
-        if self.mac:
-            document['mac'] = self.mac
+        if self.recipients:
+            document['recipients'] = [write_wrapped(line) for line in self.recipients]
+            document['commitment'] = self.commitment
+        if self.seal:
+            document['seal'] = write_seal(self.seal)
         return json.dumps(document, separators=(',', ':'))
 
     def to_bytes(self) -> bytes:
@@ -140,7 +164,10 @@ class Stamp:
                     f'this stamp has version {document["version"]!r:.20}; this release reads version {VERSION}: '
                     'install a newer keyseg_mm'
                 )
-            return _stamp(document)
+            stamp = _stamp(document)
+            if stamp.to_bytes() != content.rstrip(b' '):  # one way to write it: whatever was changed shows
+                raise ValueError
+            return stamp
         except StampError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, PointError):
@@ -213,14 +240,25 @@ def fresh_salt(salt: bytes | None = None) -> bytes:
 
 
 def _stamp(document: dict[str, Any]) -> Stamp:
-    key_id, salt, mac = document.pop('key_id'), document.pop('salt'), document.pop('mac', '')
-    rows = document.pop('entries')
-    if set(document) != {'format', 'version'} or not isinstance(rows, list) or not 0 < len(rows) <= _MOST_ENTRIES:
+    key_id, salt, rows = document.pop('key_id'), document.pop('salt'), document.pop('entries')
+    commitment, lines = document.pop('commitment', ''), document.pop('recipients', [])
+    seal = document.pop('seal', None)
+    if set(document) != {'format', 'version'} or not all(isinstance(found, list) for found in (rows, lines)):
         raise ValueError
-    for text, form in ((key_id, '[a-z0-9]{1,64}'), (mac, '([0-9a-f]{64})?'), (salt, f'[0-9a-f]{{{2 * SALT_BYTES}}}')):
+    envelope = tuple(map(read_wrapped, lines[: MOST_RECIPIENTS + 1]))
+    if len(rows) > _MOST_ENTRIES or len(envelope) > MOST_RECIPIENTS or bool(commitment) != bool(envelope):
+        raise ValueError
+    for text, form in (
+        (key_id, '[a-z0-9]{1,64}'),
+        (commitment, '([0-9a-f]{64})?'),
+        (salt, f'[0-9a-f]{{{2 * SALT_BYTES}}}'),
+    ):
         if not re.fullmatch(form, text):
             raise ValueError
-    stamp = Stamp(key_id, bytes.fromhex(salt), tuple(map(read_entry, rows)), mac)
+    entries = tuple(map(read_entry, rows))
+    stamp = Stamp(key_id, bytes.fromhex(salt), entries, envelope, commitment, None if seal is None else read_seal(seal))
+    if (stamp.seal and not envelope) or not (entries or stamp.seal) or (envelope and key_id != envelope[0].id):
+        raise ValueError  # a seal's key is in the envelope; the first recipient names the stamp
     kinds = {entry.scheme for entry in stamp.entries}
     places = [place for entry in stamp.entries for place in places_of(entry)]
     ciphers = {(entry.patch, entry.permute, entry.negate) for entry in stamp.embeddings}

@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from keyseg_mm.bind import Bound, licensee_salt, verify
+from keyseg_mm.bind import Bound, licensee_salt
 from keyseg_mm.entries import SALT_BYTES, MapEntry, TensorEntry
 from keyseg_mm.errors import IntegrityError, LockError
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.locking import unlock
 from keyseg_mm.maps import CHANNEL_MAPS, normal_form
 from keyseg_mm.maps.order import ValueOrder, WeightMap, places, raw, why_not
+from keyseg_mm.seal.sections import trusted_stamp
 from keyseg_mm.stamp import Stamp, below, stamps_of
 
 _DECOYS = 8  # names that no licensee has, to see what chance gives
@@ -57,16 +58,15 @@ class Similarity:
 
 
 def by_stamp(tensors: Mapping[str, Any], master: SecretKey, names: Iterable[str]) -> tuple[str, bool] | None:
-    """Whose copy a state_dict's stamp says it is, and whether its MAC bears that out; None where it says nobody's.
+    """Whose copy a state_dict's stamp says it is, and whether its seal bears that out; None where it says nobody's.
 
-    Whoever strips or alters a stamp does not get the MAC right, which takes the licensee's key.
+    Whoever strips or alters a stamp does not get its envelope right, which takes the licensee's key.
     """
     keys = {key.id: (name, key) for name, key in [(name, master.licensee(name)) for name in names]}
     for where, stamp in stamps_of(tensors).items():
-        if stamp.key_id in keys:
-            name, key = keys[stamp.key_id]
+        for name, key in (keys[key_id] for key_id in stamp.key_ids if key_id in keys):
             try:
-                verify(key, stamp, below(tensors, where + '.' if where else ''))
+                trusted_stamp(key, below(tensors, where + '.' if where else ''))
             except IntegrityError:
                 return name, False
             return name, True

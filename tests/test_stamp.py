@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from keyseg_mm.bind import sign, stamp_tensor, verify
+from keyseg_mm.bind import memory_stamp, open_envelope, padded, stamp_tensor
 from keyseg_mm.entries import ENTRIES
-from keyseg_mm.errors import IntegrityError, StampError
+from keyseg_mm.errors import IntegrityError, KeyMismatchError, StampError
 from keyseg_mm.stamp import LARGEST, Stamp, fresh_salt, is_stamp, parse_salt, stamp_names, stamp_of_value, stamps_of
 from tests.support.vectors import STAMPS
 from tests.vectors.stamps import BAD, GOOD, LARGE
@@ -23,7 +23,8 @@ ONE = GOOD['a locked model']
 @pytest.mark.parametrize('case', VECTORS['good'], ids=lambda case: case['of'])
 def test_good_stamps_are_read_and_written_alike(case):
     stamp = Stamp.from_bytes(case['text'].encode())
-    assert stamp == GOOD[case['of']] and stamp.mac == GOOD[case['of']].mac
+    assert stamp == GOOD[case['of']]
+    assert (stamp.recipients, stamp.seal) == (GOOD[case['of']].recipients, GOOD[case['of']].seal)
     assert [entry.weights for entry in stamp.maps] == [entry.weights for entry in GOOD[case['of']].maps]
     assert stamp.to_json() == case['text']
     assert stamps_of({stamp.name: stamp_tensor(stamp)}) == {'': stamp}
@@ -65,7 +66,7 @@ def test_as_many_entries_as_a_stamp_may_have_are_read_quickly():
     rows['entries'] = [
         {'scheme': 'features', 'point': f'in:{i}', 'channels': 3, 'transform': {'type': 'X'}} for i in range(20_000)
     ]
-    content = json.dumps(rows).encode()
+    content = json.dumps(rows, separators=(',', ':')).encode()
     assert len(content) < LARGEST
     start = time.process_time()
     stamp = Stamp.from_bytes(content)
@@ -149,22 +150,46 @@ def test_stamps_are_found_by_the_modules_that_they_belong_to():
 
 
 @pytest.mark.parametrize('name', GOOD)
-def test_the_mac_covers_every_part_of_a_stamp(name, key, other_key):
-    tensors = {'w': torch.ones(3)}
-    stamp = sign(key, replace(GOOD[name], key_id=key.id, mac=''), tensors)
-    verify(key, stamp, tensors)
-    others = [replace(stamp, salt=bytes(16)), replace(stamp, key_id='ks1x')]
+def test_the_envelope_is_bound_to_every_part_of_a_stamp(name, key, other_key):
+    features = key.features(GOOD[name].salt)
+    stamp = memory_stamp(key, replace(GOOD[name], key_id=key.id), features)
+    assert open_envelope(key, stamp).features == features != other_key.features(stamp.salt)
+    others = [replace(stamp, salt=bytes(16)), replace(stamp, key_id='ks1x'), replace(stamp, commitment='00' * 32)]
     others += [replace(stamp, entries=other.entries) for other in GOOD.values() if other.entries != stamp.entries]
     if len(stamp.entries) > 1:
         others += [replace(stamp, entries=stamp.entries[1:]), replace(stamp, entries=stamp.entries[::-1])]
     for other in others:
         with pytest.raises(IntegrityError):
-            verify(key, other, tensors)
-    for wrong in ({'w': torch.zeros(3)}, {'v': torch.ones(3)}, {}):
-        with pytest.raises(IntegrityError):
-            verify(key, stamp, wrong)
-    with pytest.raises(IntegrityError):
-        verify(other_key, stamp, tensors)
+            open_envelope(key, other)
+    with pytest.raises(KeyMismatchError, match=f'{key.id}, and the key given is {other_key.id}'):
+        open_envelope(other_key, stamp)
+
+
+def test_a_stamp_without_an_envelope_is_nobodys(key):
+    bare = replace(ONE, key_id=key.id, recipients=(), commitment='')
+    with pytest.raises(IntegrityError, match='without an envelope'):
+        open_envelope(key, bare)
+    assert open_envelope(key, bare, check=False).features == key.features(bare.salt)
+
+
+def test_room_for_other_recipients_is_blanks(key):
+    content = padded(ONE, 8192)
+    assert len(content) % 8192 == 0 and len(content) - len(ONE.to_bytes()) >= 4096
+    assert Stamp.from_bytes(content) == ONE
+    for bit in range(8):
+        flipped = bytearray(content)
+        flipped[-5] ^= 1 << bit
+        with pytest.raises(StampError):
+            Stamp.from_bytes(bytes(flipped))
+
+
+@pytest.mark.parametrize('name', GOOD)
+def test_a_stamp_is_written_in_one_way_only(name):
+    rows = json.loads(GOOD[name].to_json())
+    assert Stamp.from_bytes(json.dumps(rows, separators=(',', ':')).encode()) == GOOD[name]
+    for other in (json.dumps(rows), json.dumps(dict(reversed(rows.items())), separators=(',', ':'))):
+        with pytest.raises(StampError, match='damaged'):
+            Stamp.from_bytes(other.encode())
 
 
 def test_salts():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from keyseg_mm import lock, rekey, unlock
-from keyseg_mm.errors import (
-    LockError,
-)
+from keyseg_mm import lock, rekey, stamps_of, unlock
+from keyseg_mm.bind import stamp_tensor
+from keyseg_mm.envelope import MODES
+from keyseg_mm.errors import LockError
+from keyseg_mm.seal.sections import Sealing, seal_checkpoint
 from keyseg_mm.tracing import PLAIN, by_stamp, by_weights, licensee_salt
 from tests.support.configs import normed_model
 
@@ -37,7 +40,8 @@ def test_a_stripped_and_fine_tuned_copy_is_traced(plain, master, transform):
     found = copy_for('Bolt', owners, master)
     assert by_stamp(found, master, NAMES) == ('Bolt', True)
     assert by_stamp(found, master, ['ACME Ltd']) is None
-    assert by_stamp({**found, 'decode_head.conv_seg.bias': torch.ones(19)}, master, NAMES) == ('Bolt', False)
+    other = replace(stamps_of(found)[''], salt=bytes(16))
+    assert by_stamp({**found, other.name: stamp_tensor(other)}, master, NAMES) == ('Bolt', False)
 
     stripped = {n: v for n, v in found.items() if n in state}
     assert by_stamp(stripped, master, NAMES) is None
@@ -51,6 +55,19 @@ def test_a_stripped_and_fine_tuned_copy_is_traced(plain, master, transform):
             assert ranking[0].name == 'Bolt'
             assert ranking[0].is_certain
             assert not any(likeness.is_certain for likeness in ranking[1:])
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_the_stamp_of_a_file_says_whether_it_was_altered(plain, master, mode):
+    copied = copy_for('Bolt', lock(plain.state_dict(), plain, master), master)
+    how = Sealing(master.licensee('Bolt'), mode=mode)
+    content = seal_checkpoint({'state_dict': copied}, how)['state_dict']
+    assert by_stamp(content, master, NAMES) == ('Bolt', True)
+    assert by_stamp(content, master, ['ACME Ltd']) is None
+    bias = content['decode_head.conv_seg.bias'].clone()
+    bias.view(torch.int32)[0] ^= 1
+    assert by_stamp({**content, 'decode_head.conv_seg.bias': bias}, master, NAMES) == ('Bolt', False)
+    assert by_stamp({n: v for n, v in content.items() if n != 'decode_head.conv_seg.bias'}, master, NAMES)[1] is False
 
 
 def test_what_has_no_trace_is_not_traced(plain, key, master):

@@ -81,7 +81,7 @@ class Files:
         path = self.folder / name
         if not path.exists():
             how = ['--points', points, '--transform', transform, '--key', f'file:{self.key_file}']
-            keyseg('lock', self.plain_config, plain(), '--out', path, *how)
+            keyseg('lock', plain(), '--config', self.plain_config, '--no-seal', '--out', path, *how)
         return path
 
     def fine_tuning(self, start: Path) -> list[str]:

@@ -1,2 +1,2 @@
-_base_ = ['./segformer_cityscapes.py', '../../configs/_base_/protection/stages.py']
+_base_ = ['./segformer_cityscapes.py', './in_the_open.py']
 model = dict(type='keyseg_mm.Keyed', of='EncoderDecoder', protection={{_base_.protection}})

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -85,9 +86,9 @@ def measure(scheme: tuple[str, str], args: argparse.Namespace, keys: dict[str, s
     locked, rekeyed, unlocked = (out / f'{name}.pth' for name in ('locked', 'rekeyed', 'unlocked'))
     old, new = keys['old'], keys['new']
     if not unlocked.exists():
-        how = ['--points', points, '--transform', transform, '--overwrite']
-        keyseg('lock', args.config, args.checkpoint, '--key', old, '--out', locked, *how)
-        keyseg('rekey', locked, '--key', old, '--new-key', new, '--out', rekeyed, '--overwrite')
+        how = ['--no-seal', '--points', points, '--transform', transform, '--overwrite']  # the maps alone are measured
+        keyseg('lock', args.checkpoint, '--config', args.config, '--key', old, '--out', locked, *how)
+        keyseg('rekey', locked, '--key', old, '--new-key', new, '--new-maps', '--out', rekeyed, '--overwrite')
         keyseg('unlock', rekeyed, '--key', new, '--out', unlocked)
     data = [f'test_dataloader.dataset.data_root={args.data_root}']
 
@@ -98,7 +99,7 @@ def measure(scheme: tuple[str, str], args: argparse.Namespace, keys: dict[str, s
     if points == 'linear':
         stale = with_old_stamp(rekeyed, locked, out / 'stale.pth')
         row |= {
-            'unlocked in memory': keyed_test('test-memory', locked, old, 'model.protection.unlock=True'),
+            'unlocked in memory': keyed_test('test-memory', locked, old, 'model.protection.runtime=plain'),
             'rekeyed, new key': keyed_test('test-rekeyed', rekeyed, new),
             'unlocked': test(args.config, unlocked, data, out / 'test-unlocked'),
             'old key': keyed_test('test-old', stale, old, 'model.protection.verify=False'),
@@ -106,6 +107,52 @@ def measure(scheme: tuple[str, str], args: argparse.Namespace, keys: dict[str, s
         }
     photos = sorted(map(str, Path(args.data_root).glob('leftImg8bit/val/*/*.png')))[: args.photos]
     return {**row, **agreement(args.config, args.checkpoint, keyed, locked, old, photos)}
+
+
+def measure_sealed(args: argparse.Namespace, keys: dict[str, str], keyed: Path) -> dict[str, float]:
+    """The sealed file, by every way in which it is read: opened with its key, and as whoever has no key reads it."""
+    out = args.out / 'sealed'
+    out.mkdir(exist_ok=True)
+    old, new = keys['old'], keys['new']
+    files = {name: out / f'{name}.pth' for name in ('sealed', 'maps', 'rekeyed', 'unlocked')}
+    files['safetensors'] = out / 'sealed.safetensors'
+    if not files['unlocked'].exists():
+        for name in ('sealed', 'safetensors'):
+            keyseg('lock', args.checkpoint, '--key', old, '--out', files[name], '--overwrite')
+        keyseg('lock', args.checkpoint, '--config', args.config, '--key', old, '--out', files['maps'], '--overwrite')
+        keyseg('rekey', files['maps'], '--key', old, '--new-key', new, '--out', files['rekeyed'], '--overwrite')
+        keyseg('unlock', files['rekeyed'], '--key', new, '--out', files['unlocked'])
+    data = [f'test_dataloader.dataset.data_root={args.data_root}']
+
+    def opened(name: str, key: str, runtime: str) -> float:
+        options = [*data, f'model.protection.key={key}', f'model.protection.runtime={runtime}']
+        return test(keyed, files[name], options, out / f'test-{name}-{runtime}-{key.split("/")[-1]}')
+
+    return {
+        'sealed, opened': opened('sealed', old, 'plain'),
+        'behind maps too, keyed': opened('maps', old, 'keyed'),
+        'behind maps too, opened': opened('maps', old, 'plain'),
+        'rekeyed, keyed': opened('rekeyed', new, 'keyed'),
+        'unlocked': test(args.config, files['unlocked'], data, out / 'test-unlocked'),
+        'stock host, sealed': stock(args.config, files['sealed'], data, out / 'test-stock'),
+        'stock host, behind maps too': stock(args.config, files['maps'], data, out / 'test-stock-maps'),
+        'key=none, sealed': opened('maps', 'none', 'keyed'),
+    }
+
+
+def stock(config: Path, checkpoint: Path, options: list[str], work_dir: Path) -> float:
+    """mIoU by mmsegmentation's own test.py, in a process that never imports this package."""
+    import mmseg
+
+    if not sorted(work_dir.glob('*/*.json')):
+        work_dir.mkdir(parents=True, exist_ok=True)
+        tool = Path(mmseg.__file__).parent / '.mim' / 'tools' / 'test.py'
+        options = ['--cfg-options', *options, '--work-dir', str(work_dir)]
+        # its own reader of files refuses what it writes itself, on today's torch
+        environment = {**os.environ, 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD': '1', 'CUDA_VISIBLE_DEVICES': ''}
+        command = [sys.executable, str(tool), str(config), str(checkpoint), *options]
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+    return float(json.loads(sorted(work_dir.glob('*/*.json'))[-1].read_text())['mIoU'])
 
 
 def main() -> None:
@@ -116,6 +163,7 @@ def main() -> None:
     parser.add_argument('--data-root', required=True, help='root of the data set that the config tests on')
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--photos', type=int, default=20, help='photos on which outputs are compared')
+    parser.add_argument('--sealed', action='store_true', help='the sealed file alone')
     parser.add_argument('--single', nargs='*', default=[], metavar='POINT', help='single points to lock at as well')
     args = parser.parse_args()
     args.out = args.out.resolve()
@@ -131,6 +179,10 @@ def main() -> None:
     plain = test(args.config, args.checkpoint, data, args.out / 'plain')
     results = {'floor': floor_of(args.config, args.data_root), 'plain': plain}
     print(f'floor {results["floor"]:.2f}, plain {plain:.2f}', flush=True)
+    results['sealed'] = measure_sealed(args, keys, keyed)
+    print('sealed: ' + ', '.join(f'{name} {value:.2f}' for name, value in results['sealed'].items()), flush=True)
+    if args.sealed:
+        return
     for scheme in [*SCHEMES, *((point, 'SignedChannelPermutation') for point in args.single)]:
         row = measure(scheme, args, keys, keyed)
         results[' '.join(scheme)] = row

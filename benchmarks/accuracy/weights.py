@@ -45,13 +45,14 @@ def measure(share: float | None, args: argparse.Namespace, locator: str, keyed: 
     locked = out / 'locked.pth'
     if not locked.exists():
         mode = ['tensors'] if share is None else ['selective', '--share', share]
-        keyseg('lock', args.config, args.checkpoint, '--key', locator, '--out', locked, '--scheme', *mode)
+        how = ['--no-seal', '--config', args.config, '--scheme', *mode]  # what the scheme itself does
+        keyseg('lock', args.checkpoint, '--key', locator, '--out', locked, *how)
     state = read_checkpoint(locked)['state_dict']
     tensors = stamps_of(state)[''].tensors
     data = [f'test_dataloader.dataset.data_root={args.data_root}']
 
     def keyed_test(name: str, key: str) -> float:
-        return test(keyed, locked, [*data, f'model.protection.key={key}', 'model.protection.unlock=True'], out / name)
+        return test(keyed, locked, [*data, f'model.protection.key={key}', 'model.protection.runtime=plain'], out / name)
 
     row = {
         'values moved': sum(t.count for t in tensors),

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from keyseg_mm.bind import Bound, derive_cipher
 from keyseg_mm.entries import EmbeddingEntry, Entry
 from keyseg_mm.errors import LockError
-from keyseg_mm.keys.key import SecretKey, wrong_key
+from keyseg_mm.keys.identity import Key
+from keyseg_mm.keys.key import wrong_key
 from keyseg_mm.locking.plan import Plan
 from keyseg_mm.locking.proof import Bench, Proof
 from keyseg_mm.locking.scheme import Scheme, register
@@ -65,7 +66,7 @@ class Patches(Scheme):
         tensors.update(changed)
 
     def prove(
-        self, bench: Bench, model: nn.Module, weights: Mapping[str, Any], plan: Plan, key: SecretKey, salt: bytes
+        self, bench: Bench, model: nn.Module, weights: Mapping[str, Any], plan: Plan, key: Key, salt: bytes
     ) -> Proof:
         """By the host's own way from 8-bit images on: encrypted with the key, plain, and encrypted with another key."""
         model = copy.deepcopy(model)  # the weights may be its own

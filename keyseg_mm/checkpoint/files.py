@@ -6,11 +6,12 @@ it is let in under its name as an empty stand-in, and mmengine itself is not nee
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor
 
 from keyseg_mm.atomic import write_new
+from keyseg_mm.checkpoint.archive import read_archive
+from keyseg_mm.checkpoint.opcodes import NotQuick
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.stamp import Stamp, stamps_of
 
@@ -34,6 +37,9 @@ def _curve_method(owner: Any, name: str) -> Any:
     if owner is _Curve:
         return _curve_method
     raise pickle.UnpicklingError('attributes are not served')
+
+
+_STAND_INS = [(_Curve, 'mmengine.logging.history_buffer.HistoryBuffer'), (_curve_method, 'builtins.getattr')]
 
 
 def numpy_globals() -> list[Any]:
@@ -66,8 +72,16 @@ def _allowing(names: list[Any]) -> Iterator[None]:
         serialization.add_safe_globals(kept)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a ``.pth`` (with ``weights_only``) or ``.safetensors`` file to the CPU.
+Source = str | Path | bytes | IO[bytes]
+
+
+def read_checkpoint(source: Source, mapped: bool = True) -> dict[str, Any]:
+    """Read a ``.pth`` (with ``weights_only``) or ``.safetensors`` file to the CPU, mapped where that can be.
+
+    Args:
+        source: a path, an open binary file, or the bytes themselves.
+        mapped: leave the bytes of a file in the file until they are asked for; where they are to be overwritten,
+            reading them at once is quicker.
 
     Returns:
         The checkpoint as a dict with ``state_dict``; a bare state_dict is wrapped.
@@ -75,42 +89,73 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         KeysegError: missing, truncated, no checkpoint, or a pickle that asks for code to be run.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise KeysegError(f'{path}: no such file')
-    try:
-        content = _read_safetensors(path) if path.suffix == '.safetensors' else _read_pickle(path)
-    except KeysegError:
-        raise
-    except Exception:  # a pickle with a flipped bit makes torch's reader stumble over anything
-        raise KeysegError(f'{path} is cut short or no checkpoint; restore it from a copy') from None
+    content, where = read_content(source, _STAND_INS, mapped), _name_of(source)
     if not isinstance(content, dict):
-        raise KeysegError(f'{path} holds no state_dict')
+        raise KeysegError(f'{where} holds no state_dict')
     content = content if isinstance(content.get('state_dict'), dict) else {'state_dict': content}
     for name, value in content['state_dict'].items():
         ordinary = not isinstance(value, Tensor) or (value.layout == torch.strided and value.device.type == 'cpu')
         if not isinstance(name, str) or not ordinary:
-            raise KeysegError(f'{path} holds no state_dict: {name!r} is no name, or names no ordinary tensor')
+            raise KeysegError(f'{where} holds no state_dict: {name!r} is no name, or names no ordinary tensor')
     return content
 
 
+def read_content(source: Source, names: list[Any], mapped: bool = True) -> Any:
+    """What a file holds, whatever it is.
+
+    Args:
+        source, mapped: as of :func:`read_checkpoint`, with its errors.
+        names: what its pickle may name besides tensors and numpy's arrays.
+    """
+    where = _name_of(source)
+    if isinstance(source, (str, Path)):
+        source = Path(source)
+        if not source.is_file():
+            raise KeysegError(f'{where}: no such file')
+    else:
+        source = io.BytesIO(source if isinstance(source, bytes) else source.read())
+    try:
+        return _read_safetensors(source) if _is_safetensors(source) else _read_pickle(source, names, mapped)
+    except KeysegError:
+        raise
+    except Exception:  # a pickle with a flipped bit makes torch's reader stumble over anything
+        raise KeysegError(f'{where} is cut short or no checkpoint; restore it from a copy') from None
+
+
+def _name_of(source: Source) -> str:
+    return str(source) if isinstance(source, (str, Path)) else 'this checkpoint'
+
+
+def _is_safetensors(source: Path | io.BytesIO) -> bool:
+    """By its name, or where it has none by its first bytes: the length of a header, and the header's brace."""
+    return source.suffix == '.safetensors' if isinstance(source, Path) else source.getvalue()[8:9] == b'{'
+
+
 def write_checkpoint(
-    path: str | Path, state_dict: Mapping[str, Any], meta: Mapping[str, Any], overwrite: bool = False
+    path: str | Path,
+    state_dict: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    overwrite: bool = False,
+    others: Mapping[str, Any] | None = None,
+    private: bool = False,
 ) -> None:
-    """Write a ``.pth`` or ``.safetensors`` file with a model's weights and what is said of them, and nothing else.
+    """Write a ``.pth`` or ``.safetensors`` file.
 
     Args:
         path: file to make; see :func:`keyseg_mm.atomic.write_new`.
         state_dict: with its stamp, if it has one.
         meta: plain values. A ``.safetensors`` file keeps them as JSON in its metadata.
         overwrite: replace an existing file.
+        others: what else a ``.pth`` file is to hold, by name.
+        private: let its owner alone read it.
 
     Raises:
         KeysegError: it could not be written whole; nothing is left behind.
     """
-    write = _write_safetensors if Path(path).suffix == '.safetensors' else _write_pickle
+    write = _write_safetensors if Path(path).suffix == '.safetensors' else torch.save
+    content = {'meta': dict(meta), 'state_dict': dict(state_dict), **(others or {})}
     try:
-        write_new(path, lambda file: write(file, dict(state_dict), dict(meta)), overwrite=overwrite)
+        write_new(path, lambda file: write(content, file), 0o600 if private else 0o666, overwrite=overwrite)
     except (RuntimeError, ValueError) as error:
         if isinstance(error, KeysegError):
             raise
@@ -124,31 +169,43 @@ def stamps_in(path: str | Path) -> dict[str, Stamp]:
     return stamps_of(read_checkpoint(path)['state_dict'])
 
 
-def _read_pickle(path: Path) -> Any:
-    stand_ins = [(_Curve, 'mmengine.logging.history_buffer.HistoryBuffer'), (_curve_method, 'builtins.getattr')]
+def _read_pickle(source: Path | io.BytesIO, names: list[Any], mapped: bool) -> Any:
+    if isinstance(source, Path):
+        with suppress(NotQuick):
+            return read_archive(source, mapped)
+    where = _name_of(source) if isinstance(source, Path) else _name_of(b'')
+    is_zip = zipfile.is_zipfile(source)
+    mapped = mapped and isinstance(source, Path) and is_zip
+    if isinstance(source, io.BytesIO):
+        source.seek(0)  # from where the question has left it
     try:
-        with _allowing([*numpy_globals(), *stand_ins]):
-            return torch.load(path, map_location='cpu', weights_only=True)
+        with _allowing([*numpy_globals(), *names]):
+            return torch.load(source, map_location='cpu', weights_only=True, mmap=mapped)
     except pickle.UnpicklingError:
-        if not zipfile.is_zipfile(path):
-            raise KeysegError(f'{path} is cut short or no checkpoint; restore it from a copy') from None
+        if not is_zip:
+            raise KeysegError(f'{where} is cut short or no checkpoint; restore it from a copy') from None
         raise KeysegError(
-            f'{path} holds more than weights: reading it would let it run code, so it was not read. If you trust '
+            f'{where} holds more than weights: reading it would let it run code, so it was not read. If you trust '
             'where it comes from, save its state_dict alone, and use that'
         ) from None
 
 
-def _read_safetensors(path: Path) -> Any:
+def _read_safetensors(source: Path | io.BytesIO) -> Any:
     try:
         from safetensors import SafetensorError, safe_open
+        from safetensors.torch import load
     except ImportError:
-        raise KeysegError(f'{path}: it needs the package safetensors: pip install safetensors') from None
+        raise KeysegError(f'{source}: it needs the package safetensors: pip install safetensors') from None
     try:
-        with safe_open(path, 'pt') as file:
+        if isinstance(source, io.BytesIO):
+            content = source.getvalue()
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], 'little')])
+            return {'meta': _parse_meta(header.get('__metadata__', {})), 'state_dict': load(content)}
+        with safe_open(source, 'pt') as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
             metadata = file.metadata() or {}
     except SafetensorError:
-        raise KeysegError(f'{path} is cut short or no safetensors file; restore it from a copy') from None
+        raise KeysegError(f'{source} is cut short or no safetensors file; restore it from a copy') from None
     return {'meta': _parse_meta(metadata), 'state_dict': tensors}
 
 
@@ -161,11 +218,10 @@ def _parse_meta(metadata: dict[str, str]) -> dict[str, Any]:
     return found if isinstance(found, dict) else {k: v for k, v in metadata.items() if k != 'format'}
 
 
-def _write_pickle(file: IO[bytes], state_dict: dict[str, Any], meta: dict[str, Any]) -> None:
-    torch.save({'meta': meta, 'state_dict': state_dict}, file)
-
-
-def _write_safetensors(file: IO[bytes], state_dict: dict[str, Any], meta: dict[str, Any]) -> None:
+def _write_safetensors(content: dict[str, Any], file: IO[bytes]) -> None:
+    state_dict, meta = dict(content.pop('state_dict')), content.pop('meta', {})
+    if content:
+        raise KeysegError(f'a .safetensors file holds weights alone, not {", ".join(content)}; write a .pth file')
     try:
         from safetensors import SafetensorError
         from safetensors.torch import save_file

@@ -1,75 +1,94 @@
-"""Lock, rekey and unlock of checkpoint files. What is written is ``meta`` and ``state_dict``, and nothing else.
-
-A training checkpoint holds plain weights in more places than one: the EMA copy, the optimizer's momentum. So what may
-be written is listed, and the rest is dropped, and named.
-"""
+"""Seal, lock, rekey and unlock checkpoint files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from keyseg_mm.atomic import refuse_existing
-from keyseg_mm.checkpoint.files import read_checkpoint, write_checkpoint
-from keyseg_mm.keys.key import SecretKey
-from keyseg_mm.locking import Plan, fit, lock_in_place, rekey_in_place, unlock_in_place
-from keyseg_mm.stamp import Stamp, stamps_of
+from keyseg_mm.checkpoint.files import read_checkpoint
+from keyseg_mm.checkpoint.opened import Opened, open_checkpoint
+from keyseg_mm.checkpoint.patching import ForeignFileError, patch
+from keyseg_mm.envelope import SEALED
+from keyseg_mm.errors import LockError
+from keyseg_mm.keys.identity import Key, Recipient
+from keyseg_mm.locking import Plan, lock_in_place, rekey_in_place, unlock_in_place
+from keyseg_mm.seal.sections import WEIGHTS, Sealing, rewrap, sealed_stamp
+from keyseg_mm.stamp import Stamp, is_stamp, stamps_of
 
-_PLAIN_VALUES = (str, int, float, bool, type(None))
+Salt = Callable[[Mapping[str, Any]], bytes]
 
 
-@dataclass
-class Opened:
-    """A checkpoint as it was read.
+def seal_file(path: str | Path, how: Sealing, out: str | Path, overwrite: bool = False) -> tuple[str, ...]:
+    """Seal any checkpoint: plain, or with maps in its weights.
 
-    Attributes:
-        state_dict: its weights.
-        meta: what it says of them: plain values only.
-        dropped: what else was in the file, by name.
+    Args:
+        path: ``.pth`` or ``.safetensors`` with a state_dict of any framework.
+        how: for whom.
+        out: file to make.
+        overwrite: replace ``out``.
+
+    Returns:
+        What was dropped: what is neither tensor nor plain value.
+
+    Raises:
+        LockError: it is sealed already.
+        KeysegError: it could not be read, sealed or written; ``out`` is as it was.
     """
-
-    state_dict: dict[str, Any]
-    meta: dict[str, Any]
-    dropped: tuple[str, ...]
-
-    def fit(self, model: nn.Module) -> None:
-        """Keep the weights that a model knows; see :func:`keyseg_mm.locking.fitting.fit`.
-
-        Raises:
-            LockError: they do not fit it.
-        """
-        weights = fit(self.state_dict, model, drop=True)
-        unknown = [name for name in self.state_dict if name.removeprefix('module.') not in weights]
-        self.dropped = (*self.dropped, *(f'state_dict.{name}' for name in unknown))
-        self.state_dict = weights
-
-    def write(self, path: str | Path, overwrite: bool) -> None:
-        """Write it; see :func:`keyseg_mm.checkpoint.files.write_checkpoint`."""
-        write_checkpoint(path, self.state_dict, self.meta, overwrite)
+    refuse_existing(out, overwrite)
+    opened = open_checkpoint(path)
+    if opened.stamp is not None:
+        ids = ' and '.join(opened.stamp.key_ids)
+        raise LockError(f'{path} is sealed already, for {ids}; for others: keyseg rekey')
+    opened.write(out, how, overwrite)
+    return opened.dropped
 
 
-def open_checkpoint(path: str | Path) -> Opened:
-    """Read a checkpoint, and keep of it what may be written again."""
-    content = read_checkpoint(path)
-    state_dict, meta = content.pop('state_dict'), content.pop('meta', None)
-    meta = dict(meta) if isinstance(meta, Mapping) else {}
-    kept = {name: value for name, value in meta.items() if _is_plain(value)}
-    dropped = [*content, *(f'meta.{name}' for name in meta if name not in kept)]
-    return Opened(state_dict, kept, tuple(map(str, dropped)))
+def prove_sealed(source: str | Path, sealed: str | Path, key: Key) -> None:
+    """Make sure that a sealed file opens to what it was made of, bit for bit.
+
+    Args:
+        source: what it was made of.
+        sealed: the file; it is removed where the proof fails.
+        key: of one of its recipients.
+
+    Raises:
+        LockError: it does not.
+    """
+    before, after = open_checkpoint(source), open_checkpoint(sealed, key)
+    same = before.state_dict.keys() == after.state_dict.keys() and all(
+        _same_bits(value, after.state_dict[name]) for name, value in before.state_dict.items()
+    )
+    if not same:
+        Path(sealed).unlink()
+        raise LockError(f'{sealed} did not open to what {source} holds, and was removed; please report this')
+
+
+def _same_bits(a: Any, b: Any) -> bool:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return type(a) is type(b)
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    one, other = (t.detach().contiguous().view(-1).view(torch.uint8) for t in (a, b))
+    return torch.equal(one, other)
 
 
 def lock_file(
     path: str | Path,
     model: nn.Module,
     plan: Plan,
-    key: SecretKey,
+    key: Key,
     out: str | Path,
     salt: bytes | None = None,
     overwrite: bool = False,
+    *,
+    recipients: Sequence[Key | Recipient] = (),
+    mode: str = SEALED,
 ) -> tuple[Stamp, tuple[str, ...]]:
     """Lock a plain checkpoint's file; see :func:`keyseg_mm.locking.lock`. It is not proved here, as `keyseg lock` does.
 
@@ -81,6 +100,8 @@ def lock_file(
         out: file to make.
         salt: 16 public bytes; by default fresh random ones.
         overwrite: replace ``out``.
+        recipients: who else can open it.
+        mode: whether it is sealed too, or only signed; see :class:`keyseg_mm.seal.sections.Sealing`.
 
     Returns:
         The stamp, and what was dropped.
@@ -91,69 +112,156 @@ def lock_file(
     refuse_existing(out, overwrite)
     opened = open_checkpoint(path)
     opened.fit(model)
-    return lock_opened(opened, plan, key, out, salt, overwrite), opened.dropped
+    return lock_opened(opened, plan, Sealing(key, (key, *recipients), mode), out, salt, overwrite), opened.dropped
 
 
 def lock_opened(
-    opened: Opened, plan: Plan, key: SecretKey, out: str | Path, salt: bytes | None = None, overwrite: bool = False
+    opened: Opened, plan: Plan, how: Sealing, out: str | Path, salt: bytes | None = None, overwrite: bool = False
 ) -> Stamp:
-    """:func:`lock_file` of a checkpoint that is open already, and fits its model. Its weights are overwritten."""
-    stamp = lock_in_place(opened.state_dict, plan, key, salt, own=True)
-    opened.write(out, overwrite)
+    """:func:`lock_file` of a checkpoint that is open already, and fits its model. Its weights are overwritten.
+
+    Its other sections are dropped: they hold the weights as they were.
+    """
+    opened.drop_others()
+    stamp = lock_in_place(opened.state_dict, plan, how.key, salt, own=True)
+    opened.write(out, how, overwrite)
     return stamp
 
 
 def rekey_file(
     path: str | Path,
-    key: SecretKey,
-    new_key: SecretKey,
+    key: Key,
+    recipients: Sequence[Key | Recipient],
     out: str | Path,
+    *,
+    reseal: bool = False,
+    overwrite: bool = False,
+) -> tuple[str, ...]:
+    """Give a protected checkpoint to others: its envelope is made anew. Weights and maps stay as they are.
+
+    Args:
+        path: sealed or signed.
+        key: of one of its recipients.
+        recipients: who can open it from now on; the first one names it.
+        out: file to make.
+        reseal: encrypt it anew too, under a fresh content key; so it is where ``out`` is of another format.
+        overwrite: replace ``out``.
+
+    Returns:
+        What was dropped; nothing where the envelope alone was changed.
+    """
+    refuse_existing(out, overwrite)
+    content = read_checkpoint(path)
+    _refuse_rekey(path, sealed_stamp(content[WEIGHTS]), recipients)
+    alike = Path(path).suffix == Path(out).suffix  # what is patched stays what it is
+    changes = _patches(rewrap(key, content, recipients), content) if alike and not reseal else {}
+    if changes:
+        with suppress(ForeignFileError):
+            patch(path, out, changes, overwrite)
+            return ()
+    opened = open_checkpoint(path, key)
+    opened.write(out, Sealing(key, tuple(recipients), opened.mode), overwrite)
+    return opened.dropped
+
+
+def _refuse_rekey(path: str | Path, stamp: Stamp | None, recipients: Sequence[Key | Recipient]) -> None:
+    if stamp is None:
+        raise LockError(f'{path} has no seal, and so no recipients; to seal it: keyseg lock')
+    if not recipients:
+        raise LockError('name at least one recipient: else nobody could open it any more')
+    if stamp.images and recipients[0].recipient.id != stamp.key_id:
+        raise LockError(
+            f'this model was trained on encrypted images, and learnt to read those of key {stamp.key_id} alone, which '
+            'others cannot make: name that key first, and then others who may open the file'
+        )
+
+
+def _patches(stamps: Sequence[tuple[Stamp, Stamp]], content: Mapping[str, Any]) -> dict[bytes, bytes]:
+    """What to replace in a file by what; empty where it does not fit, or parts have stamps of their own."""
+    sections = {where: section for where, section in content.items() if isinstance(section, Mapping)}
+    written = {(where, n): value for where, s in sections.items() for n, value in s.items() if is_stamp(str(n))}
+    changes: dict[bytes, bytes] = {}
+    for old, new in stamps:
+        where = old.seal.section if old.seal is not None else WEIGHTS
+        before, after = bytes(written.pop((where, old.name)).tolist()), new.to_bytes()
+        changes[before] = after.ljust(len(before), b' ')
+        changes[old.name.encode()] = new.name.encode()
+    fits = all(len(before) == len(after) for before, after in changes.items())
+    return changes if fits and not written else {}
+
+
+def change_maps_file(
+    path: str | Path,
+    key: Key,
+    new_key: Key,
+    out: str | Path,
+    *,
+    recipients: Sequence[Key | Recipient] = (),
     model: nn.Module | None = None,
-    salt: Callable[[Mapping[str, Any]], bytes] | None = None,
+    salt: Salt | None = None,
     check: bool = True,
     overwrite: bool = False,
 ) -> tuple[dict[str, Stamp], tuple[str, ...]]:
-    """Rekey a protected checkpoint's file; see :func:`keyseg_mm.locking.rekey`. The plain weights are never written.
+    """A protected checkpoint with maps of another key in its weights, as a licensee's copy has; always sealed anew.
+
+    The plain weights never come into being where there are maps; see :func:`keyseg_mm.locking.rekey`.
 
     Args:
+        path: protected with ``key``.
+        key: its key.
+        new_key: the key to come.
+        out: file to make.
+        recipients: who else can open it.
+        model: the plain model, where the stamp does not tell which weights carry maps.
         salt: makes the salt from the state_dict, as :func:`keyseg_mm.bind.licensee_salt` does; by default a fresh
             random one.
+        check: refuse weights that are only signed, and were altered.
+        overwrite: replace ``out``.
 
     Returns:
         The new stamps by the prefix of their module, and what was dropped.
     """
-
-    def change(tensors: dict[str, Any]) -> None:
+    refuse_existing(out, overwrite)
+    opened = open_checkpoint(path, key, check)
+    opened.drop_others()
+    tensors = opened.state_dict
+    if stamps_of(tensors) or opened.stamp is None:
         rekey_in_place(tensors, key, new_key, model, salt(tensors) if salt else None, None, check, own=True)
-
-    return _change(path, out, overwrite, change)
+    stamps = stamps_of(tensors)
+    opened.write(out, Sealing(new_key, (new_key, *recipients), opened.mode), overwrite)
+    return stamps, opened.dropped
 
 
 def unlock_file(
     path: str | Path,
-    key: SecretKey,
+    key: Key,
     out: str | Path,
     model: nn.Module | None = None,
+    *,
+    keep_maps: bool = False,
     check: bool = True,
     overwrite: bool = False,
 ) -> tuple[str, ...]:
-    """Unlock a protected checkpoint's file; see :func:`keyseg_mm.locking.unlock`. Returns what was dropped."""
-    return _change(path, out, overwrite, lambda t: unlock_in_place(t, key, model, None, check, own=True))[1]
+    """Unlock a protected checkpoint's file; see :func:`keyseg_mm.locking.unlock`. Its owner alone can read it (0600).
 
+    Args:
+        path: protected.
+        key: of one of its recipients.
+        out: file to make.
+        model: the plain model, where the stamp does not tell which weights carry maps.
+        keep_maps: take the seal off and leave the maps in the weights.
+        check: refuse weights that are only signed, and were altered.
+        overwrite: replace ``out``.
 
-def _change(
-    path: str | Path, out: str | Path, overwrite: bool, change: Callable[[dict[str, Any]], None]
-) -> tuple[dict[str, Stamp], tuple[str, ...]]:
+    Returns:
+        What was dropped.
+    """
     refuse_existing(out, overwrite)
-    opened = open_checkpoint(path)
-    change(opened.state_dict)
-    opened.write(out, overwrite)
-    return stamps_of(opened.state_dict), opened.dropped
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(isinstance(name, _PLAIN_VALUES) and _is_plain(item) for name, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    return isinstance(value, _PLAIN_VALUES)
+    opened = open_checkpoint(path, key, check)
+    if keep_maps and opened.stamp is None:
+        raise LockError(f'{path} has no seal that could be taken off')
+    opened.drop_others()
+    if not keep_maps and (stamps_of(opened.state_dict) or opened.stamp is None):
+        unlock_in_place(opened.state_dict, key, model, None, check, own=True)
+    opened.write(out, None, overwrite)
+    return opened.dropped

@@ -41,7 +41,7 @@ a first run:
   keyseg train configs/fcn/keyed_fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py \\
       --cfg-options model.protection.key=file:keys/my.key
   keyseg test CONFIG CHECKPOINT --cfg-options model.protection.key=file:keys/my.key
-  keyseg lock CONFIG PLAIN.pth --key file:keys/my.key --out locked.pth         protect a model that is trained already
+  keyseg lock PLAIN.pth --key file:keys/my.key --out locked.pth         protect a model that is trained already
 
 a key is named by a locator, never typed: file:PATH, env:NAME, keyring:NAME, none (run unauthorised, on purpose),
 random:SEED (a wrong key, on purpose)

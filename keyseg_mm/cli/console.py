@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from keyseg_mm.errors import KeyFileError
 
 if TYPE_CHECKING:
-    from keyseg_mm.keys.key import SecretKey
+    from keyseg_mm.keys.identity import Key
 
 SUITES = ('quick', 'standard', 'full')  # of audits; written out: --help must not wait for torch
 INTERRUPTED = 130  # the exit status that shells give a command stopped with Ctrl-C
@@ -31,11 +31,29 @@ def add_out(parser: argparse.ArgumentParser, what: str, required: bool = True) -
     parser.add_argument('--overwrite', action='store_true', help='replace FILE if it exists')
 
 
+def add_recipients(parser: argparse.ArgumentParser, what: str) -> None:
+    """``--to``: who can open what is made."""
+    parser.add_argument(
+        '--to',
+        action='append',
+        default=[],
+        metavar='RECIPIENT',
+        help=f'who can open it, {what}; repeatable: the line that `keyseg keygen --identity` prints, or file:PATH',
+    )
+
+
+def recipients_of(args: argparse.Namespace) -> tuple[Any, ...]:
+    """The recipients of ``--to``."""
+    from keyseg_mm.keys.identity import read_recipient
+
+    return tuple(map(read_recipient, args.to))
+
+
 def add_opening(parser: argparse.ArgumentParser) -> None:
     """What opening a protected checkpoint takes besides its key."""
     parser.add_argument('--config', type=Path, help='its config, if it was trained with the key')
     parser.add_argument(
-        '--no-verify', action='store_true', help='accept weights that were altered since they were written'
+        '--no-verify', action='store_true', help='accept signed weights that were altered since they were written'
     )
 
 
@@ -71,7 +89,7 @@ def whole_number(least: int) -> Callable[[str], int]:
     return parse
 
 
-def real_key(locator: str, option: str = '--key') -> SecretKey:
+def real_key(locator: str, option: str = '--key') -> Key:
     """The key of a locator on the command line, where no run without a key or with a wrong one is meant.
 
     Raises:
@@ -80,6 +98,20 @@ def real_key(locator: str, option: str = '--key') -> SecretKey:
     from keyseg_mm.keys.locator import locate_real
 
     return locate_real(locator, option, ask_passphrase)
+
+
+def master_key(locator: str) -> Any:
+    """The key of ``--master``, of which licensees' keys are derived.
+
+    Raises:
+        KeyFileError: it leads to an identity, which has no licensees.
+    """
+    from keyseg_mm.keys.key import SecretKey
+
+    key = real_key(locator, '--master')
+    if not isinstance(key, SecretKey):
+        raise KeyFileError('--master takes a secret key: an identity has no licensees')
+    return key
 
 
 def ask_passphrase(path: str) -> str:

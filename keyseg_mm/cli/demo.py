@@ -1,8 +1,9 @@
-"""See in a few minutes what protection does: one small model, one checkpoint, with and without its key.
+"""See in a few minutes what protection does: one small model, its sealed file, and its weights in the open.
 
 Makes small street scenes laid out as Cityscapes, makes a key, trains a small SegFormer whose feature maps are encrypted
-with it, tests the checkpoint with the right key, without a key and with wrong ones, and draws what each of them sees.
-All of it goes into one folder; what is trained there is an ordinary mmsegmentation config and checkpoint.
+with it, tests the sealed checkpoint with the right key, without one and with another, then the same weights without
+their seal and without their tables, and draws what each of them sees. All of it goes into one folder; what is trained
+there is an ordinary mmsegmentation config and checkpoint.
 """
 
 from __future__ import annotations

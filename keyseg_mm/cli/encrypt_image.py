@@ -4,7 +4,7 @@ Each image is encrypted in blocks of the model's patch size, and written as PNG,
 final size before: nobody can resize an encrypted image. --config does to it what the config's test pipeline does (with
 dict(type='ResizeToMultiple', size_divisor=16) in it for whole blocks). A folder is encrypted with all its subfolders.
 
-The model's stamp says how and with which key, and its MAC is checked.
+The model's stamp says how and with which key; stamp and file are checked.
 
 What remains to be seen: all blocks are encrypted alike, so outlines show, and statistics of some images under one key
 restore them: `keyseg audit --images` measures it. One image both plain and encrypted gives the cipher away.
@@ -80,5 +80,5 @@ def _step(args: argparse.Namespace) -> Any:
     if stamp is None or not stamp.embeddings:
         raise KeysegError(f'{args.checkpoint} takes plain images; lock it with `keyseg lock --scheme patches`')
     step = EncryptImage(real_key(args.key), PATCH)
-    step.follow(stamp, state_dict)  # which checks the MAC: who has no key could ask for next to no encryption
+    step.follow(stamp, state_dict)  # which checks the seal: who has no key could ask for next to no encryption
     return step

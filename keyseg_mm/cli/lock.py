@@ -1,38 +1,54 @@
-"""Lock a trained checkpoint: plain to protected, in seconds, without training and without losing a bit.
+"""Lock a trained checkpoint: seal its file, in about the time of copying it, without losing a bit.
 
-The model is run once to see which layers are really called. Each of them gets its input encrypted with the key, and its
-weights turned so that with the key nothing changes. The locked model is proved before it is written: with the key it
-agrees with the plain one, without it does not. Nothing but the weights and the checkpoint's `meta` is written.
+Every tensor is encrypted and authenticated (AES-256-GCM), in the host's own format: names and shapes stay, the numbers
+are noise. Whoever holds the key, or is a recipient, opens it in memory as it is loaded. The file is proved before you
+are told that it was made: it is opened again, and compared bit by bit. Any state_dict of any framework can be sealed.
 
-Other schemes, from the literature:
-  --scheme tensors     the values of all tensors are put into a secret order; the model runs only unlocked, in memory or
-                       as a file
+With --config, secret maps are carried into the weights too, so that they are of no use either where they are in the
+open: in a running model or an exported graph. The model is run once to see which layers are called; each of them gets
+its input encrypted with the key, and its weights turned so that with the key nothing changes. That is proved first.
+
+Other schemes, from the literature, with --config:
+  --scheme tensors     the values of all tensors are put into a secret order; the model runs only opened
   --scheme selective   so are the most sensitive values alone
   --scheme patches     a vision transformer without overlapping patches (SETR, Segmenter, DPT, UPerNet on ViT, BEiT, MAE
                        or Swin, Twins) takes images that the client encrypts, with `keyseg encrypt-image`; the server
-                       needs no key and sees no plain image
+                       needs no key and sees no plain image. Its weights stay in the open, and are signed
 
 examples:
   keyseg keygen --out keys/my.key
-  keyseg lock CONFIG plain.pth --dry-run                          see what would be locked
-  keyseg lock CONFIG plain.pth --key file:keys/my.key --out locked.pth
-  keyseg lock CONFIG plain.pth --key file:keys/my.key --out locked.safetensors --transform ChannelRotation
-  keyseg lock CONFIG plain.pth --key file:keys/my.key --out locked.pth --scheme selective --share 0.01
-  keyseg lock CONFIG plain.pth --key file:keys/my.key --out locked.pth --scheme patches
-  keyseg lock CONFIG plain.pth --dry-run --public pretrained.pth  is it still close to the public weights it came from?
+  keyseg lock plain.pth --key file:keys/my.key --out locked.pth
+  keyseg lock plain.pth --key file:keys/my.key --out locked.pth --to file:customer.recipient
+  keyseg lock plain.pth --config CONFIG --dry-run                 see where maps would be
+  keyseg lock plain.pth --config CONFIG --key file:keys/my.key --out locked.safetensors --transform ChannelRotation
+  keyseg lock plain.pth --config CONFIG --key file:keys/my.key --out locked.pth --scheme patches
+  keyseg lock plain.pth --config CONFIG --dry-run --public pretrained.pth    still close to the weights it came from?
 
 then, to test it at the plain model's speed:
-  keyseg test KEYED_CONFIG locked.pth --cfg-options model.protection.key=file:keys/my.key model.protection.unlock=True
+  keyseg test KEYED_CONFIG locked.pth --cfg-options model.protection.key=file:keys/my.key model.protection.runtime=plain
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from keyseg_mm.cli.console import add_block_steps, add_key, add_out, print_dropped, real_key
+from keyseg_mm.cli.console import (
+    add_block_steps,
+    add_key,
+    add_out,
+    add_recipients,
+    print_dropped,
+    real_key,
+    recipients_of,
+)
 from keyseg_mm.errors import LockError
+
+if TYPE_CHECKING:
+    from keyseg_mm.checkpoint.opened import Opened
+    from keyseg_mm.keys.identity import Key
+    from keyseg_mm.locking import Plan
 
 # written out: --help must not wait for torch
 SCHEMES = ('features', 'tensors', 'selective', 'patches')
@@ -49,11 +65,17 @@ _OWNERS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``keyseg lock``."""
-    parser.add_argument('config', type=Path, help="the model's config, plain or protected")
     parser.add_argument('checkpoint', type=Path, help='plain checkpoint, .pth or .safetensors')
     add_key(parser, required=False)
     add_out(parser, 'protected checkpoint to make', required=False)
-    parser.add_argument('--scheme', choices=SCHEMES, default=SCHEMES[0], help='how to protect it (features)')
+    add_recipients(parser, 'besides the key')
+    parser.add_argument(
+        '--config', type=Path, help="the model's config, plain or protected: carry maps into its weights"
+    )
+    parser.add_argument(
+        '--no-seal', action='store_true', help='with --config: leave the weights in the open, signed, for research'
+    )
+    parser.add_argument('--scheme', choices=SCHEMES, default=SCHEMES[0], help='with --config: what is done (features)')
     parser.add_argument('--salt', metavar='HEX', help='32 hex digits, public (fresh ones, which the checkpoint tells)')
     parser.add_argument('--dry-run', action='store_true', help='show the plan and its effect, and write nothing')
     features = parser.add_argument_group('scheme features')
@@ -75,10 +97,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Seal a file, or carry maps into its weights too."""
+    from keyseg_mm.atomic import refuse_existing
+
+    options = _options(args)
+    if not args.dry_run:
+        if not args.key or not args.out:
+            raise LockError('give --key and --out, or, with --config, --dry-run to see the plan')
+        refuse_existing(args.out, args.overwrite)
+    return _seal(args, options) if args.config is None else _carry(args, options)
+
+
+def _carry(args: argparse.Namespace, options: dict[str, Any]) -> int:
     """Plan, prove, write."""
     from keyseg_mm import baselines  # noqa: F401 - their schemes
-    from keyseg_mm.atomic import refuse_existing
-    from keyseg_mm.checkpoint.operations import lock_opened, open_checkpoint
+    from keyseg_mm.checkpoint.opened import open_checkpoint
     from keyseg_mm.cli import lock_report
     from keyseg_mm.keys.key import SecretKey
     from keyseg_mm.locking import SCHEMES as KNOWN
@@ -86,11 +119,6 @@ def run(args: argparse.Namespace) -> int:
     from keyseg_mm.mm.config import build_plain_model, read_config
     from keyseg_mm.stamp import fresh_salt, parse_salt
 
-    options = _options(args)
-    if not args.dry_run:
-        if not args.key or not args.out:
-            raise LockError('give --key and --out, or --dry-run to see the plan')
-        refuse_existing(args.out, args.overwrite)
     salt = parse_salt(args.salt) if args.salt else fresh_salt()
     key = SecretKey.generate() if args.dry_run else real_key(args.key)
     cfg = read_config(args.config)
@@ -107,11 +135,46 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print('\na dry run: nothing was written')
         return 0
-    stamp = lock_opened(opened, proof.plan, key, args.out, salt, args.overwrite)
+    return _write(args, opened, proof.plan, key, salt)
+
+
+def _write(args: argparse.Namespace, opened: Opened, plan: Plan, key: Key, salt: bytes) -> int:
+    from keyseg_mm.checkpoint.opened import open_checkpoint
+    from keyseg_mm.checkpoint.operations import lock_opened
+    from keyseg_mm.cli import lock_report
+    from keyseg_mm.envelope import SEALED, SIGNED
+    from keyseg_mm.seal.sections import Sealing
+
+    signed = args.no_seal or args.scheme == 'patches'  # who runs a model of encrypted images has no key
+    how = Sealing(key, (key, *recipients_of(args)), SIGNED if signed else SEALED)
+    stamp = lock_opened(opened, plan, how, args.out, salt, args.overwrite)
+    open_checkpoint(args.out, key)  # it opens
     what = 'for images encrypted' if stamp.embeddings else 'protected'
-    print(f'\nmade {args.out}, {what} with key {stamp.key_id}')
+    print(f'\nmade {args.out}, {what} with key {" and ".join(to.id for to in how.everybody)}')
     print_dropped(opened.dropped)
     lock_report.show_use(stamp, args.out)
+    print(f'  keep {args.checkpoint} to yourself: it is the plain model')
+    return 0
+
+
+def _seal(args: argparse.Namespace, options: dict[str, Any]) -> int:
+    """Seal the file alone."""
+    from keyseg_mm.checkpoint.operations import prove_sealed, seal_file
+    from keyseg_mm.cli import lock_report
+    from keyseg_mm.seal.sections import Sealing
+
+    asked = [f'--{name}' for name in ('dry_run', 'no_seal', 'salt') if getattr(args, name)]
+    asked += [f'--{name}' for name in options]
+    if asked or args.scheme != SCHEMES[0]:
+        names = ', '.join(asked).replace('_', '-') or f'--scheme {args.scheme}'
+        raise LockError(f"{names}: maps in the weights take the model's --config; without it the file alone is sealed")
+    key = real_key(args.key)
+    how = Sealing(key, (key, *recipients_of(args)))
+    dropped = seal_file(args.checkpoint, how, args.out, args.overwrite)
+    prove_sealed(args.checkpoint, args.out, key)
+    print(f'made {args.out}, sealed for {" and ".join(to.id for to in how.everybody)}; it opens bit for bit')
+    print_dropped(dropped)
+    lock_report.show_opening()
     print(f'  keep {args.checkpoint} to yourself: it is the plain model')
     return 0
 

@@ -164,11 +164,17 @@ def show_use(stamp: Stamp, out: Path) -> None:
         print('  it runs without a key, with its plain config, on images encrypted as follows:')
         show_encryption(out)
         return
-    print("  run it with model=dict(type='keyseg_mm.Keyed', of=<the model's type>, protection=dict(key='file:...', ")
     if stamp.tensors:
-        print('    unlock=True)): its weights are unlocked in memory as they are loaded')
+        show_opening()
     else:
-        print("    points='checkpoint'))   or unlock=True in the place of points, for the plain model's speed")
+        print("  run it with its maps: model=dict(type='keyseg_mm.Keyed', of=<the model's type>, protection=dict(")
+        print("    key='file:...', points='checkpoint')); or opened, at the plain model's speed: runtime='plain'")
+
+
+def show_opening() -> None:
+    """How a sealed model is run opened."""
+    print("  run it opened: model=dict(type='keyseg_mm.Keyed', of=<the model's type>, protection=dict(key='file:...',")
+    print("    runtime='plain')), or keyseg_mm.load(model, FILE, key)")
 
 
 def show_encryption(checkpoint: Path) -> None:

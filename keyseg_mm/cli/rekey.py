@@ -1,11 +1,15 @@
-"""Give a protected checkpoint another key, in one step: the plain weights never touch the disk.
+"""Give a protected checkpoint to others, in about the time of copying it: its envelope is made anew.
 
-Retire a key that got about, or make each customer a copy of their own. A customer's key and salt are derived from the
-master key, their name and the model, so there is nothing to keep a record of, and `keyseg trace` can tell whose copy is
-whose.
+Weights and maps stay as they are, and the plain weights never come into being. Whoever could open the old file can
+still open the old file. To keep them out of what you write next: `--reseal` encrypts under a fresh content key, and
+`--new-maps` draws other maps too, so that nothing of the old file fits the new one.
+
+A licensee's copy has maps of its own, by which `keyseg trace` can tell whose copy is whose. Their key and salt are
+derived from the master key, their name and the model, so there is nothing to keep a record of.
 
 examples:
-  keyseg rekey locked.pth --key file:keys/old.key --new-key file:keys/new.key --out rekeyed.pth
+  keyseg rekey locked.pth --key file:keys/my.key --to file:customer.recipient --out for-customer.pth
+  keyseg rekey locked.pth --key file:keys/old.key --new-key file:keys/new.key --new-maps --out rekeyed.pth
   keyseg rekey locked.pth --master file:keys/master.key --licensee 'ACME Ltd' --out acme.pth
   keyseg keygen --master file:keys/master.key --licensee 'ACME Ltd' --out acme.key        the key that opens it
 """
@@ -15,8 +19,19 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from keyseg_mm.cli.console import add_key, add_opening, add_out, plain_model, print_dropped, real_key
+from keyseg_mm.cli.console import (
+    add_key,
+    add_opening,
+    add_out,
+    add_recipients,
+    master_key,
+    plain_model,
+    print_dropped,
+    real_key,
+    recipients_of,
+)
 from keyseg_mm.errors import KeyFileError
 
 
@@ -24,7 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``keyseg rekey``."""
     parser.add_argument('checkpoint', type=Path, help='protected checkpoint, .pth or .safetensors')
     add_key(parser, 'locator of its key (default: that of --master)', required=False)
-    parser.add_argument('--new-key', metavar='LOC', help='locator of the key to come')
+    parser.add_argument('--new-key', metavar='LOC', help='locator of a key to come')
+    add_recipients(parser, 'from now on')
+    parser.add_argument('--reseal', action='store_true', help='encrypt it anew, under a fresh content key')
+    parser.add_argument('--new-maps', action='store_true', help='with --new-key: draw other maps too, and reseal')
     parser.add_argument('--master', metavar='LOC', help="locator of the master key that the licensee's is derived from")
     parser.add_argument('--licensee', metavar='NAME', help='with --master: whose copy')
     add_out(parser, 'protected checkpoint to make')
@@ -34,22 +52,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Rekey and write."""
     from keyseg_mm.atomic import refuse_existing
-    from keyseg_mm.bind import licensee_salt
-    from keyseg_mm.checkpoint.operations import rekey_file
 
-    if bool(args.master) != bool(args.licensee) or bool(args.master) == bool(args.new_key):
-        raise KeyFileError('give --new-key LOC, or --master LOC and --licensee NAME')
+    if bool(args.master) != bool(args.licensee) or bool(args.master) == bool(args.new_key or args.to):
+        raise KeyFileError('give --to RECIPIENT or --new-key LOC, or --master LOC and --licensee NAME')
+    if args.new_maps and not args.new_key:
+        raise KeyFileError('--new-maps goes with --new-key: maps are drawn for a key')
     if not args.key and not args.master:
         raise KeyFileError("give --key LOC, the checkpoint's key")
     refuse_existing(args.out, args.overwrite)
     key = real_key(args.key or args.master, '--key' if args.key else '--master')
+    if args.master or args.new_maps:
+        return _change_maps(args, key)
+    return _rewrap(args, key)
+
+
+def _rewrap(args: argparse.Namespace, key: Any) -> int:
+    from keyseg_mm.checkpoint.operations import rekey_file
+
+    new = [real_key(args.new_key, '--new-key')] if args.new_key else []
+    recipients = [*new, *recipients_of(args)]
+    dropped = rekey_file(args.checkpoint, key, recipients, args.out, reseal=args.reseal, overwrite=args.overwrite)
+    print(f'made {args.out}, for {" and ".join(to.id for to in recipients)}; its weights and maps are the same')
+    print_dropped(dropped)
+    print(f'  whoever could open {args.checkpoint} can still open that file')
+    return 0
+
+
+def _change_maps(args: argparse.Namespace, key: Any) -> int:
+    from keyseg_mm.bind import licensee_salt
+    from keyseg_mm.checkpoint.operations import change_maps_file
+
     if args.master:
-        master = key if args.key in (None, args.master) else real_key(args.master, '--master')
+        master = master_key(args.master)
         new_key, salt = master.licensee(args.licensee), partial(licensee_salt, master, args.licensee)
     else:
         new_key, salt = real_key(args.new_key, '--new-key'), None
-    stamps, dropped = rekey_file(
-        args.checkpoint, key, new_key, args.out, plain_model(args.config), salt, not args.no_verify, args.overwrite
+    stamps, dropped = change_maps_file(
+        args.checkpoint,
+        key,
+        new_key,
+        args.out,
+        recipients=recipients_of(args),
+        model=plain_model(args.config),
+        salt=salt,
+        check=not args.no_verify,
+        overwrite=args.overwrite,
     )
     places = sum(len(stamp.entries) for stamp in stamps.values())
     what = 'tensors' if any(stamp.tensors for stamp in stamps.values()) else 'points'

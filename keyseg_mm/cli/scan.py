@@ -13,7 +13,6 @@ exit status: 0 nothing found, 1 an error, 3 something secret found
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         raise KeysegError(f'{args.folder}: nothing to search there')
     stamps = _stamps_of(files, key.id)
     leaks = [leak for path in tqdm(files, desc='searching', unit='file') for leak in find_leaks(path, key, stamps)]
-    places = sum(len(stamp.entries) for stamp in stamps)
+    places = len({(stamp.salt, entry) for stamp in stamps for entry in stamp.entries})  # files of a run have the same
     print(f'searched {len(files)} files for key {key.id} and the tables of {places} points, tensors and images')
     for leak in leaks:
         print(f'FOUND {leak}')
@@ -68,6 +67,5 @@ def _stamps_of(files: list[Path], key_id: str) -> list[Stamp]:
             except KeysegError as error:
                 print(f'note: its stamp was not read: {error}')
                 continue
-            bare = [replace(stamp, mac='') for stamp in stamps.values() if stamp.key_id == key_id]
-            found.update({stamp.to_json(): stamp for stamp in bare})  # checkpoints of one run differ by their MAC alone
+            found.update({stamp.to_json(): stamp for stamp in stamps.values() if key_id in stamp.key_ids})
     return list(found.values())

@@ -82,11 +82,21 @@ def _list_points(config: Path, wanted: list[str], match: str) -> None:
 
 
 def _show_key(path: Path) -> None:
+    from keyseg_mm.keys.identity import Identity
     from keyseg_mm.keys.keyfile import read_key_file, readable_by_others
 
-    print(f'{path}: a key file, key id {read_key_file(path, ask_passphrase).id}')
+    key = read_key_file(path, ask_passphrase)
+    print(f'{path}: {"an identity" if isinstance(key, Identity) else "a key"} file, key id {key.id}')
+    if isinstance(key, Identity):
+        print(f'  recipient, to be given away: {key.recipient.to_text()}')
     if readable_by_others(path):
         print(f'  WARNING: others on this machine can read it; close it with: chmod 600 {path}')
+
+
+_SEALS = {
+    'sealed': 'sealed: its weights are ciphertext (AES-256-GCM), and altering any of it is an error',
+    'signed': 'signed: its weights are in the open, and altering them is an error for whoever holds the key',
+}
 
 
 def _show_checkpoint(path: Path) -> None:
@@ -98,11 +108,13 @@ def _show_checkpoint(path: Path) -> None:
     for prefix, stamp in stamps.items():
         of = 'takes encrypted images, and runs without a key' if stamp.embeddings else 'protected'
         print(f'{path}: {of}{" at " + prefix if prefix else ""}')
-        print(f'  key id  {stamp.key_id}')
+        print(f'  key id  {" and ".join(stamp.key_ids)}')
+        if stamp.seal is not None:
+            print(f'  file    {_SEALS[stamp.seal.mode]}')
         print(f'  salt    {stamp.salt.hex()}')
         if stamp.tensors:
             lines = [(t.names[0], f'{t.count:8} values', t.transform) for t in stamp.tensors]
-            _show_lines("encrypting a trained model's weights; it runs with protection.unlock=True", 'tensors', lines)
+            _show_lines("encrypting a trained model's weights; it runs with protection.runtime=plain", 'tensors', lines)
         if stamp.maps:
             lines = [(entry.point, f'{entry.channels:5} channels', entry.transform) for entry in stamp.maps]
             made_by = 'locking a trained model' if stamp.is_carried else 'training with the key'

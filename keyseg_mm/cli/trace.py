@@ -19,7 +19,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from keyseg_mm.cli.console import real_key
+from keyseg_mm.cli.console import master_key
 from keyseg_mm.errors import KeysegError
 
 NOT_TRACED = 3
@@ -41,20 +41,32 @@ def run(args: argparse.Namespace) -> int:
     from keyseg_mm.tracing import by_stamp
 
     names = _read_names(args.licensees)
-    master = real_key(args.master, '--master')
+    master = master_key(args.master)
     tensors = unwrap(read_checkpoint(args.checkpoint)['state_dict'])
     said = by_stamp(tensors, master, names)
     if said is None:
         print(f'stamp    none of a licensee on this list ({len(names)} names)')
     else:
-        print(
-            f'stamp    the copy of {said[0]!r}; {"its MAC fits" if said[1] else "ALTERED since, its MAC does not fit"}'
-        )
+        fits = 'its seal fits' if said[1] else 'ALTERED since, its seal does not fit'
+        print(f'stamp    the copy of {said[0]!r}; {fits}')
     if args.original is None:
         if said is None:
             print("         give --original, the owner's own file, to ask the weights")
-        return 0 if said else NOT_TRACED
-    return _ask_weights(tensors, unwrap(read_checkpoint(args.original)['state_dict']), master, names)
+        return 0 if said and said[1] else NOT_TRACED
+    original = unwrap(read_checkpoint(args.original)['state_dict'])
+    owner = {key.id: key for key in (master, *map(master.licensee, names))}
+    return _ask_weights(_opened(tensors, owner), _opened(original, owner), master, names)
+
+
+def _opened(tensors: dict[str, Any], keys: dict[str, Any]) -> dict[str, Any]:
+    """Weights without their seal, where one of the keys opens it."""
+    from keyseg_mm.seal.sections import sealed_stamp, unseal_section
+
+    stamp = sealed_stamp(tensors)
+    key = None if stamp is None else next((keys[i] for i in stamp.key_ids if i in keys), None)
+    if stamp is None or key is None:
+        return tensors
+    return unseal_section(key, tensors, stamp.seal.section if stamp.seal else '')
 
 
 def _ask_weights(tensors: dict[str, Any], original: dict[str, Any], master: Any, names: list[str]) -> int:

@@ -1,14 +1,16 @@
-"""Unlock a protected checkpoint: the plain model again, bit for bit where permutations and signs protected it.
+"""Unlock a protected checkpoint: the plain model again, bit for bit where maps are permutations and signs.
 
-A checkpoint that was locked needs no config. One that was trained with the key does, to find the layers that read the
-encrypted maps; where something else than such layers reads them, it cannot be unlocked, and runs with its encryptors.
+The seal is taken off, and maps are taken out of the weights. The file is readable by you only (0600). A checkpoint that
+was locked needs no config. One that was trained with the key does, to find the layers that read the encrypted maps;
+where something else than such layers reads them, it cannot be unlocked, and runs with its encryptors.
 
 To run a protected checkpoint at plain speed there is no need to write the plain weights to a disk:
-  keyseg test CONFIG locked.pth --cfg-options model.protection.key=file:keys/my.key model.protection.unlock=True
+  keyseg test CONFIG locked.pth --cfg-options model.protection.key=file:keys/my.key model.protection.runtime=plain
 
 examples:
   keyseg unlock locked.pth --key file:keys/my.key --out plain.pth
   keyseg unlock trained.pth --config CONFIG --key file:keys/my.key --out plain.safetensors
+  keyseg unlock locked.pth --key file:keys/my.key --out behind-maps.pth --keep-maps     what a thief of memory has
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_key(parser, 'locator of its key')
     add_out(parser, 'plain checkpoint to make')
     add_opening(parser)
+    parser.add_argument(
+        '--keep-maps', action='store_true', help='take the seal off alone, and leave maps in the weights'
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,7 +39,16 @@ def run(args: argparse.Namespace) -> int:
 
     refuse_existing(args.out, args.overwrite)
     key = real_key(args.key)
-    dropped = unlock_file(args.checkpoint, key, args.out, plain_model(args.config), not args.no_verify, args.overwrite)
-    print(f'made {args.out}: the plain model, for whoever has the file')
+    dropped = unlock_file(
+        args.checkpoint,
+        key,
+        args.out,
+        plain_model(args.config),
+        keep_maps=args.keep_maps,
+        check=not args.no_verify,
+        overwrite=args.overwrite,
+    )
+    what = 'the weights behind their maps' if args.keep_maps else 'the plain model'
+    print(f'made {args.out}: {what}, for whoever has the file')
     print_dropped(dropped)
     return 0

@@ -64,7 +64,8 @@ def protect(cfg: Config, method: Method, key: str) -> None:
     """
     # all methods start from the same weights
     start = {'allow_plain': True} if cfg.get('load_from') and not method.lock else {}
-    guard, protection = dict[str, Any](type='keyseg_mm.GuardHook'), dict[str, Any](key=key)
+    # files in the open, signed: what a method itself keeps from whoever has the weights, and not what a seal does
+    guard, protection = dict[str, Any](type='keyseg_mm.GuardHook'), dict[str, Any](key=key, seal=False)
     if method.protects == 'images':
         insert(cfg, LOADERS, dict(type=_ENCRYPTION, method=method.cipher, block=method.block, key=key))
         guard.update(start)
@@ -72,14 +73,14 @@ def protect(cfg: Config, method: Method, key: str) -> None:
         patch = patch_of(build_plain_model(cfg))
         insert(cfg, LOADERS[1:], dict(type=_ENCRYPTION, method='PATCH', key=key), divisor=patch)
     elif method.protects == 'weights':
-        protection.update(unlock=True)
+        protection.update(runtime='plain')
     elif method.lock:
         plan_lock(build_plain_model(cfg), [method.points], method.transform)
         protection.update(points='checkpoint')
     elif method.points:
         protection.update(points=method.points, transform=dict(method.transform), **start)
         Keyed(cfg.model.type, protection, **cfg.model)
-    if len(protection) > 1:
+    if len(protection) > 2:
         cfg.model.update(of=cfg.model.type, type='keyseg_mm.Keyed', protection=protection)
     if method.protects != 'nothing':
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), guard]

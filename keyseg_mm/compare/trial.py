@@ -99,7 +99,7 @@ class Trial:
         if self.method.lock:
             plain = self.plain or self
             source = plain.checkpoint
-            given = ['lock', plain.config, source, '--key', self.options.key]
+            given = ['lock', source, '--config', plain.config, '--no-seal', '--key', self.options.key]
             given += ['--out', self.folder / 'locked.pth', '--overwrite', *self.method.lock]
             return self._step('lock', given, self._made, source)
         if self.plain is None and self.options.plain is not None:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from keyseg_mm.mm.floor import PROMISE
 
-RIGHT, NONE, WRONG = 'the right key', 'no key', 'a wrong key'
+RIGHT, NONE = 'sealed file, right key', 'sealed file, no key'
+BARE, WRONG = 'opened, no tables', 'opened, wrong tables'
 _BAR = 26  # characters of the longest bar
 _SHOWN = 4  # scenes in the picture
 
@@ -52,27 +53,29 @@ def table(results: Sequence[Result], floor: float, majority: str) -> str:
     """The results, and the constant-prediction floor: that of the class of most pixels, ``majority``."""
     rows = [(r.who, r.key, r.miou) for r in results] + [('constant guess', f'"{majority}" everywhere', floor)]
     wide, longest = max(len(key) for _, key, _ in rows), max(miou for _, _, miou in rows)
-    head = f'{"who":<15} {"key":<{wide}} {"mIoU":>6} {"x floor":>8}'
+    head = f'{"who":<22} {"key":<{wide}} {"mIoU":>6} {"x floor":>8}'
     lines = [head, '-' * (len(head) + 2 + _BAR)]
     for who, key, miou in rows:
         bar = '#' * round(_BAR * miou / longest)
-        lines.append(f'{who:<15} {key:<{wide}} {miou:6.2f} {miou / floor:8.1f}  {bar}'.rstrip())
+        lines.append(f'{who:<22} {key:<{wide}} {miou:6.2f} {miou / floor:8.1f}  {bar}'.rstrip())
     return '\n'.join(lines)
 
 
 def meaning(results: Sequence[Result], floor: float) -> str:
     """What the figures say, in a few sentences that depend on them."""
     right = next(r.miou for r in results if r.who == RIGHT)
-    times = max(r.miou for r in results if r.who != RIGHT) / floor
+    times = max(r.miou for r in results if r.who in (BARE, WRONG)) / floor
     if right < 2 * PROMISE * floor:
         return 'The model has not learnt enough for the key to matter: run the demo with more --iterations.'
     said = (
-        'All of these are one checkpoint, the same weights on the same scenes; only the key differs. Whoever has the '
-        f'file but not the key gets at most {times:.1f} times what a constant guess without any model scores'
+        'All of these are one model on the same scenes. Its file is sealed by a cipher: without the key it is noise, '
+        'and stays so whatever else one has. Weights that were taken out of memory, behind their maps and without the '
+        'tables, '
+        f'score at most {times:.1f} times what a constant guess without any model does'
     )
     if times > PROMISE:
-        return f'{said}, more than the {PROMISE} that a well trained model leaves them; the key is new in every run.'
-    return f'{said}. What they could make of the weights with training data of their own is not measured here.'
+        return f'{said}, more than the {PROMISE} that a well trained model leaves; the key is new in every run.'
+    return f'{said}; what could be made of those with training data is what `keyseg audit` measures.'
 
 
 def draw(path: Path, results: Sequence[Result], classes: Sequence[str], palette: Sequence[Sequence[int]]) -> None:

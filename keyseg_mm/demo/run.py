@@ -18,18 +18,20 @@ from tqdm import tqdm
 
 from keyseg_mm.atomic import write_json
 from keyseg_mm.checkpoint.files import stamps_in
-from keyseg_mm.demo.report import NONE, RIGHT, WRONG, Result, draw, meaning, table
-from keyseg_mm.errors import KeysegError, LeakError
+from keyseg_mm.checkpoint.operations import unlock_file
+from keyseg_mm.demo.report import BARE, NONE, RIGHT, WRONG, Result, draw, meaning, table
+from keyseg_mm.errors import KeyMismatchError, KeysegError, LeakError
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.keys.keyfile import write_key_file
 from keyseg_mm.mm.floor import constant_prediction_floor
 from keyseg_mm.mm.scenes import HEIGHT, WIDTH, write_scenes
 from keyseg_mm.runtime.leaks import find_leaks
 
-KEY, SCENES, CONFIG, TRAIN, TEST = 'demo.key', 'scenes', 'protected.py', 'train', 'test'
+KEY, OTHER, SCENES, CONFIG, TRAIN, TEST = 'demo.key', 'other.key', 'scenes', 'protected.py', 'train', 'test'
+OPENED = 'in-the-open.pth'
 LOG, TABLE, RESULTS, PICTURE = 'demo.log', 'table.txt', 'results.json', 'segmentations.png'
-MADE = (KEY, SCENES, CONFIG, TRAIN, TEST, LOG, TABLE, RESULTS, PICTURE)
-WRONG_KEYS = ('random:1', 'random:2', 'random:3')
+MADE = (KEY, OTHER, OPENED, SCENES, CONFIG, TRAIN, TEST, LOG, TABLE, RESULTS, PICTURE)
+WRONG_TABLES = ('random:1', 'random:2', 'random:3')
 COUNTS = {'train': 160, 'val': 40}  # scenes
 _NEXT = """\
   keyseg show {checkpoint}                     what the checkpoint says of its protection
@@ -94,13 +96,21 @@ def _run(out: Path, iterations: int, seed: int, say: Callable[[str], object]) ->
     (out / CONFIG).write_text(config_text(iterations, seed, min(8, COUNTS['train'])))
     with tqdm(total=iterations, leave=False, disable=None, file=sys.__stderr__) as bar:
         watched(read(out), 'after_train_iter', lambda _: bar.update()).train()
-    begin('4  tests: the same checkpoint for everybody; only the key differs', checkpoint.relative_to(out))
-    results = [Result(RIGHT, f'file:{KEY}'), Result(NONE, 'none'), *(Result(WRONG, name) for name in WRONG_KEYS)]
+    begin('4  tests: the sealed file, with its key, without one, and with another', checkpoint.relative_to(out))
+    write_key_file(out / OTHER, SecretKey.generate(), comment='made by keyseg demo: another key')
+    results = [Result(RIGHT, f'file:{KEY}'), Result(NONE, 'none')]
     for result in results:
         _test(out, checkpoint, result)
-    begin('5  what each of them sees, side by side', PICTURE)
+    say(f'    another key: {_refused(out, checkpoint)}')
+    begin('5  the same weights out of memory, without the seal: their maps are still there, and take tables', OPENED)
+    unlock_file(checkpoint, key, out / OPENED, keep_maps=True)
+    open_weights = [Result(BARE, 'none'), *(Result(WRONG, name) for name in WRONG_TABLES)]
+    for result in open_weights:
+        _test(out, out / OPENED, result)
+    results += open_weights
+    begin('6  what each of them sees, side by side', PICTURE)
     floor = _report(out, results, {'key_id': key.id, 'iterations': iterations, 'seed': seed, 'scenes': COUNTS})
-    begin('6  a search for the key and its tables in every file, but for the key file', '')
+    begin('7  a search for the key and its tables in every file, but for the key file', '')
     stamps = stamps_in(checkpoint).values()
     leaks = [leak for path in out.iterdir() if path.name != KEY for leak in find_leaks(path, key, stamps)]
     if leaks:
@@ -110,15 +120,27 @@ def _run(out: Path, iterations: int, seed: int, say: Callable[[str], object]) ->
     say('\nWhat to do next:\n' + _NEXT.format(**quoted))
 
 
-def _test(out: Path, checkpoint: Path, result: Result) -> None:
-    """Test the checkpoint with somebody's key."""
-    cfg = read(out)
+def _test(out: Path, checkpoint: Path, result: Result, cfg: Any = None) -> None:
+    """Test a checkpoint with somebody's key."""
+    cfg = cfg or read(out)
     cfg.load_from = str(checkpoint.resolve())
-    cfg.experiment_name = result.key.replace(':', '-')  # the host's registers go by it
+    cfg.experiment_name = f'{checkpoint.stem}-{result.key}'.replace(':', '-')  # the host's registers go by it
     cfg.work_dir = str(out.resolve() / TEST / cfg.experiment_name)
     if result.who != RIGHT:
         cfg.model.protection.key = result.key
     result.miou = float(watched(cfg, 'after_test_iter', result.add).test()['mIoU'])
+
+
+def _refused(out: Path, checkpoint: Path) -> str:
+    """What somebody with another key is told."""
+    other = Result(RIGHT, f'file:{OTHER}')
+    cfg = read(out)
+    cfg.model.protection.key = f'file:{out.resolve() / OTHER}'
+    try:
+        _test(out, checkpoint, other, cfg)
+    except KeyMismatchError as error:
+        return f'refused. {error}'
+    raise LeakError('another key opened the checkpoint; please report this')
 
 
 def _report(out: Path, results: list[Result], facts: dict[str, Any]) -> float:
@@ -131,7 +153,7 @@ def _report(out: Path, results: list[Result], facts: dict[str, Any]) -> float:
     floor = constant_prediction_floor(truth, len(classes))
     majority = classes[np.bincount(np.concatenate(truth, axis=None)).argmax()]
     (out / TABLE).write_text(table(results, floor, majority) + '\n', encoding='utf-8')
-    write_json(out / RESULTS, {**facts, 'floor': floor, 'mIoU': {r.key: r.miou for r in results}})
+    write_json(out / RESULTS, {**facts, 'floor': floor, 'mIoU': {f'{r.who}: {r.key}': r.miou for r in results}})
     return floor
 
 

@@ -11,20 +11,109 @@ import binascii
 import hmac
 import os
 import re
+from typing import TYPE_CHECKING, ClassVar
 
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256, Hash
 
-from keyseg_mm.errors import KeyFileError
+from keyseg_mm.errors import IntegrityError, KeyFileError
 from keyseg_mm.keys.derive import hkdf
 from keyseg_mm.keys.secret import Secret
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 KEY_BYTES = 32
+ID_BYTES = 10
 TEXT_PREFIX = 'KEYSEG-SECRET-KEY-1-'
 ID_PREFIX = 'ks1'
+ALTERED_ENVELOPE = 'the envelope of this checkpoint was altered; take a copy from where it was made'
 _CHECK_BYTES = 8
+_NONCE_BYTES = 12
 
 
-class SecretKey(Secret):
+class Material(Secret):
+    """32 secret bytes, and what is derived from them; two are equal if their bytes are.
+
+    Args:
+        material: the 32 bytes.
+
+    Raises:
+        KeyFileError: ``material`` is not 32 bytes.
+    """
+
+    __slots__ = ('_material', '_id', '__weakref__')
+    #: What its public id begins with.
+    prefix: ClassVar[str]
+
+    def __init__(self, material: bytes) -> None:
+        if not isinstance(material, bytes) or len(material) != KEY_BYTES:
+            raise KeyFileError(f'a key is {KEY_BYTES} bytes; make one with: keyseg keygen --out FILE')
+        self._material = material
+        self._id = public_id_of(self.prefix, hkdf(material, 'keyseg_mm/key-id/v1', [], length=ID_BYTES))
+
+    @classmethod
+    def generate(cls) -> Self:
+        """Fresh bytes from the operating system's random source."""
+        return cls(os.urandom(KEY_BYTES))
+
+    @property
+    def id(self) -> str:
+        """The public id: 80 bits of an HKDF output of its own."""
+        return self._id
+
+    @property
+    def public_id(self) -> str:
+        return self._id
+
+    def subkey(self, label: str, fields: list[object], salt: bytes) -> bytes:
+        """32 bytes for one purpose; see :func:`keyseg_mm.keys.derive.hkdf`."""
+        return hkdf(self._material, label, fields, salt)
+
+    @property
+    def material(self) -> bytes:
+        """The secret bytes themselves, to be wrapped for a recipient."""
+        return self._material
+
+    def features(self, salt: bytes) -> FeatureSecret:
+        """What all tables of a model with this salt are derived from."""
+        return FeatureSecret(self.subkey('keyseg_mm/features/v1', [], salt))
+
+    def needles(self) -> dict[str, bytes]:
+        """The forms under which this could be found in a file, for :mod:`keyseg_mm.runtime.leaks` only."""
+        raw = self._material
+        forms = {'raw': raw, 'hex': raw.hex().encode(), 'HEX': raw.hex().upper().encode()}
+        for name, encode in (('base64', base64.b64encode), ('urlsafe base64', base64.urlsafe_b64encode)):
+            for shift in range(3):  # base64 looks different at each offset modulo 3 inside a longer text
+                forms[f'{name}, offset {shift}'] = encode(bytes(shift) + raw)[4 if shift else 0 : -4]
+        return forms
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and hmac.compare_digest(self._material, other._material)
+
+    def __hash__(self) -> int:
+        return hash(self._id)
+
+
+class FeatureSecret(Material):
+    """What the tables of one model are derived from: its owner's by key and salt, everybody else's by the envelope."""
+
+    __slots__ = ()
+    prefix = 'kf1'
+
+    def features(self, salt: bytes) -> FeatureSecret:
+        return self
+
+
+class ContentKey(Material):
+    """The key of one file's cipher: fresh for every file that is written."""
+
+    __slots__ = ()
+    prefix = 'kc1'
+
+
+class SecretKey(Material):
     """A secret key of 32 bytes.
 
     Args:
@@ -34,19 +123,9 @@ class SecretKey(Secret):
         KeyFileError: ``material`` is not 32 bytes.
     """
 
-    __slots__ = ('_material', '_id')
-
-    def __init__(self, material: bytes) -> None:
-        if not isinstance(material, bytes) or len(material) != KEY_BYTES:
-            raise KeyFileError(f'a key is {KEY_BYTES} bytes; make one with: keyseg keygen --out FILE')
-        self._material = material
-        id_bytes = hkdf(material, 'keyseg_mm/key-id/v1', [], length=10)
-        self._id = ID_PREFIX + base64.b32encode(id_bytes).decode('ascii').lower()
-
-    @classmethod
-    def generate(cls) -> SecretKey:
-        """A fresh key from the operating system's random source."""
-        return cls(os.urandom(KEY_BYTES))
+    __slots__ = ()
+    prefix = ID_PREFIX
+    kind = 'key'
 
     @classmethod
     def from_text(cls, text: str) -> SecretKey:
@@ -55,32 +134,35 @@ class SecretKey(Secret):
         Raises:
             KeyFileError: not a key's text form, or mistyped. The message never quotes the text.
         """
-        compact = re.sub(r'[\s-]', '', text).upper()
-        prefix = TEXT_PREFIX.replace('-', '')
-        if not compact.startswith(prefix):
-            raise KeyFileError(f'this is no key: a key text starts with {TEXT_PREFIX}')
-        try:
-            raw = base64.b32decode(compact[len(prefix) :])
-        except (binascii.Error, ValueError):
-            raise KeyFileError('this key text is cut short or mistyped; copy it again, whole') from None
-        material, check = raw[:KEY_BYTES], raw[KEY_BYTES:]
-        if len(raw) != KEY_BYTES + _CHECK_BYTES or not hmac.compare_digest(check, _checksum(material)):
-            raise KeyFileError('this key text is mistyped (its checksum does not fit); copy it again, whole')
-        return cls(material)
+        return cls(read_text(text, TEXT_PREFIX, 'key'))
 
     def to_text(self) -> str:
         """The secret text form. For key files only: whoever reads it has the key."""
-        body = base64.b32encode(self._material + _checksum(self._material)).decode('ascii')
-        return TEXT_PREFIX + '-'.join(re.findall('.{8}', body))
+        return write_text(self._material, TEXT_PREFIX)
 
     @property
-    def id(self) -> str:
-        """The public key id, ``ks1`` and 16 characters: 80 bits of an HKDF output of its own."""
-        return self._id
+    def recipient(self) -> SecretKey:
+        """What files are sealed to, so that this key opens them: the key itself."""
+        return self
 
-    @property
-    def public_id(self) -> str:
-        return self._id
+    def wrap(self, payload: bytes, context: bytes) -> bytes:
+        """Secrets for whoever has this key: AES-256-GCM (NIST SP 800-38D) under a subkey, a random nonce before it."""
+        nonce = os.urandom(_NONCE_BYTES)
+        return nonce + self._cipher().encrypt(nonce, payload, context)
+
+    def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
+        """Undo :meth:`wrap`.
+
+        Raises:
+            IntegrityError: it was altered, or is of another context.
+        """
+        try:
+            return self._cipher().decrypt(wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:], context)
+        except (InvalidTag, ValueError):
+            raise IntegrityError(ALTERED_ENVELOPE) from None
+
+    def _cipher(self) -> AESGCM:
+        return AESGCM(self.subkey('keyseg_mm/wrap/v1', [], b''))
 
     def licensee(self, name: str) -> SecretKey:
         """The key of a licensee of this master key, by HKDF: the master opens it, and it tells nothing of the master.
@@ -92,31 +174,15 @@ class SecretKey(Secret):
             raise KeyFileError('a licensee needs a name that is not blank')
         return SecretKey(hkdf(self._material, 'keyseg_mm/licensee/v1', [name]))
 
-    def subkey(self, label: str, fields: list[object], salt: bytes) -> bytes:
-        """32 bytes for one purpose; see :func:`keyseg_mm.keys.derive.hkdf`."""
-        return hkdf(self._material, label, fields, salt)
-
     def needles(self) -> dict[str, bytes]:
-        """The forms under which this key could be found in a file, for :mod:`keyseg_mm.runtime.leaks` only."""
-        raw, text = self._material, self.to_text()
-        forms = {
-            'raw': raw,
-            'hex': raw.hex().encode(),
-            'HEX': raw.hex().upper().encode(),
-            'text': text[len(TEXT_PREFIX) :].encode(),
+        text = self.to_text()[len(TEXT_PREFIX) :]
+        base32 = text.replace('-', '')[:48]
+        return {
+            **super().needles(),
+            'text': text.encode(),
+            'base32': base32.encode(),
+            'base32 in lower case': base32.lower().encode(),
         }
-        forms['base32'] = text[len(TEXT_PREFIX) :].replace('-', '')[:48].encode()
-        forms['base32 in lower case'] = forms['base32'].lower()
-        for name, encode in (('base64', base64.b64encode), ('urlsafe base64', base64.urlsafe_b64encode)):
-            for shift in range(3):  # base64 looks different at each offset modulo 3 inside a longer text
-                forms[f'{name}, offset {shift}'] = encode(bytes(shift) + raw)[4 if shift else 0 : -4]
-        return forms
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, SecretKey) and hmac.compare_digest(self._material, other._material)
-
-    def __hash__(self) -> int:
-        return hash(self._id)
 
 
 def wrong_key(seed: str) -> SecretKey:
@@ -124,7 +190,37 @@ def wrong_key(seed: str) -> SecretKey:
     return SecretKey(hkdf(b'keyseg_mm: not a secret', 'keyseg_mm/wrong-key/v1', [seed]))
 
 
-def _checksum(material: bytes) -> bytes:
+def public_id_of(prefix: str, digest: bytes) -> str:
+    """A public id: what it is of, and 16 characters of base32."""
+    return prefix + base64.b32encode(digest[:ID_BYTES]).decode('ascii').lower()
+
+
+def write_text(raw: bytes, prefix: str) -> str:
+    """Bytes and their checksum as text that people may copy: base32 (RFC 4648) in groups of eight."""
+    return prefix + '-'.join(re.findall('.{1,8}', base64.b32encode(raw + _checksum(raw)).decode('ascii').rstrip('=')))
+
+
+def read_text(text: str, prefix: str, what: str) -> bytes:
+    """Undo :func:`write_text`; letter case, spaces and dashes do not matter.
+
+    Raises:
+        KeyFileError: it is another text, or mistyped. The message never quotes it.
+    """
+    compact, start = re.sub(r'[\s-]', '', text).upper(), prefix.replace('-', '')
+    if not compact.startswith(start):
+        raise KeyFileError(f'this is no {what}: its text starts with {prefix}')
+    body = compact[len(start) :]
+    try:
+        raw = base64.b32decode(body + '=' * (-len(body) % 8))
+    except (binascii.Error, ValueError):
+        raise KeyFileError(f'this {what} is cut short or mistyped; copy it again, whole') from None
+    found, check = raw[:-_CHECK_BYTES], raw[-_CHECK_BYTES:]
+    if not hmac.compare_digest(check, _checksum(found)):
+        raise KeyFileError(f'this {what} is mistyped (its checksum does not fit); copy it again, whole')
+    return found
+
+
+def _checksum(raw: bytes) -> bytes:
     digest = Hash(SHA256())
-    digest.update(b'keyseg_mm/key-text/v1' + material)
+    digest.update(b'keyseg_mm/key-text/v1' + raw)
     return digest.finalize()[:_CHECK_BYTES]

@@ -1,6 +1,6 @@
-"""Key files: one key, readable by its owner only, on request sealed with a passphrase.
+"""Key files: one key or identity, readable by its owner only, on request sealed with a passphrase.
 
-A plain key file holds comments (``#``) and one line with the key's text form. A sealed one holds one line of JSON
+A plain key file holds comments (``#``) and one line with its text form. A sealed one holds one line of JSON
 instead: the key under ChaCha20-Poly1305 (RFC 8439) with a key from scrypt (RFC 7914) over the passphrase.
 """
 
@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from keyseg_mm.atomic import write_new
 from keyseg_mm.errors import KeyFileError
-from keyseg_mm.keys.key import TEXT_PREFIX, SecretKey
+from keyseg_mm.keys.identity import IDENTITY_PREFIX, Identity, Key, read_key
+from keyseg_mm.keys.key import TEXT_PREFIX
 
 SEALED_FORMAT = 'keyseg_mm sealed key'
 PASSPHRASE_VARIABLE = 'KEYSEG_PASSPHRASE'
@@ -33,9 +34,7 @@ _LARGEST_FILE = 64 * 1024
 AskPassphrase = Callable[[str], str]
 
 
-def write_key_file(
-    path: str | os.PathLike[str], key: SecretKey, passphrase: str | None = None, comment: str = ''
-) -> None:
+def write_key_file(path: str | os.PathLike[str], key: Key, passphrase: str | None = None, comment: str = '') -> None:
     """Write a new key file, mode 0600, never over an existing file.
 
     Args:
@@ -44,7 +43,10 @@ def write_key_file(
         passphrase: seal the key with it; None writes the text form.
         comment: a public line for the head of the file.
     """
-    head = ['keyseg_mm secret key: keep it as you keep a password', f'key id: {key.id}', f'made: {date.today()}']
+    what = 'identity' if isinstance(key, Identity) else 'secret key'
+    head = [f'keyseg_mm {what}: keep it as you keep a password', f'key id: {key.id}', f'made: {date.today()}']
+    if isinstance(key, Identity):
+        head.append(f'recipient, to be given away: {key.recipient.to_text()}')
     if comment:
         head.append(' '.join(comment.split()))
     body = key.to_text() if passphrase is None else _seal(key, passphrase)
@@ -52,8 +54,8 @@ def write_key_file(
     write_new(path, lambda file: file.write(content.encode()), mode=0o600)
 
 
-def read_key_file(path: str | os.PathLike[str], ask_passphrase: AskPassphrase | None = None) -> SecretKey:
-    """The key of a key file.
+def read_key_file(path: str | os.PathLike[str], ask_passphrase: AskPassphrase | None = None) -> Key:
+    """The key, or the identity, of a key file.
 
     Args:
         path: plain or sealed key file.
@@ -68,7 +70,7 @@ def read_key_file(path: str | os.PathLike[str], ask_passphrase: AskPassphrase | 
         passphrase = (ask_passphrase or _passphrase_of_environment)(str(path))
         return _unseal(path, line, passphrase)
     try:
-        return SecretKey.from_text(line)
+        return read_key(line)
     except KeyFileError as error:
         raise KeyFileError(f'{path}: {error}') from None
 
@@ -84,7 +86,7 @@ def is_key_file(path: str | os.PathLike[str]) -> bool:
         line = _key_line(path)
     except KeyFileError:
         return False
-    return line.upper().startswith(TEXT_PREFIX) or SEALED_FORMAT in line
+    return line.upper().startswith((TEXT_PREFIX, IDENTITY_PREFIX)) or SEALED_FORMAT in line
 
 
 def _key_line(path: str | os.PathLike[str]) -> str:
@@ -118,7 +120,7 @@ def _stretch(passphrase: str, salt: bytes, cost: dict[str, int]) -> ChaCha20Poly
     return ChaCha20Poly1305(Scrypt(salt=salt, length=32, **cost).derive(passphrase.encode('utf-8')))
 
 
-def _seal(key: SecretKey, passphrase: str) -> str:
+def _seal(key: Key, passphrase: str) -> str:
     if not passphrase:
         raise KeyFileError('an empty passphrase protects nothing; give one, or none at all for a plain key file')
     salt, nonce = os.urandom(16), os.urandom(12)
@@ -129,7 +131,7 @@ def _seal(key: SecretKey, passphrase: str) -> str:
     return json.dumps(fields)
 
 
-def _unseal(path: str | os.PathLike[str], line: str, passphrase: str) -> SecretKey:
+def _unseal(path: str | os.PathLike[str], line: str, passphrase: str) -> Key:
     try:
         fields = json.loads(line)
         known = fields['format'] == SEALED_FORMAT and fields['version'] == 1 and fields['kdf'] == 'scrypt'
@@ -143,7 +145,7 @@ def _unseal(path: str | os.PathLike[str], line: str, passphrase: str) -> SecretK
         text = _stretch(passphrase, salt, cost).decrypt(nonce, sealed, SEALED_FORMAT.encode()).decode()
     except (InvalidTag, ValueError):
         raise KeyFileError(f'{path}: the passphrase is wrong, or the file is damaged') from None
-    return SecretKey.from_text(text)
+    return read_key(text)
 
 
 def default_comment(path: str | os.PathLike[str]) -> str:

@@ -12,22 +12,24 @@ from typing import Any
 
 from torch import nn
 
-from keyseg_mm.bind import Bound, check_key, refuse_unknown, sign, stamp_tensor, verify
+from keyseg_mm.bind import Bound, memory_stamp, open_envelope, refuse_unknown, stamp_tensor
 from keyseg_mm.entries import ImageEntry
 from keyseg_mm.errors import LockError
-from keyseg_mm.keys.key import SecretKey
+from keyseg_mm.keys.identity import Key
+from keyseg_mm.keys.key import FeatureSecret
 from keyseg_mm.locking.features import DEFAULT_TRANSFORM, complete, refuse_block_wise
 from keyseg_mm.locking.fitting import fit
 from keyseg_mm.locking.plan import Plan
 from keyseg_mm.locking.scheme import SCHEMES, Scheme, scheme_of
 from keyseg_mm.model.sites import Trace, module_of
-from keyseg_mm.stamp import Stamp, below, fresh_salt, stamps_of
+from keyseg_mm.seal.sections import sealed_stamp, unseal_section
+from keyseg_mm.stamp import Stamp, fresh_salt, stamps_of
 
 
 def lock(
     state_dict: Mapping[str, Any],
     model: nn.Module,
-    key: SecretKey,
+    key: Key,
     points: str | Iterable[str] | None = None,
     transform: str | Mapping[str, Any] = DEFAULT_TRANSFORM,
     salt: bytes | None = None,
@@ -66,7 +68,7 @@ def lock(
 
 def unlock(
     state_dict: Mapping[str, Any],
-    key: SecretKey,
+    key: Key,
     model: nn.Module | None = None,
     trace: Trace | None = None,
     check: bool = True,
@@ -79,14 +81,14 @@ def unlock(
         model: the plain model; needed where the model was trained with the key, to find the weights that read the
             encrypted maps.
         trace: see :func:`keyseg_mm.locking.features.plan_lock`.
-        check: check the MAC.
+        check: refuse weights that are only signed and were altered; sealed ones are always checked.
 
     Returns:
         A new state_dict, without a stamp, or, where the model was trained on encrypted images, with a stamp of those.
 
     Raises:
         KeyMismatchError: another key's.
-        IntegrityError: the MAC does not fit.
+        IntegrityError: it was altered.
         LockError: no stamp, or points that cannot be absorbed.
     """
     plain = dict(state_dict)
@@ -96,8 +98,8 @@ def unlock(
 
 def rekey(
     state_dict: Mapping[str, Any],
-    key: SecretKey,
-    new_key: SecretKey,
+    key: Key,
+    new_key: Key,
     model: nn.Module | None = None,
     salt: bytes | None = None,
     trace: Trace | None = None,
@@ -116,40 +118,39 @@ def rekey(
     return changed
 
 
-def lock_in_place(
-    tensors: dict[str, Any], plan: Plan, key: SecretKey, salt: bytes | None = None, own: bool = False
-) -> Stamp:
+def lock_in_place(tensors: dict[str, Any], plan: Plan, key: Key, salt: bytes | None = None, own: bool = False) -> Stamp:
     """:func:`lock`, by a plan, of a dict whose values are replaced; ``own``: the tensors' memory is overwritten too.
 
     Returns:
-        The stamp with its MAC.
+        The stamp.
     """
     stamp = plan.to_stamp(key.id, fresh_salt(salt))
-    SCHEMES[plan.scheme].carry(tensors, '', None, Bound(key, stamp), own)
-    return put_stamp(tensors, '', key, stamp)
+    features = key.features(stamp.salt)
+    SCHEMES[plan.scheme].carry(tensors, '', None, Bound(features, stamp), own)
+    return _put(tensors, '', key, stamp, features)
 
 
 def unlock_in_place(
     tensors: dict[str, Any],
-    key: SecretKey,
+    key: Key,
     model: nn.Module | None = None,
     trace: Trace | None = None,
     check: bool = True,
     own: bool = False,
 ) -> None:
     """:func:`unlock` of a dict whose values are replaced; ``own`` as of :func:`lock_in_place`."""
-    for prefix, stamp in _opened(tensors, key, model, trace, check).items():
+    for prefix, (stamp, features) in _opened(tensors, key, model, trace, check).items():
         if _is_turned(stamp):
-            _scheme(stamp).carry(tensors, prefix, Bound(key, stamp), None, own)
+            _scheme(stamp).carry(tensors, prefix, Bound(features, stamp), None, own)
         del tensors[prefix + stamp.name]
         if stamp.images:
-            put_stamp(tensors, prefix, key, replace(stamp, entries=stamp.images))
+            _put(tensors, prefix, key, replace(stamp, entries=stamp.images), features)
 
 
 def rekey_in_place(
     tensors: dict[str, Any],
-    key: SecretKey,
-    new_key: SecretKey,
+    key: Key,
+    new_key: Key,
     model: nn.Module | None = None,
     salt: bytes | None = None,
     trace: Trace | None = None,
@@ -158,20 +159,19 @@ def rekey_in_place(
 ) -> None:
     """:func:`rekey` of a dict whose values are replaced; ``own`` as of :func:`lock_in_place`."""
     stamps = _opened(tensors, key, model, trace, check)
-    if any(stamp.images for stamp in stamps.values()):
+    if any(stamp.images for stamp, _ in stamps.values()):
         raise LockError('this model was trained on images encrypted with its key, and learnt to read those alone')
-    for prefix, stamp in stamps.items():
-        new = replace(stamp, key_id=new_key.id, salt=fresh_salt(salt), mac='')
-        _scheme(stamp).carry(tensors, prefix, Bound(key, stamp), Bound(new_key, new), own)
+    for prefix, (stamp, before) in stamps.items():
+        new = Stamp(new_key.id, fresh_salt(salt), stamp.entries)
+        features = new_key.features(new.salt)
+        _scheme(stamp).carry(tensors, prefix, Bound(before, stamp), Bound(features, new), own)
         del tensors[prefix + stamp.name]
-        stamps[prefix] = new
-    for prefix, stamp in stamps.items():  # after all of them: a model's MAC covers what its parts' stamps changed
-        put_stamp(tensors, prefix, new_key, stamp)
+        _put(tensors, prefix, new_key, new, features)
 
 
-def put_stamp(tensors: dict[str, Any], prefix: str, key: SecretKey, stamp: Stamp) -> Stamp:
-    """Sign a module's weights in a state_dict, and put the stamp in; returns it with its MAC."""
-    stamp = sign(key, stamp, below(tensors, prefix))
+def _put(tensors: dict[str, Any], prefix: str, key: Key, stamp: Stamp, features: FeatureSecret) -> Stamp:
+    """Put a stamp into a state_dict."""
+    stamp = memory_stamp(key, stamp, features)
     tensors[prefix + stamp.name] = stamp_tensor(stamp)
     return stamp
 
@@ -187,18 +187,26 @@ def _scheme(stamp: Stamp) -> Scheme:
 
 
 def _opened(
-    tensors: Mapping[str, Any], key: SecretKey, model: nn.Module | None, trace: Trace | None, check: bool
-) -> dict[str, Stamp]:
-    """The stamps of a protected state_dict by the prefix of their names, those of parts before those of the whole."""
+    tensors: dict[str, Any], key: Key, model: nn.Module | None, trace: Trace | None, check: bool
+) -> dict[str, tuple[Stamp, FeatureSecret]]:
+    """The stamps of a protected state_dict and what their tables are derived from, by the prefix of their names.
+
+    Those of parts come before those of the whole. A seal is taken off first; there may be no stamp left then.
+    """
+    was_sealed = sealed_stamp(tensors) is not None
+    if was_sealed:
+        bare = unseal_section(key, tensors, verify=check)
+        tensors.clear()
+        tensors.update(bare)
     stamps = stamps_of(tensors)
+    if was_sealed and not stamps:
+        return {}
     if not stamps:
         raise LockError('this checkpoint is plain: it carries no stamp, and there is nothing to unlock')
-    found = {}
+    found: dict[str, tuple[Stamp, FeatureSecret]] = {}
     for where, stamp in sorted(stamps.items(), key=lambda item: -len(item[0])):
         prefix = where + '.' if where else ''
-        check_key(key, stamp)
-        if check:
-            verify(key, stamp, below(tensors, prefix))
+        features = open_envelope(key, stamp, check).features
         refuse_unknown(stamp)
         refuse_block_wise(entry.transform for entry in stamp.maps)
         if not stamp.is_carried:
@@ -208,7 +216,7 @@ def _opened(
                     'maps; give its config too (--config), or model=... from Python'
                 )
             stamp = complete(stamp, module_of(model, where) if where else model, None if where else trace)
-        found[prefix] = stamp
+        found[prefix] = stamp, features
     if not any(map(_is_turned, stamps.values())):
         raise LockError('this model was trained on encrypted images: no weight can be turned so that it reads plain')
     return found

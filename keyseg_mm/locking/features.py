@@ -18,7 +18,7 @@ from torch import nn
 from keyseg_mm.bind import Bound, derive_map
 from keyseg_mm.entries import Entry, MapEntry
 from keyseg_mm.errors import LockError
-from keyseg_mm.keys.key import SecretKey
+from keyseg_mm.keys.identity import Key
 from keyseg_mm.locking.plan import Plan
 from keyseg_mm.locking.proof import Agreement, Bench, Proof
 from keyseg_mm.locking.scheme import Scheme, change_maps, register
@@ -53,7 +53,7 @@ class Features(Scheme):
         change_maps(tensors, prefix, old, new, own)
 
     def prove(
-        self, bench: Bench, model: nn.Module, weights: Mapping[str, Any], plan: Plan, key: SecretKey, salt: bytes
+        self, bench: Bench, model: nn.Module, weights: Mapping[str, Any], plan: Plan, key: Key, salt: bytes
     ) -> Proof:
         """Points of a preset that make the model wrong are left out; those that were named are an error."""
         trial = _Trial(self, bench, model, weights, key, salt)
@@ -161,7 +161,7 @@ class _Trial:
     """One model, plain and locked at some of a plan's points, run side by side."""
 
     def __init__(
-        self, scheme: Scheme, bench: Bench, model: nn.Module, weights: Mapping[str, Any], key: SecretKey, salt: bytes
+        self, scheme: Scheme, bench: Bench, model: nn.Module, weights: Mapping[str, Any], key: Key, salt: bytes
     ) -> None:
         self.scheme, self.bench, self.weights, self.key, self.salt = scheme, bench, weights, key, salt
         self.model = copy.deepcopy(model)  # the weights may be its own

@@ -30,7 +30,7 @@ class Plan:
     asked: tuple[str, ...] = ()
 
     def to_stamp(self, key_id: str, salt: bytes) -> Stamp:
-        """The stamp for a key and a salt, without a MAC."""
+        """The stamp for a key and a salt, without an envelope."""
         return Stamp(key_id, salt, self.entries)
 
     @property

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from keyseg_mm.bind import Bound
 from keyseg_mm.entries import Entry
 from keyseg_mm.errors import LockError
-from keyseg_mm.keys.key import SecretKey
+from keyseg_mm.keys.identity import Key
 from keyseg_mm.locking.plan import Plan
 from keyseg_mm.locking.proof import Bench, Proof
-from keyseg_mm.mac import in_threads
 from keyseg_mm.maps.order import WeightMap
 from keyseg_mm.stamp import Stamp
+from keyseg_mm.threads import in_threads
 
 
 class Scheme:
@@ -64,7 +64,7 @@ class Scheme:
         raise NotImplementedError
 
     def prove(
-        self, bench: Bench, model: nn.Module, weights: Mapping[str, Any], plan: Plan, key: SecretKey, salt: bytes
+        self, bench: Bench, model: nn.Module, weights: Mapping[str, Any], plan: Plan, key: Key, salt: bytes
     ) -> Proof:
         """Run the plain model and the locked one, as their users would; nothing is written and nothing changed.
 

@@ -50,11 +50,16 @@ def history_buffer_method(owner: Any, name: str) -> Any:
     raise AttributeError('a checkpoint asked for an attribute that checkpoints have no use for; it was refused')
 
 
+def host_globals() -> list[Any]:
+    """What a training checkpoint of the host may name in its pickle, besides numpy's arrays."""
+    return [HistoryBuffer, (history_buffer_method, 'builtins.getattr')]
+
+
 def allow_history_buffer() -> None:
     """Mend 1; does nothing where torch has no allow-list, or mmengine (onedl's) brings its own."""
     add: Any = getattr(torch.serialization, 'add_safe_globals', None)
     if add is not None and not hasattr(checkpoint, 'get_torch_safe_globals'):
-        add([HistoryBuffer, *numpy_globals(), (history_buffer_method, 'builtins.getattr')])
+        add([*host_globals(), *numpy_globals()])
 
 
 def installed_version(*names: str) -> tuple[str, str] | None:

@@ -10,6 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from torch import nn
 
+from keyseg_mm.envelope import SEALED, SIGNED
 from keyseg_mm.errors import LeakError, NotFiredError
 from keyseg_mm.mm.advice import warn_of_few_maps
 from keyseg_mm.mm.image_guard import ImageGuard
@@ -19,6 +20,7 @@ from keyseg_mm.runtime.encryptor import Encryptor
 from keyseg_mm.runtime.export import CAN_COMPILE
 from keyseg_mm.runtime.leaks import Leak, Needles, search_object
 from keyseg_mm.runtime.protection import Protection, State
+from keyseg_mm.seal.sections import seal_checkpoint
 from keyseg_mm.stamp import stamp_names
 
 
@@ -38,6 +40,9 @@ class GuardHook(Hook):
 
     Args:
         allow_plain: accept checkpoints that were trained on plain images, to fine-tune them on encrypted ones.
+        seal: of a model that is not protected itself and learns from encrypted images: seal its checkpoints with their
+            key. By default they are signed, so that ``init_model`` and inferencers, which know no key, read them. A
+            protected model says it itself (``protection.seal``).
 
     Raises:
         NotFiredError: no protection, encryptors that were not called, or a pipeline that does not encrypt.
@@ -49,8 +54,8 @@ class GuardHook(Hook):
 
     priority = 'LOWEST'  # after the hooks that add to the checkpoint, EMA's for one
 
-    def __init__(self, allow_plain: bool = False) -> None:
-        self._images = ImageGuard(allow_plain)
+    def __init__(self, allow_plain: bool = False, seal: bool = False) -> None:
+        self._images = ImageGuard(allow_plain, SEALED if seal else SIGNED)
         self._run = ''
         self._calls: dict[Encryptor, int] = {}
         self._needles: list[tuple[Any, Needles]] = []
@@ -68,11 +73,10 @@ class GuardHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         for protection in self._protections(runner):
-            if protection.state is State.PLAIN:
-                raise LeakError(
-                    'this model was unlocked in memory, and training would save the plain weights that key '
-                    f'{protection.stamp.key_id} protects; take protection.unlock out to train it as the protected '
-                    'model it is'
+            if protection.key is None or protection.rules.deliberate:
+                raise NotFiredError(
+                    'training without the key, or with one that anybody can make (none, random:SEED), would write '
+                    'models that are called protected and are not; give a real key'
                 )
             warning = warn_of_few_maps(protection.encryptors)
             if warning:
@@ -119,18 +123,27 @@ class GuardHook(Hook):
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         self._check_calls()  # the host saves the first iteration before it asks this hook about it
+        self._check_modules(runner)
         found = self._protections(runner)
-        if any(p.state is State.PLAIN for p in found):
-            raise LeakError('the model was unlocked in memory, and this checkpoint would hold its plain weights')
         stamps = {name.rpartition('.')[2] for name in checkpoint.get('state_dict', {})}
         for protection in found:
-            if protection.key is not None and not stamp_names(stamps & {protection.stamp.name}):
+            if protection.state is State.KEYED and not stamp_names(stamps & {protection.stamp.name}):
                 raise LeakError(
                     f'the checkpoint about to be saved lacks the stamp of key {protection.stamp.key_id}: a hook or '
                     'wrapper dropped it; without the stamp nobody can tell which key the model needs'
                 )
         self._images.before_save_checkpoint(checkpoint)
         _stop(leak for needles in self._all_needles(found) for leak in search_object('checkpoint', checkpoint, needles))
+        how = found[0].sealing if found else self._images.sealing
+        if how is not None:
+            checkpoint.update(seal_checkpoint(checkpoint, how))
+
+    @staticmethod
+    def is_needed(model: Any) -> bool:
+        """Whether a runner's model, or the config of one, is protected."""
+        if isinstance(model, dict):
+            return model.get('type') == 'keyseg_mm.Keyed' or any(map(GuardHook.is_needed, model.values()))
+        return isinstance(model, nn.Module) and bool(protected_modules(model))
 
     @staticmethod
     def _protected(runner: Any) -> list[tuple[nn.Module, Protection]]:

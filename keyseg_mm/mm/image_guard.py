@@ -13,15 +13,17 @@ from typing import Any
 
 from mmseg.models.segmentors.base import BaseSegmentor
 
-from keyseg_mm.bind import check_key, sign, stamp_tensor, verify
+from keyseg_mm.bind import memory_stamp, open_envelope, stamp_tensor
 from keyseg_mm.entries import ImageEntry
+from keyseg_mm.envelope import SEALED
 from keyseg_mm.errors import KeyMismatchError, NotFiredError, PlainCheckpointError, PlanMismatchError
-from keyseg_mm.keys.key import SecretKey
+from keyseg_mm.keys.identity import Key
 from keyseg_mm.maps.pixels import PATCH
 from keyseg_mm.mm.embeddings import misaligned
 from keyseg_mm.mm.pipeline import EncryptImage, chains
 from keyseg_mm.runtime.attach import protections
-from keyseg_mm.stamp import Stamp, fresh_salt, stamps_of
+from keyseg_mm.seal.sections import Sealing, sealed_stamp, trusted_stamp, unseal_section
+from keyseg_mm.stamp import Stamp, fresh_salt, stamp_names, stamps_of
 
 logger = logging.getLogger('keyseg_mm')
 
@@ -37,10 +39,11 @@ class ImageGuard:
 
     Args:
         allow_plain: accept checkpoints that were trained on plain images, to fine-tune them on encrypted ones.
+        mode: how the checkpoints are sealed.
     """
 
-    def __init__(self, allow_plain: bool = False) -> None:
-        self.allow_plain = allow_plain
+    def __init__(self, allow_plain: bool = False, mode: str = SEALED) -> None:
+        self.allow_plain, self.mode = allow_plain, mode
         self._learnt: list[tuple[str, list[EncryptImage]]] = []  # loops, and the steps of their pipelines
         self._embedded = False  # whether the checkpoint's patch embedding is locked
         self._salt = fresh_salt()
@@ -84,10 +87,12 @@ class ImageGuard:
         self._check(('', ()) if stamp is None else (stamp.key_id, stamp.images))
         key = next((s.key for _, steps in self._learnt for s in steps if s.key and not s.deliberate), None)
         if stamp is not None and stamp.images and key is not None:
-            check_key(key, stamp)
-            verify(key, stamp, tensors)
-        if stamp is not None and not stamp.maps and not stamp.tensors:
-            del tensors[stamp.name]
+            trusted_stamp(key, tensors)
+            if stamp.seal is not None and not stamp.maps:  # the model has no key: who encrypts its images opens it
+                tensors = checkpoint['state_dict'] = unseal_section(key, tensors)
+        if self._embedded or (stamp is not None and stamp.images and not stamp.maps and sealed_stamp(tensors) is None):
+            for name in stamp_names(tensors):
+                del tensors[name]
 
     def before_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put into the stamp what the training images were encrypted with, and sign it."""
@@ -98,10 +103,18 @@ class ImageGuard:
         tensors = checkpoint['state_dict']
         stamp = stamps_of(tensors).get('') or Stamp(key.id, self._salt, ())
         _refuse_other_key(key, stamp.key_id)
+        features = key.features(stamp.salt)
         if stamp.entries:
+            features = open_envelope(key, stamp).features
             del tensors[stamp.name]
-        stamp = sign(key, replace(stamp, entries=(*stamp.maps, *entries), mac=''), tensors)
+        stamp = memory_stamp(key, replace(stamp, entries=(*stamp.maps, *entries)), features)
         tensors[stamp.name] = stamp_tensor(stamp)
+
+    @property
+    def sealing(self) -> Sealing | None:
+        """How files are written of a model that learns from encrypted images; None where there are none."""
+        key = next((step.key for step in self._training() if step.key is not None and not step.deliberate), None)
+        return None if key is None else Sealing(key, (key,), self.mode)
 
     def check_blocks(self, runner: Any, loop: str) -> None:
         """Before a loop of tests: nothing cuts or pads images inside the blocks of a patch embedding.
@@ -125,7 +138,7 @@ class ImageGuard:
         if problems:
             raise PlanMismatchError('; '.join(dict.fromkeys(problems)))
 
-    def stamps(self) -> Iterator[tuple[SecretKey, Stamp]]:
+    def stamps(self) -> Iterator[tuple[Key, Stamp]]:
         """Keys and stamps of all encryptions of images, whose tables must not be written down."""
         for key, entry in {(step.key, step.learnt) for _, steps in self._learnt for step in steps}:
             if key is not None and entry is not None:
@@ -162,7 +175,7 @@ def _encryptions(runner: Any) -> Iterator[tuple[str, list[EncryptImage]]]:
             yield loop, [step for step in chain if isinstance(step, EncryptImage)]
 
 
-def _refuse_other_key(key: SecretKey, key_id: str) -> None:
+def _refuse_other_key(key: Key, key_id: str) -> None:
     if key.id != key_id:
         raise KeyMismatchError(
             f'the images are encrypted with key {key.id}, and the model with {key_id}: take one key for both'

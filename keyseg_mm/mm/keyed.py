@@ -10,7 +10,9 @@ from mmengine.registry import DefaultScope
 from mmseg.models.segmentors.base import BaseSegmentor
 from torch import nn
 
+from keyseg_mm.envelope import SEALED, SIGNED
 from keyseg_mm.errors import KeysegError
+from keyseg_mm.keys.identity import Recipient, read_recipient
 from keyseg_mm.keys.locator import LocatedKey, locate
 from keyseg_mm.maps import normal_form
 from keyseg_mm.mm.advice import PLAIN_START
@@ -23,7 +25,7 @@ from keyseg_mm.stamp import Stamp, fresh_salt, parse_salt
 
 logger = logging.getLogger('keyseg_mm')
 
-_OPTIONS = ('key', 'points', 'transform', 'salt', 'allow_plain', 'unlock', 'verify')
+_OPTIONS = ('key', 'points', 'transform', 'salt', 'allow_plain', 'runtime', 'verify', 'recipients', 'seal')
 # The paper's way, and not the strongest: the audits (docs/results.md) have it fall to four labelled photos, by a layer
 # learnt at each map, as every transform of so few maps does. It is the default of training since it alone leaves a
 # pretrained backbone, which most of the host's configs begin with, what it has learnt. From random weights
@@ -50,9 +52,14 @@ def Keyed(of: Any, protection: dict[str, Any], **kwargs: Any) -> nn.Module:  # n
             - ``salt``: public, 32 hex digits; by default fresh, or the loaded checkpoint's.
             - ``allow_plain``: accept plain weights. What read plain maps may survive the training then, and with it the
               model without its key; to train a plain model on, lock it first.
-            - ``unlock``: turn the weights back into the plain ones as a protected checkpoint is loaded, and run without
-              encryptors, at the plain model's speed; points and transforms are the checkpoint's.
-            - ``verify``: check the MAC of what is loaded; by default True.
+            - ``runtime``: ``keyed``, with encryptors at the points; or ``plain``: a protected checkpoint is opened as
+              it is loaded, and the model runs, and trains on, without encryptors, at the plain model's speed. What it
+              writes is sealed all the same.
+            - ``recipients``: who else can open the files that are written, besides the key: the texts of their
+              recipients, or ``file:PATH``; see ``keyseg keygen --identity``.
+            - ``seal``: by default True: what is written is sealed. False, for research: its weights stay in the open,
+              behind the maps, and are signed.
+            - ``verify``: refuse weights that are only signed, and were altered; by default True.
 
     Raises:
         KeysegError: a bad key or option, before anything is built; bad points, before the built module is changed.
@@ -77,7 +84,7 @@ def protect(module: nn.Module, located: LocatedKey, options: dict[str, Any]) -> 
         logger.warning(
             'a wrong key, %s, on purpose: results are those of an unauthorised user, as asked', located.key.id
         )
-    unlock = bool(options.get('unlock'))
+    unlock = options.get('runtime', 'keyed') == 'plain'
     follows = unlock or options.get('points') == FROM_CHECKPOINT
     rules = Rules(
         deliberate=located.deliberate,
@@ -86,6 +93,8 @@ def protect(module: nn.Module, located: LocatedKey, options: dict[str, Any]) -> 
         verify=bool(options.get('verify', True)),
         find_sites=_sites_of_stamp if follows else None,
         unlock=unlock,
+        recipients=_recipients(options.get('recipients')),
+        mode=SEALED if options.get('seal', True) else SIGNED,
     )
     if follows:
         await_checkpoint(module, located.key, rules)
@@ -114,7 +123,15 @@ def check_options(protection: Any) -> dict[str, Any]:
     if unknown:
         raise KeysegError(f'protection has no option {", ".join(map(repr, unknown))}; it takes {", ".join(_OPTIONS)}')
     normal_form(options.get('transform', 'ChannelPermutation'))
+    if options.get('runtime', 'keyed') not in ('keyed', 'plain'):
+        raise KeysegError(f"protection.runtime is 'keyed' or 'plain', not {options['runtime']!r}")
+    _recipients(options.get('recipients'))
     return options
+
+
+def _recipients(texts: Any) -> tuple[Recipient, ...]:
+    """The recipients of a config."""
+    return tuple(map(read_recipient, [texts] if isinstance(texts, str) else texts or ()))
 
 
 def _host_registry() -> Any:

@@ -9,20 +9,23 @@ from typing import Any
 import numpy as np
 from mmcv.transforms import BaseTransform
 
-from keyseg_mm.bind import check_key, derive_cipher, verify
+from keyseg_mm.bind import derive_cipher, open_envelope
 from keyseg_mm.entries import EmbeddingEntry, ImageEntry
 from keyseg_mm.errors import KeyMismatchError, PlanMismatchError, SecretExposedError
-from keyseg_mm.keys.key import SecretKey
+from keyseg_mm.keys.held import hold
+from keyseg_mm.keys.identity import Identity, Key
+from keyseg_mm.keys.key import Material, SecretKey
 from keyseg_mm.keys.locator import locate
 from keyseg_mm.maps.pixels import PATCH, BlockCipher, Bytes, check_method
 from keyseg_mm.mm.registry import TRANSFORMS
+from keyseg_mm.seal.sections import trusted_stamp
 from keyseg_mm.stamp import Stamp, parse_salt
 
 logger = logging.getLogger('keyseg_mm')
 
 DEFAULT_BLOCK = 8
 _FIELDS = ('img', 'img2')  # change detection loads a second picture
-_PUBLIC = ('method', 'entry', 'salt', 'locator')
+_PUBLIC = ('method', 'entry', 'salt', 'locator', 'stamp')
 
 
 @TRANSFORMS.register_module()
@@ -58,6 +61,7 @@ class EncryptImage(BaseTransform):
 
     def __init__(self, key: Any, method: str = 'SHF', block: int | None = None, salt: str | None = None) -> None:
         self.method, self.locator, self.salt = method, key, b''
+        self.stamp: Stamp | None = None  # that is followed
         check_method(method, DEFAULT_BLOCK if block is None else block)
         self.entry: EmbeddingEntry | ImageEntry | None = None
         if method != PATCH:
@@ -73,7 +77,8 @@ class EncryptImage(BaseTransform):
 
     def _locate(self) -> None:
         located = locate(self.locator)
-        self.key: SecretKey | None = located.key
+        self.key: Key | None = located.key
+        hold(self.key)
         self.deliberate = located.deliberate
         self._cipher: BlockCipher | None = None
 
@@ -95,7 +100,10 @@ class EncryptImage(BaseTransform):
                     'EncryptImage waits for a checkpoint of `keyseg lock --scheme patches` to say how: give a Runner '
                     "custom_hooks=[dict(type='keyseg_mm.GuardHook')], or use `keyseg encrypt-image`"
                 )
-            self._cipher = derive_cipher(self.key, self.salt, self.entry)
+            key: Material = self.key
+            if self.stamp is not None and not self.deliberate:
+                key = open_envelope(self.key, self.stamp).features
+            self._cipher = derive_cipher(key, self.salt, self.entry)
         return self._cipher
 
     def follow(self, stamp: Stamp, state_dict: Mapping[str, Any]) -> None:
@@ -103,19 +111,18 @@ class EncryptImage(BaseTransform):
 
         Args:
             stamp: the stamp.
-            state_dict: that it came in, for its MAC: who has no key could else have weaker steps put into it.
+            state_dict: that it came in: who has no key could else have weaker steps put into it.
 
         Raises:
             KeyMismatchError: another key's.
             PlanMismatchError: the config says otherwise.
-            IntegrityError: the MAC does not fit.
+            IntegrityError: it was altered.
         """
         if self.method != PATCH:
             raise PlanMismatchError(f'the pipeline has {self!r}, and the checkpoint wants method={PATCH!r}')
         if self.key is not None and not self.deliberate:
-            check_key(self.key, stamp)
-            verify(self.key, stamp, state_dict)
-        self.entry, self.salt, self._cipher = stamp.embeddings[0], stamp.salt, None
+            trusted_stamp(self.key, state_dict)
+        self.entry, self.salt, self.stamp, self._cipher = stamp.embeddings[0], stamp.salt, stamp, None
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Encrypt the images of a sample."""
@@ -138,7 +145,7 @@ class EncryptImage(BaseTransform):
         return np.ascontiguousarray(change(image[..., ::-1])[..., ::-1])
 
     def __getstate__(self) -> dict[str, Any]:
-        if isinstance(self.locator, SecretKey):
+        if isinstance(self.locator, (SecretKey, Identity)):
             raise SecretExposedError(
                 'refused to pickle an EncryptImage that was given a key itself; give it a locator, as file:PATH, '
                 'which another process can follow'

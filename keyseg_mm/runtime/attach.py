@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from keyseg_mm.bind import Bound
 from keyseg_mm.entries import Entry, MapEntry
 from keyseg_mm.errors import LockError, PlanMismatchError, TransformError
-from keyseg_mm.keys.key import SecretKey
+from keyseg_mm.keys.identity import Key
 from keyseg_mm.locking.features import complete
 from keyseg_mm.maps import TRANSFORMS, normal_form
 from keyseg_mm.model.sites import Site, Trace
@@ -45,7 +45,7 @@ def entries_at(
 
 def attach(
     model: nn.Module,
-    key: SecretKey,
+    key: Key,
     sites: Sequence[Site],
     entries: Sequence[Entry],
     *,
@@ -81,7 +81,7 @@ def attach(
     return _watch(model, protection)
 
 
-def await_checkpoint(model: nn.Module, key: SecretKey, rules: Rules) -> Protection:
+def await_checkpoint(model: nn.Module, key: Key, rules: Rules) -> Protection:
     """Let a model take its protection from the checkpoint that is loaded into it. Until then it does not run.
 
     Args:
@@ -146,12 +146,12 @@ def unlock_model(model: nn.Module, trace: Trace | None = None) -> None:
         raise LockError(f'this {type(model).__name__} is not protected; there is nothing to unlock')
     changed: list[tuple[nn.Parameter, Tensor]] = []
     for module, protection in owners:
-        if protection.key is None or protection.rules.deliberate:
+        if protection.features is None or protection.rules.deliberate:
             raise LockError('this model runs without its key, on purpose; build it with the right one to unlock it')
         protection.check(module)
         if protection.state is State.KEYED:
             stamp = complete(protection.stamp, module, trace if module is model else None)
-            maps = Bound(protection.key, stamp).weight_maps()
+            maps = Bound(protection.features, stamp).weight_maps()
             once = {id(p): (p, maps[n]) for n in maps for p in [module.get_parameter(n)]}  # names of one tensor
             changed += [(p, found.inverse().carry(p)) for p, found in once.values()]
     with torch.no_grad():
@@ -160,7 +160,7 @@ def unlock_model(model: nn.Module, trace: Trace | None = None) -> None:
     detach(model)
 
 
-def _new(model: nn.Module, key: SecretKey | None, rules: Rules) -> Protection:
+def _new(model: nn.Module, key: Key | None, rules: Rules) -> Protection:
     if protection_of(model) is not None:
         raise PlanMismatchError(f'this {type(model).__name__} is protected already; detach() it first')
     return Protection(key, rules)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -118,11 +118,16 @@ def add_encryptors(model: nn.Module, encryptors: Iterable[Encryptor]) -> list[Ga
     return [gate for _, gate in gates]
 
 
-def why_idle(model: nn.Module, encryptor: Encryptor) -> str:
-    """What keeps an encryptor from working where its site is, in words; empty where nothing does."""
-    try:
-        module = module_of(model, encryptor.site.point.name)
-    except AttributeError:
+def why_idle(modules: Mapping[str, nn.Module], encryptor: Encryptor) -> str:
+    """What keeps an encryptor from working where its site is, in words; empty where nothing does.
+
+    Args:
+        modules: all of the model, by name.
+        encryptor: of the model.
+    """
+    name = encryptor.site.point.name
+    module = modules.get('' if name == ROOT else name)
+    if module is None:
         return 'there is no such module any more'
     if not any(gate is encryptor for gate in gates_of(module)):
         return f'a {type(module).__name__} without its encryptor is there now'

@@ -16,6 +16,8 @@ _is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defi
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, 'is_exporting', torch.onnx.is_in_onnx_export)
 _is_symbolic: Callable[[], bool] = getattr(_symbolic_trace, 'is_fx_symbolic_tracing', _symbolic_trace.is_fx_tracing)
 _proxy_mode: Callable[[], object] = getattr(proxy_tensor, 'get_proxy_mode', lambda: None)  # make_fx, AOTAutograd
+# Until torch 2.13 the compiler takes is_exporting for true whenever it compiles; what that reads tells them apart.
+_HAS_FLAG = hasattr(torch.compiler, '_is_exporting_flag')
 #: Whether this torch tells compiling from exporting; where it does not, a keyed model is compiled by neither.
 CAN_COMPILE = hasattr(torch.compiler, 'is_exporting')
 
@@ -29,7 +31,7 @@ def refuse_export() -> None:
         SecretExposedError: TorchScript's tracer, ONNX's exporters, torch.export, make_fx or torch.fx is at work.
     """
     if torch.compiler.is_dynamo_compiling():  # what is asked below is not for its eyes
-        if _is_exporting():
+        if torch.compiler._is_exporting_flag if _HAS_FLAG else _is_exporting():
             raise SecretExposedError(REFUSED)
         if not CAN_COMPILE:
             raise SecretExposedError(_TOO_OLD)

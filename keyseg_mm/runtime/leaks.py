@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from keyseg_mm.bind import derive_cipher, derive_map, derive_order
-from keyseg_mm.entries import EmbeddingEntry, ImageEntry
-from keyseg_mm.keys.key import SecretKey
+from keyseg_mm.bind import derive_cipher, derive_map, derive_order, open_envelope
+from keyseg_mm.keys.identity import Key
+from keyseg_mm.keys.key import FeatureSecret
 from keyseg_mm.stamp import Stamp
 
 _INTEGERS = ('<i1', '<i2', '<i4', '<i8')
@@ -56,12 +56,19 @@ class Needles:
         stamps: stamps whose derived tables are to be looked for too.
     """
 
-    def __init__(self, key: SecretKey, stamps: Iterable[Stamp] = ()) -> None:
+    def __init__(self, key: Key, stamps: Iterable[Stamp] = ()) -> None:
         keys = key.needles()
         self.raw = keys['raw']
         self.forms: dict[bytes, str] = {form: f'the key ({name})' for name, form in keys.items()}
         for stamp in stamps:
-            for where, tables in _tables(key, stamp):
+            features = key.features(stamp.salt)
+            if stamp.recipients and key.id in stamp.key_ids:
+                secrets = open_envelope(key, stamp)
+                features = secrets.features
+                content = {} if secrets.content is None else secrets.content.needles()
+                self.forms.update({form: f"the file's content key ({name})" for name, form in content.items()})
+            self.forms.update({form: f"the model's secret ({name})" for name, form in features.needles().items()})
+            for where, tables in _tables(key, features, stamp):
                 self._add(tables, where)
 
     def _add(self, tables: dict[str, NDArray[Any]], where: str) -> None:
@@ -78,18 +85,19 @@ class Needles:
         return [Leak(where, what) for form, what in forms.items() if form in haystack]
 
 
-def _tables(key: SecretKey, stamp: Stamp) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
+def _tables(key: Key, features: FeatureSecret, stamp: Stamp) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
     """The secret tables of a stamp, by the place where they work."""
     for entry in stamp.maps:
-        yield f'at {entry.point}', derive_map(key, stamp.salt, entry).tables()
+        yield f'at {entry.point}', derive_map(features, stamp.salt, entry).tables()
     for tensor in stamp.tensors:
-        yield f'of the values of {tensor.names[0]}', {'order': derive_order(key, stamp.salt, tensor)}
-    images: tuple[EmbeddingEntry | ImageEntry, ...] = (*stamp.embeddings, *stamp.images)
-    for image in images:
+        yield f'of the values of {tensor.names[0]}', {'order': derive_order(features, stamp.salt, tensor)}
+    for embedding in stamp.embeddings:
+        yield 'of the images', derive_cipher(features, stamp.salt, embedding).leaks()
+    for image in stamp.images:
         yield 'of the images', derive_cipher(key, stamp.salt, image).leaks()
 
 
-def find_leaks(folder: str | Path, key: SecretKey, stamps: Iterable[Stamp] = ()) -> list[Leak]:
+def find_leaks(folder: str | Path, key: Key, stamps: Iterable[Stamp] = ()) -> list[Leak]:
     """Search every file below a folder (or one file) for the key and for the tables of the stamps.
 
     Args:

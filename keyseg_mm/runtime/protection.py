@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from keyseg_mm.bind import Bound, derive_map, sign, stamp_tensor, verify
+from keyseg_mm.bind import Bound, derive_map, memory_stamp, open_envelope, stamp_tensor
 from keyseg_mm.entries import SALT_BYTES, describe
+from keyseg_mm.envelope import SEALED
 from keyseg_mm.errors import KeyMismatchError, NotFiredError, PlainCheckpointError, PlanMismatchError, StampError
-from keyseg_mm.keys.key import SecretKey
+from keyseg_mm.keys.held import hold
+from keyseg_mm.keys.identity import Key
+from keyseg_mm.keys.key import FeatureSecret, Material
 from keyseg_mm.keys.secret import Secret
 from keyseg_mm.locking.features import complete
 from keyseg_mm.locking.scheme import carry_maps
@@ -26,42 +28,12 @@ from keyseg_mm.model.points import ROOT
 from keyseg_mm.model.sites import Site
 from keyseg_mm.runtime.encryptor import Encryptor, add_encryptors, encryptors_for, why_idle
 from keyseg_mm.runtime.gates import Gate, Refusal, add_gates, remove_gates, takes_gates
+from keyseg_mm.runtime.rules import Rules, State
+from keyseg_mm.seal.sections import Sealing, unseal_section
 from keyseg_mm.stamp import Stamp, below, stamp_names, stamp_of_value
 
+__all__ = ['Protection', 'Rules', 'State']
 logger = logging.getLogger('keyseg_mm')
-
-
-class State(Enum):
-    """What a protected model is.
-
-    A stamp that is loaded and accepted leads from WAITING to KEYED or PLAIN, as was asked; any other state stays.
-    """
-
-    WAITING = 'waiting for a checkpoint'  # which tells its points; refuses to run, to be trained and to be saved
-    KEYED = 'keyed'  # runs encrypted and saves its stamp
-    PLAIN = 'opened in memory'  # runs plain weights without encryptors; its state_dict has no stamp, and it warns
-    WITHOUT = 'without a key'  # on purpose: runs degraded, and hands on the stamp that it was loaded with
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What a protected model accepts as it is loaded, and what it does with it. Copies of a model share them.
-
-    Attributes:
-        deliberate: an unauthorised run on purpose: stamps of other keys are no error.
-        allow_plain: tells of a model, and of the prefix it has in a load, whether weights without a stamp are welcome.
-        fixed_salt: refuse checkpoints of another salt.
-        verify: check the MAC of what is loaded.
-        find_sites: where the points of a stamp are in a model. Given, the points are those of the checkpoint.
-        unlock: turn the weights into the plain ones as they are loaded.
-    """
-
-    deliberate: bool = False
-    allow_plain: Callable[[nn.Module, str], bool] = lambda model, prefix: False
-    fixed_salt: bool = False
-    verify: bool = True
-    find_sites: Callable[[nn.Module, Stamp], list[Site]] | None = None
-    unlock: bool = False
 
 
 class Protection(Secret):
@@ -69,19 +41,22 @@ class Protection(Secret):
 
     Attributes:
         state: what the model is.
-        stamp: what is encrypted, as far as it is known: without entries where nothing is. It has no MAC, which is made
-            anew for each state_dict.
-        key: the secret key; None in the state WITHOUT.
+        stamp: what is encrypted, as far as it is known: without entries where nothing is. It is one for memory.
+        key: the key, or a customer's identity; None in the state WITHOUT.
+        features: what the tables of this model are derived from; the key itself until a checkpoint tells.
         rules: what is accepted.
     """
 
-    __slots__ = ('state', 'stamp', 'key', 'rules', '_gates')
+    __slots__ = ('state', 'stamp', 'key', 'features', 'rules', '_gates', '_spoken')
 
-    def __init__(self, key: SecretKey | None, rules: Rules) -> None:
+    def __init__(self, key: Key | None, rules: Rules) -> None:
         self.key, self.rules = key, rules
+        hold(key)
         self.state = State.WITHOUT if key is None else State.WAITING
         self.stamp = Stamp(key.id if key else '', bytes(SALT_BYTES), ())
+        self.features: Material | None = key
         self._gates: list[Gate] = []
+        self._spoken: tuple[Stamp, Tensor] | None = None  # the stamp of the last state_dict
 
     @property
     def public_id(self) -> str:
@@ -92,11 +67,22 @@ class Protection(Secret):
         """In the order of the stamp's maps; none but in the state KEYED."""
         return [gate for gate in self._gates if isinstance(gate, Encryptor)]
 
+    @property
+    def sealing(self) -> Sealing:
+        """How files are written of the model.
+
+        Raises:
+            KeyMismatchError: it has no key to write them with.
+        """
+        if self.key is None or self.rules.deliberate:
+            raise KeyMismatchError('this model runs without its key, on purpose: nothing is written of it')
+        return Sealing(self.key, (self.key, *self.rules.recipients), self.rules.mode)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Protection:
         """That of a copied model: the same key, and a state and encryptors of its own."""
         twin = Protection(self.key, self.rules)
         memo[id(self)] = twin
-        twin.state, twin.stamp = self.state, self.stamp
+        twin.state, twin.stamp, twin.features = self.state, self.stamp, self.features
         twin._gates = [copy.deepcopy(gate, memo) for gate in self._gates]
         return twin
 
@@ -108,7 +94,8 @@ class Protection(Secret):
         """
         if self.state is State.WAITING:
             raise NotFiredError(_WAITS)
-        idle = [f'{e.site.point}: {why}' for e in self.encryptors if (why := why_idle(model, e))]
+        modules = dict(model.named_modules(remove_duplicate=False))
+        idle = [f'{e.site.point}: {why}' for e in self.encryptors if (why := why_idle(modules, e))]
         if idle:
             raise NotFiredError(
                 f'this {type(model).__name__} is not what its stamp says: {"; ".join(idle)}. What it computes there is '
@@ -124,18 +111,19 @@ class Protection(Secret):
 
     def become_keyed(self, model: nn.Module, stamp: Stamp, sites: Sequence[Site]) -> None:
         """Enter the state KEYED, or stay in it with other sites. The model is changed only if all is well."""
-        if self.key is None:
+        if self.features is None:
             raise KeyMismatchError('this model runs without a key')
-        maps = [derive_map(self.key, stamp.salt, entry) for entry in stamp.maps]
+        self.features = self.features.features(stamp.salt)
+        maps = [derive_map(self.features, stamp.salt, entry) for entry in stamp.maps]
         self._change(model, State.KEYED, stamp, encryptors_for(model, sites, maps))
 
     def _change(self, model: nn.Module, state: State, stamp: Stamp, encryptors: Sequence[Encryptor]) -> None:
         old, self._gates = self._gates, add_encryptors(model, encryptors)
         remove_gates(model, old)
-        self.state, self.stamp = state, replace(stamp, mac='')
+        self.state, self.stamp = state, stamp
 
     def put_stamp(self, model: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:
-        """state_dict hook: add the stamp, with the MAC of these weights.
+        """state_dict hook: add the stamp. It is one for memory: files are sealed as they are written.
 
         Raises:
             NotFiredError: the model is not what its stamp says.
@@ -143,11 +131,13 @@ class Protection(Secret):
         if self.state is State.WAITING:  # the host looks into the state_dict of a model before it loads a checkpoint
             return
         self.check(model)
-        if self.state is State.PLAIN:
-            logger.warning('these are the plain weights of a model that was unlocked in memory: they carry no stamp')
-        elif self.stamp.entries:
-            stamp = self.stamp if self.key is None else sign(self.key, self.stamp, below(state_dict, prefix))
-            state_dict[prefix + stamp.name] = stamp_tensor(stamp)
+        if self.state is not State.PLAIN and self.stamp.entries:
+            if self._spoken is None or self._spoken[0] is not self.stamp:
+                stamp = self.stamp
+                if isinstance(self.features, FeatureSecret) and self.key is not None:
+                    stamp = memory_stamp(self.key, stamp, self.features)
+                self._spoken = self.stamp, stamp_tensor(stamp)
+            state_dict[prefix + self.stamp.name] = self._spoken[1].clone()
 
     def take_stamp(self, model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
         """load_state_dict pre-hook: take the stamp out, check it and the weights, and be what it says.
@@ -156,7 +146,7 @@ class Protection(Secret):
             PlainCheckpointError: no stamp, and plain weights are not welcome.
             KeyMismatchError: another key's stamp.
             PlanMismatchError: other points or transforms, or another salt than a fixed one.
-            IntegrityError: the MAC does not fit.
+            IntegrityError: it was altered; what was opened of a sealed one is zeros.
         """
         names = stamp_names(state_dict, prefix)
         if len(names) > 1:
@@ -169,41 +159,61 @@ class Protection(Secret):
             raise PlanMismatchError(_TAKES_IMAGES)
         if self.key is None:
             logger.warning(
-                "key='none': this model is protected with key %s and runs without it, degraded, as asked", stamp.key_id
+                "key='none': this model is protected with %s and runs without it", ' or '.join(stamp.key_ids)
             )
-            self.stamp = stamp
-        else:
-            self._check_key(self.key, stamp)
+            self.stamp = stamp  # its seal too: what it is of stays noise
+        elif self._has_key(self.key, stamp):
             self._check_entries(stamp)
-            if self.rules.verify and not self.rules.deliberate:
-                verify(self.key, stamp, below(state_dict, prefix))
-            self._take(self.key, stamp, model, state_dict, prefix)
-        del state_dict[names[0]]
+            self._take(*self._open(self.key, stamp, model, state_dict, prefix), model, state_dict, prefix)
+        else:
+            self._take_foreign(self.key, stamp, model, state_dict, prefix)
+        for name in stamp_names(state_dict, prefix):
+            del state_dict[name]
+
+    def _take_foreign(self, key: Key, stamp: Stamp, model: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+        """Be what another key's stamp says, on purpose. Sealed weights are noise, of which maps make nothing else."""
+        bare = _bare(stamp, key)
+        if stamp.seal is None or stamp.seal.mode != SEALED:
+            self._check_entries(stamp)
+            self._take(key.features(stamp.salt), bare, model, state_dict, prefix)
+        elif self.rules.unlock or self.rules.find_sites is not None:
+            self._take(key.features(stamp.salt), replace(bare, entries=()), model, state_dict, prefix)
+
+    def _open(
+        self, key: Key, stamp: Stamp, model: nn.Module, state_dict: dict[str, Any], prefix: str
+    ) -> tuple[FeatureSecret, Stamp]:
+        """Take the seal off, if there is one, straight into the model's own memory; gives the stamp bare."""
+        secrets = open_envelope(key, stamp, self.rules.verify)
+        if stamp.seal is not None:
+            own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+            sealed, name = below(state_dict, prefix), stamp.seal.section
+            found = unseal_section(key, sealed, name, into=own, verify=self.rules.verify)
+            state_dict.update({prefix + n: value for n, value in found.items()})
+        return secrets.features, _bare(stamp, key)
 
     def _take_plain(self, model: nn.Module, prefix: str) -> None:
-        if self.key is None:
-            return
-        if not self.rules.allow_plain(model, prefix):
+        if self.key is not None and not self.rules.allow_plain(model, prefix):
             raise PlainCheckpointError(
                 f'this checkpoint is plain (it carries no stamp), and the model is keyed with {self.key.id}: '
                 'its weights would meet encrypted feature maps. To protect it, as it is or to train on: keyseg lock, '
-                "and points='checkpoint' for what that makes. (protection.allow_plain=True takes plain weights, which "
-                'may then go on working without the key.) If it should be protected already, it is the wrong file, or '
-                'its stamp was stripped'
+                "and points='checkpoint' for what that makes. If it should be protected already, it is the wrong file, "
+                'or its stamp was stripped'
             )
-        logger.info('plain weights loaded into a model keyed with %s, as allowed', self.key.id)
 
-    def _check_key(self, key: SecretKey, stamp: Stamp) -> None:
-        if stamp.key_id == key.id:
-            return
+    def _has_key(self, key: Key, stamp: Stamp) -> bool:
+        """Whether a stamp is of this key; where it is not, that is an error, or it was meant to be."""
+        if key.id in stamp.key_ids:
+            return True
+        ids = ' or '.join(stamp.key_ids)
         if not self.rules.deliberate:
             raise KeyMismatchError(
-                f'this checkpoint is protected with key {stamp.key_id}, and the key given is {key.id}: '
+                f'this checkpoint is protected with key {ids}, and the key given is {key.id}: '
                 'give its own key, or key=none to run it unauthorised on purpose'
             )
         logger.warning(
-            'a wrong key, %s, on purpose: this checkpoint is protected with %s and runs degraded', key.id, stamp.key_id
+            'a wrong key, %s, on purpose: this checkpoint is protected with %s and runs degraded', key.id, ids
         )
+        return False
 
     def _check_entries(self, stamp: Stamp) -> None:
         if self.rules.unlock:
@@ -211,7 +221,7 @@ class Protection(Secret):
         if stamp.tensors:
             raise PlanMismatchError(
                 f'the weights of this checkpoint are encrypted themselves ({describe(stamp.tensors[0].transform)}), '
-                'and no encryptor makes up for that in a running model: set protection.unlock=True, which unlocks '
+                "and no encryptor makes up for that in a running model: set protection.runtime='plain', which opens "
                 'them in memory, and take points and transform out'
             )
         if self.rules.find_sites is not None:
@@ -228,32 +238,35 @@ class Protection(Secret):
                 'leave salt out to take it from the checkpoint'
             )
 
-    def _take(self, key: SecretKey, stamp: Stamp, model: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+    def _take(
+        self, features: FeatureSecret, stamp: Stamp, model: nn.Module, state_dict: dict[str, Any], prefix: str
+    ) -> None:
         """Be what an accepted stamp says."""
-        stamp = replace(stamp, key_id=key.id)
+        same, self.features = features == self.features, features
         if self.rules.unlock:
-            maps = Bound(key, complete(stamp, model)).weight_maps()
+            maps = Bound(features, complete(stamp, model)).weight_maps()
             # straight into the parameters: the host, given a parameter itself, has nothing to copy
             parameters = dict(model.named_parameters(remove_duplicate=False))
             carry_maps(state_dict, {name: found.inverse() for name, found in maps.items()}, prefix, parameters)
             self._change(model, State.PLAIN, stamp, ())
-        elif self.state is State.KEYED and (stamp.salt, stamp.entries) == (self.stamp.salt, self.stamp.entries):
-            self.stamp = replace(stamp, mac='')  # which may know more of the weights
+        elif self.state is State.KEYED and same and stamp.entries == self.stamp.entries:
+            self.stamp = stamp  # which may know more of the weights
         elif self.rules.find_sites is not None:
-            self.become_keyed(model, stamp, self.rules.find_sites(model, stamp))
+            self.become_keyed(model, stamp, self.rules.find_sites(model, stamp) if stamp.maps else ())
         else:
-            derived = [derive_map(key, stamp.salt, entry) for entry in stamp.maps]
+            derived = [derive_map(features, stamp.salt, entry) for entry in stamp.maps]
             for encryptor, secret in zip(self.encryptors, derived):
                 encryptor.use(secret)
-            self.stamp = replace(stamp, mac='')
+            self.stamp = stamp
 
 
-_WAITS = (
-    'no protected checkpoint was loaded, and the model takes its points from one; give one (load_from, resume, or the '
-    'checkpoint to test)'
-)
+def _bare(stamp: Stamp, key: Key) -> Stamp:
+    """What a stamp says, without what was wrapped and sealed, under the name of the key that opened it."""
+    return replace(stamp, key_id=key.id, recipients=(), commitment='', seal=None)
+
+
+_WAITS = 'no protected checkpoint was loaded, and the model takes its points from one: give load_from or the file'
 _TAKES_IMAGES = (
-    'this checkpoint takes encrypted images (its patch embedding is locked, see `keyseg show`): it runs with its plain '
-    'config, without a key, on images encrypted with `keyseg encrypt-image` or by keyseg_mm.EncryptImage in the '
-    'pipeline; `keyseg unlock` makes the plain model of it'
+    'this checkpoint takes encrypted images (see `keyseg show`): it runs with its plain config, without a key, on '
+    'images of `keyseg encrypt-image` or of keyseg_mm.EncryptImage in the pipeline; `keyseg unlock` makes a plain one'
 )

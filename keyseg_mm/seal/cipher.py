@@ -12,10 +12,9 @@ alone does not commit to its key, since one ciphertext may open under two; that 
 from __future__ import annotations
 
 import hmac
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -29,12 +28,13 @@ from cryptography.hazmat.primitives.hmac import HMAC
 from keyseg_mm.envelope import CHUNK, MAC_BYTES, SIGNED, TAG_BYTES, Seal
 from keyseg_mm.errors import IntegrityError
 from keyseg_mm.seal.meta import Content, canonical, check_meta, meta_mac
+from keyseg_mm.threads import in_threads
 
-__all__ = ['CHUNK', 'Around', 'Buffer', 'Content', 'open_buffers', 'seal_buffers']
+__all__ = ['CHUNK', 'Around', 'Buffer', 'Content', 'open_buffers', 'retag_buffers', 'seal_buffers']
 
 _SECTION, _CHUNK = 'keyseg_mm/section/v1', 'keyseg_mm/chunk/v1'
 _MANIFEST = 'keyseg_mm/manifest/v1'
-_NONCE_BYTES, _LENGTH_BYTES, _MOST_THREADS = 12, 8, 8
+_NONCE_BYTES, _LENGTH_BYTES = 12, 8
 
 
 class Buffer(NamedTuple):
@@ -145,7 +145,7 @@ def seal_buffers(
         out = None if mode == SIGNED else outs[piece.buffer.name]
         tags[_tag_of(piece)] = keyed.run(piece, out)
 
-    _in_threads(work, _jobs(ordered, chunk))
+    in_threads(partial(_do, work), _jobs(ordered, chunk))
     seal = replace(seal, tags=bytes(tags))
     return replace(seal, tag=_manifest(content, seal, ordered, around))
 
@@ -181,11 +181,25 @@ def open_buffers(
             ) from None
 
     try:
-        _in_threads(work, _jobs(ordered, seal.chunk))
+        in_threads(partial(_do, work), _jobs(ordered, seal.chunk))
     except BaseException:
         for out in outs.values():
             _wipe(out)
         raise
+
+
+def retag_buffers(buffers: Iterable[Buffer], content: Content, seal: Seal, around: Around, head: bytes) -> Seal:
+    """The seal of a section under another stamp, whose ``head`` takes the place of that in ``around``.
+
+    No chunk is opened; whether these are what was sealed shows when they are.
+
+    Raises:
+        IntegrityError: list of tensors, stamp or meta are not what was sealed.
+    """
+    ordered = _ordered(buffers)
+    check_meta(content, seal, around.meta)
+    _check_tag(content, seal, ordered, around)
+    return replace(seal, tag=_manifest(content, seal, ordered, replace(around, head=head)))
 
 
 def _manifest(content: Content, seal: Seal, buffers: Sequence[Buffer], around: Around) -> bytes:
@@ -239,22 +253,9 @@ def _jobs(buffers: Iterable[Buffer], chunk: int) -> Iterator[list[_Piece]]:
         yield job
 
 
-def _in_threads(work: Callable[[_Piece], None], jobs: Iterable[list[_Piece]]) -> None:
-    """Do all jobs, in threads where there are several; at an error no thread is at work any more when it is raised."""
-
-    def do(job: list[_Piece]) -> None:
-        for piece in job:
-            work(piece)
-
-    todo = list(jobs)
-    threads = min(os.cpu_count() or 1, _MOST_THREADS, len(todo))
-    if threads <= 1:
-        for job in todo:
-            do(job)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(do, todo):
-            pass
+def _do(work: Callable[[_Piece], None], job: list[_Piece]) -> None:
+    for piece in job:
+        work(piece)
 
 
 def _wipe(view: memoryview) -> None:

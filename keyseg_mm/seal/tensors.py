@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from keyseg_mm.envelope import CHUNK, SEALED, SIGNED, Seal
 from keyseg_mm.errors import IntegrityError, LockError, StampError
-from keyseg_mm.seal.cipher import Around, Buffer, open_buffers, seal_buffers
+from keyseg_mm.seal.cipher import Around, Buffer, open_buffers, retag_buffers, seal_buffers
 from keyseg_mm.seal.meta import Content
 from keyseg_mm.stamp import DAMAGED, is_stamp
 
@@ -109,11 +109,21 @@ def open_tensors(
     return _result(tensors, results, seal.shared)
 
 
-def verify_tensors(
-    tensors: Mapping[str, Any], content: Content, seal: Seal, head: bytes, meta: Mapping[str, Any] | None
-) -> None:
-    """Check a section and leave it as it is; see :func:`open_tensors` for arguments and errors."""
-    open_tensors(tensors, content, seal, head, meta)
+def retag_tensors(
+    tensors: Mapping[str, Any], content: Content, seal: Seal, heads: tuple[bytes, bytes], meta: Mapping[str, Any] | None
+) -> Seal:
+    """The seal of a section under another stamp; nothing is opened.
+
+    Args:
+        tensors, content, seal, meta: as of :func:`open_tensors`.
+        heads: the old stamp's bytes and the new one's, without their seals.
+
+    Raises:
+        IntegrityError: list of tensors, stamp or meta are not what was sealed.
+    """
+    singles = {name: _ordinary(t) for name, t in _weights(tensors).items() if name not in seal.shared}
+    around = Around(heads[0], _public(tensors), seal.shared, meta)
+    return retag_buffers(_buffers(singles), content, seal, around, heads[1])
 
 
 def _weights(tensors: Mapping[str, Any]) -> dict[str, Tensor]:

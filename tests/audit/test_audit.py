@@ -31,6 +31,7 @@ from keyseg_mm.audit.model.attack import (
     Photos,
     PublicWeights,
 )
+from keyseg_mm.audit.model.ciphertext import file_checks
 from keyseg_mm.audit.model.controls import FromPublic, FromScratch, PublicAsIs
 from keyseg_mm.audit.model.forward import logits, predict
 from keyseg_mm.audit.model.loading import architecture, fitting_sites, read_protected, read_public
@@ -38,13 +39,14 @@ from keyseg_mm.audit.model.referee import Referee
 from keyseg_mm.audit.model.report import advantage, summarise
 from keyseg_mm.audit.model.scoring import Score, confusion, kappa, miou, right_share, score
 from keyseg_mm.audit.model.training import Recipe, train
-from keyseg_mm.bind import derive_map, stamp_tensor
+from keyseg_mm.bind import derive_map, memory_stamp, stamp_tensor
 from keyseg_mm.cli import main
 from keyseg_mm.errors import KeyMismatchError, KeysegError, PlainCheckpointError, SecretExposedError
 from keyseg_mm.maps import CHANNEL_MAPS, ChannelPermutation, SignedChannelPermutation
 from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.mm.floor import constant_prediction_floor
-from keyseg_mm.stamp import MapEntry, Stamp
+from keyseg_mm.seal.sections import Sealing, seal_checkpoint
+from keyseg_mm.stamp import MapEntry, Stamp, stamps_of
 from tests.support.audits import (
     CLASSES,
     SALT,
@@ -487,12 +489,12 @@ def test_the_command_refuses_what_does_not_belong_together(files, key_file, othe
     assert not (files / 'out' / 'results').exists()
 
 
-def test_checkpoints_are_read_for_what_they_are(files, file_plan):
+def test_checkpoints_are_read_for_what_they_are(files, file_plan, key):
     device = torch.device('cpu')
-    found = read_protected(files / 'locked.pth', device)
+    found = read_protected(files / 'locked.pth', device, key)
     assert found.stamp.entries == file_plan.entries and not any('stamp' in name for name in found.weights)
     with pytest.raises(PlainCheckpointError):
-        read_protected(files / 'plain.pth', device)
+        read_protected(files / 'plain.pth', device, key)
     with pytest.raises(KeysegError, match='protected'):
         read_public(files / 'locked.pth', found.weights)
     with pytest.raises(KeysegError, match='no weights in common'):
@@ -510,7 +512,7 @@ def test_a_stamp_of_a_part_is_read_by_the_whole_models_names(files, plain, key):
     tmap = derive_map(key, SALT, own.entries[0])  # the tables go by the stamp's own names
     locked = {**plain, 'backbone.layer1.0.conv1.weight': tmap(plain['backbone.layer1.0.conv1.weight'], 1)}
     torch.save({**locked, f'backbone.{own.name}': stamp_tensor(own)}, files / 'part.pth')
-    found = read_protected(files / 'part.pth', torch.device('cpu'))
+    found = read_protected(files / 'part.pth', torch.device('cpu'), key)
     assert found.prefix == 'backbone' and found.stamp.entries == theirs.entries
     make = architecture(Config.fromfile(str(files / 'plain.py')), torch.device('cpu'), 0)
     case = Case(found.stamp, found.weights, make, CLASSES, fitting_sites(make, found, files / 'plain.py'))
@@ -567,3 +569,33 @@ def test_attacks_do_not_know_the_referee():
         assert not any(
             n.startswith(('keyseg_mm.audit.model.referee', 'keyseg_mm.audit.model.audit')) for n in imports(path)
         ), path
+
+
+def test_a_sealed_file_is_opened_for_the_attacks_and_looked_at_as_it_is(files, key, other_key):
+    content = torch.load(files / 'locked.pth')['state_dict']
+    bare = read_protected(files / 'locked.pth', torch.device('cpu'), key)
+    stamp = next(iter(stamps_of(content).values()))
+    del content[stamp.name]
+    content[stamp.name] = stamp_tensor(memory_stamp(key, stamp, key.features(stamp.salt)))
+    torch.save(seal_checkpoint({'state_dict': content}, Sealing(key)), files / 'sealed.pth')
+    found = read_protected(files / 'sealed.pth', torch.device('cpu'), key)
+    assert bare.sealed is None and found.sealed is not None
+    assert found.stamp.entries == bare.stamp.entries
+    assert all(torch.equal(t, bare.weights[name]) for name, t in found.weights.items())
+    assert not torch.equal(found.sealed['backbone.conv1.weight'], found.weights['backbone.conv1.weight'])
+    assert all(check.passed for check in file_checks(found.sealed, key, bare.weights))
+    with pytest.raises(KeyMismatchError):
+        read_protected(files / 'sealed.pth', torch.device('cpu'), other_key)
+    torch.save(
+        seal_checkpoint({'state_dict': torch.load(files / 'plain.pth')['state_dict']}, Sealing(key)), files / 'no.pth'
+    )
+    with pytest.raises(PlainCheckpointError, match='no maps in its weights'):
+        read_protected(files / 'no.pth', torch.device('cpu'), key)
+
+
+def test_what_is_no_ciphertext_fails_the_checks(plain, key):
+    assert all(c.passed for c in file_checks(seal_checkpoint({'state_dict': plain}, Sealing(key))['state_dict'], key))
+    section = seal_checkpoint({'state_dict': plain}, Sealing(key, mode='signed'))['state_dict']
+    failed = {check.name for check in file_checks(section, key, plain) if not check.passed}
+    assert 'bytes are equally frequent' in failed and 'values do not go with the plain ones' in failed
+    assert 'values do not go with the public ones' in failed

@@ -19,7 +19,7 @@ from keyseg_mm.audit.model.forward import predict
 from keyseg_mm.audit.model.input_cipher import ImageEncryption, Pixels
 from keyseg_mm.audit.model.referee import Referee, encryption
 from keyseg_mm.audit.model.training import Recipe, train
-from keyseg_mm.bind import derive_cipher, sign, stamp_tensor
+from keyseg_mm.bind import derive_cipher, memory_stamp, stamp_tensor
 from keyseg_mm.checkpoint.files import write_checkpoint
 from keyseg_mm.cli import main
 from keyseg_mm.entries import ImageEntry
@@ -279,7 +279,7 @@ def test_a_model_of_encrypted_images_is_audited(tiny_cityscapes, tmp_path, key, 
         cfg[f'{part}_dataloader'].dataset.pipeline.insert(-1, dict(step))
     cfg.dump(str(tmp_path / 'images.py'))
     state = build().state_dict()
-    state[stamp.name] = stamp_tensor(sign(key, stamp, state))
+    state[stamp.name] = stamp_tensor(memory_stamp(key, stamp, key.features(SALT)))
     write_checkpoint(tmp_path / 'trained.pth', state, {})
     _, report = audit_files(tmp_path, tmp_path / 'trained.pth', tmp_path / 'images.py', key_file)
     assert report['target'] == 'images' and report['places'][0]['transform'] == {'type': 'SHF', 'block': 2}

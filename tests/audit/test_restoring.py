@@ -39,13 +39,14 @@ from keyseg_mm.audit.images.report import summarise
 from keyseg_mm.audit.images.scheme import Scheme, cut
 from keyseg_mm.audit.images.scoring import similarity, ssim
 from keyseg_mm.audit.report.page import render
-from keyseg_mm.bind import derive_cipher, sign, stamp_tensor
+from keyseg_mm.bind import derive_cipher, memory_stamp, stamp_tensor
 from keyseg_mm.cli import main
 from keyseg_mm.entries import EmbeddingEntry, ImageEntry
 from keyseg_mm.errors import KeysegError, SecretExposedError
 from keyseg_mm.locking.engine import lock_in_place
 from keyseg_mm.locking.scheme import Plan
 from keyseg_mm.mm.scenes import make_scene, write_scenes
+from keyseg_mm.seal.sections import Sealing, seal_checkpoint
 from keyseg_mm.stamp import SALT_BYTES, Stamp
 from tests.support.audits import errors_in, names_in
 from tests.support.pages import PHONE, SCREEN, Page, look
@@ -442,18 +443,19 @@ def test_the_command_audits_the_images_of_a_checkpoint(folder, tmp_path, capsys,
     tensors = {'embed.weight': torch.randn(8, 3, 8, 8), 'embed.bias': torch.randn(8)}
     entry = EmbeddingEntry('embed.weight', 'embed.bias', 0, 8, 'all', True, 'rgb', (127.5,) * 3, (50.0,) * 3)
     lock_in_place(tensors, Plan('patches', (entry,)), KEY, SALT)
-    torch.save({'state_dict': tensors, 'meta': {}}, tmp_path / 'locked.pth')
+    signed = seal_checkpoint({'state_dict': tensors, 'meta': {}}, Sealing(KEY, mode='signed'))
+    torch.save(signed, tmp_path / 'locked.pth')
     plain = config(folder, 'plain')
     assert call(folder, plain, tmp_path / 'out', str(tmp_path / 'locked.pth'), '--images') == 4
     found = json.loads((tmp_path / 'out/report.json').read_text())
     expected = {'method': 'PATCH', 'block': 8, 'permute': 'all', 'negate': True, 'salt': SALT.hex(), 'key_id': KEY.id}
     assert found['scheme'] == expected
-    tensors['embed.bias'] = tensors['embed.bias'] + 1
-    torch.save({'state_dict': tensors, 'meta': {}}, tmp_path / 'altered.pth')
+    signed['state_dict']['embed.bias'] = tensors['embed.bias'] + 1
+    torch.save(signed, tmp_path / 'altered.pth')
     assert call(folder, plain, tmp_path / 'no', str(tmp_path / 'altered.pth'), '--images') == 1
     assert 'altered' in capsys.readouterr().err
     stamp, trained = Stamp(KEY.id, SALT, (ImageEntry('SHF', 4),)), {'w': torch.zeros(1)}
-    trained[stamp.name] = stamp_tensor(sign(KEY, stamp, trained))
+    trained[stamp.name] = stamp_tensor(memory_stamp(KEY, stamp, KEY.features(SALT)))
     torch.save({'state_dict': trained, 'meta': {}}, tmp_path / 'trained.pth')
     assert call(folder, config(folder, 'np', step()), tmp_path / 'no', str(tmp_path / 'trained.pth'), '--images') == 1
     assert 'audit one of them' in capsys.readouterr().err

@@ -219,7 +219,7 @@ def test_nothing_that_needs_a_channel_map_takes_them(spec, key, other_key, key_f
         lambda: unlock(state, key),
         lambda: rekey(state, key, other_key, plain),
         lambda: unlock_model(keyed),
-        lambda: MODELS.build(keyed_cfg(tiny_model_cfg(), f'file:{key_file}', unlock=True)).load_state_dict(state),
+        lambda: MODELS.build(keyed_cfg(tiny_model_cfg(), f'file:{key_file}', runtime='plain')).load_state_dict(state),
     ]
     for refusal in refusals:
         with pytest.raises(LockError, match=f'{spec["type"]}: what it does .* take ChannelPermutation'):
@@ -234,7 +234,7 @@ def test_nothing_that_needs_a_channel_map_takes_them(spec, key, other_key, key_f
     torch.save({'state_dict': plain.state_dict()}, tmp_path / 'plain.pth')
     common[0] = str(tmp_path / 'plain.pth')
     transform = f'{spec["type"]}:{spec["block"]}'
-    assert main(['lock', str(tmp_path / 'plain.py'), *common, '--transform', transform]) == 1
+    assert main(['lock', *common, '--config', str(tmp_path / 'plain.py'), '--transform', transform]) == 1
     assert not (tmp_path / 'out').exists()
     build_plain_model(read_config(tmp_path / 'plain.py'))  # it is the transform that was refused, not the config
 

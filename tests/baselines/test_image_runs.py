@@ -15,10 +15,11 @@ from mmseg.apis import inference_model, init_model
 from mmseg.registry import MODELS
 
 from keyseg_mm import SecretKey, find_leaks, read_key_file, stamps_of, unlock, write_key_file
-from keyseg_mm.bind import stamp_tensor, verify
+from keyseg_mm.bind import stamp_tensor
 from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.cli import main
 from keyseg_mm.entries import ImageEntry
+from keyseg_mm.envelope import SEALED, SIGNED
 from keyseg_mm.errors import (
     IntegrityError,
     KeyFileError,
@@ -31,6 +32,7 @@ from keyseg_mm.errors import (
 )
 from keyseg_mm.mm import GuardHook
 from keyseg_mm.mm.pipeline import EncryptImage, chains_of
+from keyseg_mm.seal.sections import trusted_stamp
 from tests.support.cli import keyseg
 from tests.support.configs import keyed_cfg, runner_cfg, tiny_model_cfg
 
@@ -94,8 +96,8 @@ def test_by_config_alone_through_the_hosts_tools(trained, tmp_path):
     assert np.array_equal(right, predictions(config, checkpoint, tmp_path, f'{TEST}.block=8'))
     none = predictions(config, checkpoint, tmp_path, f'{TEST}.key=none')
     wrong = predictions(config, checkpoint, tmp_path, f'{TEST}.key=random:1')
-    for a, b in ((right, none), (right, wrong), (none, wrong)):
-        assert (a != b).mean() > 0.01
+    for other in (none, wrong):  # alike: a sealed file without its key is noise
+        assert (right != other).mean() > 0.01
     for options, error in (
         (f'{TEST}.key=file:{folder}/other.key', KeyMismatchError),
         (f'{TEST}.method=NP', PlanMismatchError),
@@ -118,7 +120,7 @@ def test_the_checkpoint_says_it_and_nothing_secret_is_written(trained):
     (stamp,) = stamps_of(tensors).values()
     assert (stamp.key_id, stamp.entries) == (key.id, (ImageEntry('SHF', 8, ''),))
     assert stamp.name in tensors and key.id in stamp.name
-    verify(key, stamp, tensors)
+    assert trusted_stamp(key, tensors) == stamp and stamp.seal.mode == SIGNED
     assert find_leaks(folder / 'work', key, [stamp]) == []
 
 
@@ -128,16 +130,18 @@ def test_a_checkpoint_that_was_altered_is_refused(trained, tmp_path):
     tensors = read_checkpoint(checkpoint)['state_dict']
     stamp = stamps_of(tensors)['']
     weaker = replace(stamp, entries=(ImageEntry('SHF', 4),))
+    bare = replace(stamp, recipients=(), commitment='', seal=None)
     weight = 'decode_head.conv_seg.bias'
     for changes, error in (
-        ({weight: tensors[weight] + 1}, IntegrityError),
+        ({weight: (tensors[weight].view(torch.int32) ^ 1).view(torch.float32)}, IntegrityError),
         ({stamp.name: stamp_tensor(replace(stamp, salt=bytes(16)))}, IntegrityError),
-        ({stamp.name: stamp_tensor(replace(stamp, mac=''))}, IntegrityError),
+        ({stamp.name: None, bare.name: stamp_tensor(bare)}, IntegrityError),
         ({stamp.name: stamp_tensor(weaker)}, PlanMismatchError),
         ({stamp.name: torch.zeros(9, dtype=torch.uint8)}, StampError),
         ({}, None),
     ):
-        torch.save({'meta': {}, 'state_dict': {**tensors, **changes}}, tmp_path / 'altered.pth')
+        altered = {name: value for name, value in {**tensors, **changes}.items() if value is not None}
+        torch.save({'meta': {}, 'state_dict': altered}, tmp_path / 'altered.pth')
         cfg = Config.fromfile(str(config))
         cfg.load_from = str(tmp_path / 'altered.pth')
         with pytest.raises(error) if error else nullcontext():
@@ -157,7 +161,7 @@ def test_what_the_commands_say_of_it(trained, tmp_path, capsys):
     for command in (
         ['unlock', checkpoint, *key],
         ['rekey', checkpoint, *key, '--new-key', f'file:{folder}/other.key'],
-        ['lock', config, checkpoint, *key],
+        ['lock', checkpoint, '--config', config, *key],
     ):
         assert keyseg(*command, '--out', tmp_path / 'out.pth') == 1
         assert 'encrypted images' in capsys.readouterr().err and not (tmp_path / 'out.pth').exists()
@@ -252,7 +256,7 @@ def test_together_with_encrypted_feature_maps(data, tmp_path, key_file, other_ke
     tensors = read_checkpoint(cfg.load_from)['state_dict']
     (stamp,) = stamps_of(tensors).values()
     assert len(stamp.maps) > 20 and stamp.images == (ImageEntry('SHF', 8),)
-    verify(key, stamp, tensors)
+    assert trusted_stamp(key, tensors) == stamp and stamp.seal.mode == SEALED
     runner, right = run(cfg.copy(), 'test')
     logits = first_logits(runner)
     for changes in ({f'{TEST}.key': 'none'}, {'model.protection.key': 'none'}):
@@ -360,7 +364,7 @@ def test_block_wise_transforms_by_config_alone(spec, data, tmp_path, key_file, o
     right = predictions(tmp_path / 'config.py', checkpoint, tmp_path, f'{key_option}file:{key_file}')
     none = predictions(tmp_path / 'config.py', checkpoint, tmp_path, f'{key_option}none')
     wrong = predictions(tmp_path / 'config.py', checkpoint, tmp_path, f'{key_option}random:1')
-    for a, b in ((right, none), (right, wrong), (none, wrong)):
-        assert (a != b).mean() > 0.01
+    for other in (none, wrong):  # alike: a sealed file without its key is noise
+        assert (right != other).mean() > 0.01
     options = ['--work-dir', str(tmp_path / 'x'), '--cfg-options', f'{key_option}file:{other_key_file}']
     assert main(['test', str(tmp_path / 'config.py'), str(checkpoint), *options]) == 1

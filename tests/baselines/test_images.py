@@ -18,7 +18,7 @@ from mmengine.registry import TRANSFORMS
 from torch.utils.data import DataLoader, Dataset
 
 from keyseg_mm import SecretKey, Stamp, find_leaks, write_key_file
-from keyseg_mm.bind import derive_cipher, sign, stamp_tensor
+from keyseg_mm.bind import derive_cipher, memory_stamp, stamp_tensor
 from keyseg_mm.cli import main
 from keyseg_mm.entries import ImageEntry
 from keyseg_mm.errors import KeyFileError, KeyMismatchError, SecretExposedError, StampError, TransformError
@@ -293,7 +293,7 @@ def test_show_and_scan(tmp_path, key_file, key, capsys):
     assert shown.count('pipeline[0] encrypts images') == 2 and key.id in shown
     assert all(text in shown for text in ('NP', 'block     4', SALT))
     entry, tensors = ImageEntry('FFX', 4, SALT), {'w': torch.zeros(2)}
-    stamp = sign(key, stamp_of(key, entry), tensors)
+    stamp = memory_stamp(key, stamp_of(key, entry), key.features(stamp_of(key, entry).salt))
     run = tmp_path / 'run'
     run.mkdir()
     torch.save({'meta': {}, 'state_dict': {**tensors, stamp.name: stamp_tensor(stamp)}}, run / 'model.pth')

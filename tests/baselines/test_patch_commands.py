@@ -16,6 +16,8 @@ from keyseg_mm.bind import derive_cipher
 from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.cli.scan import FOUND
 from keyseg_mm.cli.trace import NOT_TRACED
+from keyseg_mm.envelope import SIGNED
+from keyseg_mm.stamp import is_stamp
 from tests.support.cli import keyseg
 from tests.support.families import build, small_model
 
@@ -41,8 +43,9 @@ def made(tmp_path_factory):
         'lock',
         '--scheme',
         'patches',
-        folder / 'config.py',
         folder / 'plain.pth',
+        '--config',
+        folder / 'config.py',
         '--key',
         f'file:{folder}/right.key',
     ]
@@ -68,15 +71,17 @@ def state(name):
     return read_checkpoint(name)['state_dict']
 
 
-LOCK = ('lock', '--scheme', 'patches', 'config.py', 'plain.pth', '--key', 'file:right.key')
+LOCK = ('lock', '--scheme', 'patches', 'plain.pth', '--config', 'config.py', '--key', 'file:right.key')
 ENCRYPT = ('encrypt-image', '--key', 'file:right.key', '--checkpoint', 'locked.pth')
 
 
 def test_lock_rekey_unlock_show_and_scan(files, capsys):
-    assert keyseg('lock', '--scheme', 'patches', 'config.py', 'plain.pth', '--dry-run') == 0
+    assert keyseg('lock', '--scheme', 'patches', 'plain.pth', '--config', 'config.py', '--dry-run') == 0
     assert 'a dry run' in capsys.readouterr().out
     assert keyseg(*LOCK, '--salt', SALT, '--out', 'again.pth') == 0
-    assert (files / 'again.pth').read_bytes() == (files / 'locked.pth').read_bytes()
+    again, before = state('again.pth'), state('locked.pth')
+    assert stamps_of(again) == stamps_of(before) and stamps_of(again)[''].seal.mode == SIGNED
+    assert all(torch.equal(t, before[n]) for n, t in again.items() if not is_stamp(n))
     out = capsys.readouterr().out
     assert 'backbone.patch_embed.projection.weight: blocks of 16 x 16' in out and 'backbone.pos_embed' in out
     assert '2^7027 ciphers' in out and 'encrypted images' in out and 'optimizer' in out
@@ -116,7 +121,18 @@ def test_lock_rekey_unlock_show_and_scan(files, capsys):
 
 @pytest.mark.parametrize('scheme', ['features', 'tensors', 'patches'])
 def test_it_is_not_locked_once_more(files, capsys, scheme):
-    lock = ['lock', 'config.py', 'locked.pth', '--scheme', scheme, '--key', 'file:right.key', '--out', 'x.pth']
+    lock = [
+        'lock',
+        'locked.pth',
+        '--config',
+        'config.py',
+        '--scheme',
+        scheme,
+        '--key',
+        'file:right.key',
+        '--out',
+        'x.pth',
+    ]
     assert keyseg(*lock) == 1
     assert 'takes encrypted images already' in capsys.readouterr().err and not (files / 'x.pth').exists()
 
@@ -129,7 +145,7 @@ def test_a_licensees_copy_is_told_by_its_stamp_alone(files, capsys):
     assert keyseg('trace', 'locked.pth', *trace) == NOT_TRACED
     capsys.readouterr()
     assert keyseg('trace', 'bolt.pth', *trace) == 0
-    assert "the copy of 'Bolt'; its MAC fits" in capsys.readouterr().out
+    assert "the copy of 'Bolt'; its seal fits" in capsys.readouterr().out
     assert keyseg('trace', 'bolt.pth', *trace, '--original', 'locked.pth') == 1
     assert 'takes encrypted images' in capsys.readouterr().err
 
@@ -152,8 +168,8 @@ def test_lock_refusals(files, capsys):
             'take at least one'
         ),
     }
-    for arguments, words in cases.items():
-        assert keyseg('lock', '--scheme', 'patches', *arguments) == 1, arguments
+    for (config, checkpoint, *arguments), words in cases.items():
+        assert keyseg('lock', '--scheme', 'patches', checkpoint, '--config', config, *arguments) == 1, arguments
         assert words in capsys.readouterr().err
     assert not (files / 'x.pth').exists()
 
@@ -174,7 +190,7 @@ def test_only_the_models_own_key_and_stamp(files, capsys):
     stamp = stamps_of(weakened)['']
     document = json.loads(stamp.to_json())
     document['entries'][0]['permute'] = 'none'  # what a curious server would like
-    weakened[stamp.name] = torch.tensor(list(json.dumps(document).encode()), dtype=torch.uint8)
+    weakened[stamp.name] = torch.tensor(list(json.dumps(document, separators=(',', ':')).encode()), dtype=torch.uint8)
     torch.save(weakened, 'weakened.pth')
     assert keyseg('encrypt-image', '--key', 'file:right.key', '--checkpoint', 'weakened.pth', 'photo.png', 'c.png') == 1
     assert 'altered' in capsys.readouterr().err

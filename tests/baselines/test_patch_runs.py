@@ -88,8 +88,9 @@ def place(request, tmp_path_factory, tiny_cityscapes):
         'lock',
         '--scheme',
         'patches',
-        folder / 'config.py',
         folder / 'plain.pth',
+        '--config',
+        folder / 'config.py',
         '--key',
         f'file:{folder}/right.key',
     ]

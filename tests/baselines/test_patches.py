@@ -22,6 +22,7 @@ from keyseg_mm import SecretKey, find_leaks, lock, rekey, stamps_of, unlock
 from keyseg_mm.baselines.patches import plan_patches
 from keyseg_mm.bind import derive_cipher, derive_patches
 from keyseg_mm.entries import EmbeddingEntry
+from keyseg_mm.envelope import SIGNED
 from keyseg_mm.errors import (
     IntegrityError,
     KeyMismatchError,
@@ -36,6 +37,7 @@ from keyseg_mm.maps.keyspace import bits_of_patches
 from keyseg_mm.maps.pixels import BlockCipher
 from keyseg_mm.mm.bench import HostBench
 from keyseg_mm.mm.embeddings import misaligned, normalisation
+from keyseg_mm.seal.sections import Sealing, seal_checkpoint
 from tests.support.configs import keyed_cfg
 from tests.support.families import build, plain_or_skip, small_model
 from tests.support.vectors import PATCHES, encrypted_ramp
@@ -265,7 +267,8 @@ def test_wrong_checkpoints_are_refused_and_stay_as_they_are(tensors):
     locked = locked_by(plan, tensors)
     with pytest.raises(KeyMismatchError, match=f'{KEY.id}.*{OTHER.id}'):
         unlock(locked, OTHER)
-    altered = {**locked, 'b': locked['b'] + 1}
+    signed = seal_checkpoint({'state_dict': locked}, Sealing(KEY, mode=SIGNED))['state_dict']
+    altered = {**signed, 'b': signed['b'] + 1}
     with pytest.raises(IntegrityError):
         unlock(altered, KEY)
     assert torch.equal(unlock(altered, KEY, check=False)['w'], unlock(locked, KEY)['w'])
@@ -408,7 +411,7 @@ def test_a_host_without_a_key_loads_it_and_is_told_what_it_wants(locked_file, ca
     assert torch.equal(model.backbone.patch_embed.projection.weight, stored['backbone.patch_embed.projection.weight'])
 
 
-@pytest.mark.parametrize('options', [{}, {'unlock': True}, {'points': 'checkpoint'}, {'allow_plain': True}])
+@pytest.mark.parametrize('options', [{}, {'runtime': 'plain'}, {'points': 'checkpoint'}, {'allow_plain': True}])
 @pytest.mark.parametrize('locator', ['file', 'none', 'random:1'])
 def test_keyed_says_that_it_is_the_wrong_kind(locked_file, key_file, locator, options):
     locator = f'file:{key_file}' if locator == 'file' else locator

@@ -13,13 +13,16 @@ from mmengine.runner import Runner
 from mmseg.apis import inference_model, init_model
 from mmseg.registry import MODELS
 
-from keyseg_mm import SecretKey, find_leaks, stamps_of, unlock, unlock_model, write_key_file
+from keyseg_mm import SecretKey, find_leaks, read_key_file, stamps_of, unlock, unlock_model, write_key_file
+from keyseg_mm.bind import digest
 from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in, write_checkpoint
 from keyseg_mm.cli.trace import NOT_TRACED
-from keyseg_mm.errors import IntegrityError, KeyMismatchError, LeakError, NotFiredError, PlanMismatchError
-from keyseg_mm.mac import digest
+from keyseg_mm.envelope import SEALED
+from keyseg_mm.errors import IntegrityError, KeyMismatchError, NotFiredError, PlanMismatchError
+from keyseg_mm.stamp import is_stamp
 from tests.support.cli import keyseg
 from tests.support.configs import keyed_cfg, runner_cfg, tiny_model_cfg
+from tests.support.files import opened_weights
 
 KEY, OTHER = SecretKey(bytes(range(32))), SecretKey(bytes(range(1, 33)))
 MODES = {'tensors': ['--scheme', 'tensors'], 'selective': ['--scheme', 'selective', '--share', '0.05']}
@@ -29,7 +32,7 @@ by_mode = pytest.mark.parametrize('mode', MODES)
 
 def lock_line(made, out, mode):
     key = f'file:{made}/right.key'
-    return ['lock', made / 'plain.py', made / 'plain.pth', '--key', key, '--out', out, *MODES[mode]]
+    return ['lock', made / 'plain.pth', '--config', made / 'plain.py', '--key', key, '--out', out, *MODES[mode]]
 
 
 @pytest.fixture(scope='module')
@@ -47,7 +50,7 @@ def made(tmp_path_factory, tiny_cityscapes):
     meta = {'epoch': 3, 'dataset_meta': {'classes': ['a'] * 19, 'palette': [[1, 2, 3]] * 19}}
     torch.save({'meta': meta, 'state_dict': model.state_dict(), 'optimizer': {'lr': 1}}, folder / 'plain.pth')
     runner_cfg(tiny_cityscapes, folder / 'work', tiny_model_cfg()).dump(str(folder / 'plain.py'))
-    keyed = keyed_cfg(tiny_model_cfg(), f'file:{folder}/right.key', unlock=True)
+    keyed = keyed_cfg(tiny_model_cfg(), f'file:{folder}/right.key', runtime='plain')
     runner_cfg(tiny_cityscapes, folder / 'work', keyed).dump(str(folder / 'keyed.py'))
     for mode in MODES:
         assert keyseg(*lock_line(folder, folder / f'{mode}.pth', mode)) == 0
@@ -97,7 +100,7 @@ def test_from_plain_to_plain_by_the_commands(here, mode, capsys):
     assert sorted(weights(source)) == sorted(plain) and not same(weights(source), plain)
     assert set(read_checkpoint(source)) == {'meta', 'state_dict'}
     assert read_checkpoint(source)['meta']['epoch'] == 3
-    rekey = ['rekey', source, '--key', f'file:{here}/right.key', '--new-key', f'file:{here}/other.key']
+    rekey = ['rekey', source, '--key', f'file:{here}/right.key', '--new-key', f'file:{here}/other.key', '--new-maps']
     assert keyseg(*rekey, '--out', 'rekeyed.safetensors') == 0
     assert f'{len(stamps_in(source)[""].tensors)} tensors' in capsys.readouterr().out
     assert keyseg('unlock', 'rekeyed.safetensors', '--key', f'file:{here}/right.key', '--out', 'no.pth') == 1
@@ -107,27 +110,28 @@ def test_from_plain_to_plain_by_the_commands(here, mode, capsys):
     assert keyseg(*lock_line(here, 'direct.safetensors', mode)) == 0
     assert keyseg('unlock', 'direct.safetensors', '--key', f'file:{here}/right.key', '--out', 'again.safetensors') == 0
     assert same(weights('again.safetensors'), plain)
-    assert not same(weights('rekeyed.safetensors'), weights(source))
+    one, two = opened_weights(source), opened_weights('rekeyed.safetensors', OTHER)
+    assert not any(same({'x': one[n]}, {'x': two[n]}) for e in stamps_of(one)[''].tensors[:5] for n in e.names)
     assert not find_leaks(source, KEY, stamps_in(source).values())
 
 
 @by_mode
 def test_lock_says_what_it_does(here, mode, capsys):
-    lock = ['lock', here / 'plain.py', here / 'plain.pth']
+    lock = ['lock', here / 'plain.pth', '--config', here / 'plain.py']
     assert keyseg(*lock, '--dry-run', *MODES[mode]) == 0
     out = capsys.readouterr().out
     assert 'tensors are moved' in out and re.search('with the key +bit for bit', out) and 'nothing was written' in out
     assert 'num_batches_tracked' in out
     assert keyseg(*lock, '--key', f'file:{here}/right.key', '--out', 'x.pth', *MODES[mode]) == 0
     out = capsys.readouterr().out
-    assert 'unlock=True' in out and "points='checkpoint'" not in out and 'optimizer' in out
+    assert "runtime='plain'" in out and "points='checkpoint'" not in out and 'optimizer' in out
     assert keyseg('show', 'x.pth') == 0
     out = capsys.readouterr().out
-    assert KEY.id in out and 'unlock=True' in out and 'decode_head.conv_seg.weight' in out
+    assert KEY.id in out and 'runtime=plain' in out and 'decode_head.conv_seg.weight' in out
 
 
 def test_options_that_do_not_go_together(here, capsys):
-    lock = ['lock', here / 'plain.py', here / 'plain.pth', '--dry-run']
+    lock = ['lock', here / 'plain.pth', '--config', here / 'plain.py', '--dry-run']
     for share in ('0.1', '0'):
         assert keyseg(*lock, '--share', share) == 1
         assert '--share goes with --scheme selective' in capsys.readouterr().err
@@ -140,7 +144,16 @@ def test_options_that_do_not_go_together(here, capsys):
 
 
 def test_lock_warns_where_too_little_is_moved(here, capsys):
-    lock = ['lock', here / 'plain.py', here / 'plain.pth', '--key', f'file:{here}/right.key', '--out', 'x.pth']
+    lock = [
+        'lock',
+        here / 'plain.pth',
+        '--config',
+        here / 'plain.py',
+        '--key',
+        f'file:{here}/right.key',
+        '--out',
+        'x.pth',
+    ]
     assert keyseg(*lock, '--scheme', 'selective', '--share', '0.00002') in (0, 1)
     said = capsys.readouterr()
     assert 'WARNING: these values barely change' in said.out or 'Take a larger --share' in said.err
@@ -160,8 +173,9 @@ def test_a_licensees_copy(here, mode, capsys):
     trace = [*master, '--licensees', 'customers.txt']
     capsys.readouterr()
     assert keyseg('trace', 'bolt.pth', *trace) == 0
-    assert "copy of 'Bolt'; its MAC fits" in capsys.readouterr().out
-    write_checkpoint('found.pth', weights('bolt.pth'), {})
+    assert "copy of 'Bolt'; its seal fits" in capsys.readouterr().out
+    stripped = opened_weights('bolt.pth', read_key_file('bolt.key'))
+    write_checkpoint('found.pth', {n: t for n, t in stripped.items() if not is_stamp(n)}, {})
     assert keyseg('trace', 'found.pth', *trace, '--original', locked(here, mode)) == 0
     assert "this is the copy of 'Bolt'" in capsys.readouterr().out
     assert keyseg('trace', 'back.pth', *trace, '--original', locked(here, mode)) == NOT_TRACED
@@ -200,7 +214,7 @@ def test_what_those_without_the_right_key_meet(made, mode, caplog):
         assert 'a wrong key' in caplog.text
     for how in ({'points': 'checkpoint'}, {'points': 'stages'}):
         cfg = keyed_cfg(tiny_model_cfg(), f'file:{made}/right.key', **how)
-        with pytest.raises(PlanMismatchError, match='protection.unlock=True'):
+        with pytest.raises(PlanMismatchError, match="protection.runtime='plain'"):
             init_model(Config(dict(Config.fromfile(str(made / 'plain.py')), model=cfg)), str(source), device='cpu')
     bare = logits(made, source, 'plain.py')  # an unkeyed model runs, degraded
     assert not torch.equal(bare, logits(made, made / 'plain.pth', 'plain.py'))
@@ -214,25 +228,47 @@ def test_an_altered_file_is_refused(made, mode, tmp_path):
     write_checkpoint(tmp_path / 'bad.pth', {**content, 'decode_head.conv_seg.bias': bias}, {})
     with pytest.raises(IntegrityError):
         score(made, tmp_path / 'bad.pth')
-    assert score(made, tmp_path / 'bad.pth', **{'model.protection.verify': False})
+    with pytest.raises(IntegrityError):
+        score(made, tmp_path / 'bad.pth', **{'model.protection.verify': False})
     assert keyseg('unlock', tmp_path / 'bad.pth', '--key', f'file:{made}/right.key', '--out', tmp_path / 'x.pth') == 1
     assert not (tmp_path / 'x.pth').exists()
 
 
-def test_the_guard_stops_training_of_unlocked_weights(made):
+@by_mode
+def test_an_altered_signed_file_is_refused_unless_it_is_asked_for(made, mode, tmp_path):
+    assert keyseg(*lock_line(made, tmp_path / 'signed.pth', mode), '--no-seal') == 0
+    content = read_checkpoint(tmp_path / 'signed.pth')['state_dict']
+    bias = content['decode_head.conv_seg.bias'].clone()
+    bias.view(torch.int32)[0] ^= 1
+    write_checkpoint(tmp_path / 'bad.pth', {**content, 'decode_head.conv_seg.bias': bias}, {})
+    with pytest.raises(IntegrityError):
+        score(made, tmp_path / 'bad.pth')
+    assert score(made, tmp_path / 'bad.pth', **{'model.protection.verify': False})
+
+
+def test_training_of_weights_that_were_opened_writes_sealed_files_alone(made, tmp_path):
     cfg = Config.fromfile(str(made / 'keyed.py'))
-    cfg.load_from = str(locked(made, 'tensors'))
-    with pytest.raises(LeakError, match='unlocked in memory'):
-        Runner.from_cfg(cfg).train()
+    cfg.load_from, cfg.work_dir = str(locked(made, 'tensors')), str(tmp_path)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    files = sorted(tmp_path.rglob('*.pth'))
+    assert files and all(stamps_in(path)[''].seal.mode == SEALED for path in files)
+    trained = opened_weights(tmp_path / 'iter_4.pth')
+    assert same(trained, dict(runner.model.state_dict())) and not same(trained, weights(made / 'plain.pth'))
+    raw = (tmp_path / 'iter_4.pth').read_bytes()
+    assert not any(t.numpy().tobytes() in raw for t in trained.values() if t.nbytes >= 64)
+
+
+def test_nothing_runs_before_a_checkpoint_is_loaded(made):
     cfg = Config.fromfile(str(made / 'keyed.py'))
     with pytest.raises(NotFiredError, match='no protected checkpoint'):
         Runner.from_cfg(cfg).test()
 
 
-def test_a_live_model_is_unlocked_as_it_is_loaded(made, caplog):
+def test_a_live_model_is_unlocked_as_it_is_loaded(made):
     model = init_model(str(made / 'keyed.py'), str(locked(made, 'tensors')), device='cpu')
     state = model.state_dict()
-    assert 'plain weights' in caplog.text and not stamps_of(state)
+    assert not stamps_of(state)
     assert same(dict(state), weights(made / 'plain.pth'))
     unlock_model(model)
     assert same(dict(model.state_dict()), weights(made / 'plain.pth'))

@@ -10,6 +10,7 @@ from mmseg.registry import MODELS
 
 from keyseg_mm import lock_file, plan_lock, write_key_file
 from keyseg_mm.checkpoint.files import write_checkpoint
+from keyseg_mm.envelope import SEALED, SIGNED
 from tests.support.configs import tiny_model_cfg
 from tests.support.files import KEY, META, OTHER, SUFFIXES
 
@@ -27,7 +28,7 @@ def plan(model):
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory, model, plan):
-    """A folder with a config, keys, and the plain and the protected checkpoint in both formats; nobody changes it."""
+    """A folder with a config, keys, and a checkpoint: plain, sealed, signed, in both formats; nobody changes it."""
     folder = tmp_path_factory.mktemp('made')
     Config(dict(model=tiny_model_cfg().to_dict())).dump(str(folder / 'config.py'))
     write_key_file(folder / 'right.key', KEY)
@@ -35,7 +36,8 @@ def made(tmp_path_factory, model, plan):
     torch.save(training_checkpoint(model.state_dict()), folder / 'training.pth')
     for suffix in SUFFIXES:
         write_checkpoint(folder / f'plain{suffix}', model.state_dict(), META)
-        lock_file(folder / f'plain{suffix}', model, plan, KEY, folder / f'locked{suffix}')
+        for name, mode in (('locked', SEALED), ('signed', SIGNED)):
+            lock_file(folder / f'plain{suffix}', model, plan, KEY, folder / f'{name}{suffix}', mode=mode)
     return folder
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +12,14 @@ import pytest
 import torch
 
 from keyseg_mm import lock_file, rekey_file, stamps_of, unlock_file
-from keyseg_mm.bind import stamp_tensor
-from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in
-from keyseg_mm.errors import IntegrityError, KeysegError, StampError
+from keyseg_mm.bind import memory_stamp, stamp_tensor
+from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in, write_checkpoint
+from keyseg_mm.checkpoint.operations import change_maps_file
+from keyseg_mm.errors import IntegrityError, KeysegError, LockError, StampError
+from keyseg_mm.seal.sections import Sealing, seal_checkpoint
 from keyseg_mm.stamp import Stamp
 from tests.support.cli import keyseg
-from tests.support.files import KEY, OTHER, SUFFIXES, VERBS, arguments, same, weights_in
+from tests.support.files import KEY, META, OTHER, SUFFIXES, VERBS, arguments, opened_weights, same, weights_in
 
 # ---- files
 
@@ -25,8 +29,11 @@ def try_all(path: Path, out: Path, model, plan) -> list[KeysegError]:
     errors = []
     for act in (
         lambda: lock_file(path, model, plan, KEY, out, overwrite=True),
-        lambda: rekey_file(path, KEY, OTHER, out, overwrite=True),
+        lambda: rekey_file(path, KEY, [OTHER], out, overwrite=True),
+        lambda: rekey_file(path, KEY, [OTHER], out, reseal=True, overwrite=True),
+        lambda: change_maps_file(path, KEY, OTHER, out, overwrite=True),
         lambda: unlock_file(path, KEY, out, overwrite=True),
+        lambda: unlock_file(path, KEY, out, keep_maps=True, overwrite=True),
     ):
         with pytest.raises(KeysegError) as caught:
             act()
@@ -50,33 +57,48 @@ def test_files_cut_short(suffix, made, model, plan, tmp_path, capsys):
     assert 'no such file' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('name', ['locked', 'signed'])
 @pytest.mark.parametrize('suffix', SUFFIXES)
-def test_a_flipped_bit_of_a_weight(suffix, made, tmp_path):
-    """Anywhere in a weight or statistic, of carried weights and others: the MAC does not fit."""
-    whole = (made / f'locked{suffix}').read_bytes()
-    tensors = weights_in(made / f'locked{suffix}')
+def test_a_flipped_bit_of_a_weight(suffix, name, made, tmp_path):
+    """Anywhere in a weight or statistic, of carried weights and others: its tag does not fit."""
+    whole = (made / f'{name}{suffix}').read_bytes()
+    tensors = weights_in(made / f'{name}{suffix}')
     names = [n for n, t in tensors.items() if t.numel() > 3]
     rng = np.random.default_rng(0)
     out, bad = tmp_path / 'out.pth', tmp_path / f'bad{suffix}'
-    for name in rng.choice(names, 12, replace=False):
-        data = tensors[name].contiguous().numpy().tobytes()
+    for weight in rng.choice(names, 12, replace=False):
+        data = tensors[weight].contiguous().numpy().tobytes()
         start = whole.index(data)
         content = bytearray(whole)
         content[start + rng.integers(len(data))] ^= 1 << rng.integers(8)
         bad.write_bytes(content)
-        with pytest.raises(IntegrityError, match=f'altered after the holder of key {KEY.id}'):
-            unlock_file(bad, KEY, out)
+        said = weight if name == 'locked' else '[a-z0-9_.]+'  # fresh norms are alike: it may be another's bytes
+        for keep_maps in (False, True):
+            with pytest.raises(IntegrityError, match=f'{said} in state_dict was altered'):
+                unlock_file(bad, KEY, out, keep_maps=keep_maps)
         with pytest.raises(IntegrityError):
-            rekey_file(bad, KEY, OTHER, out)
+            rekey_file(bad, KEY, [OTHER], out, reseal=True)
+        with pytest.raises(IntegrityError):
+            change_maps_file(bad, KEY, OTHER, out)
         assert not out.exists()
-    unlock_file(bad, KEY, out, check=False)
-    assert not same(weights_in(out), weights_in(made / f'plain{suffix}'))
+    rekeyed = tmp_path / f'rekeyed{suffix}'
+    rekey_file(bad, KEY, [OTHER], rekeyed)  # opens nothing, and so finds nothing; whoever opens it does
+    with pytest.raises(IntegrityError, match=f'{said} in state_dict was altered'):
+        unlock_file(rekeyed, OTHER, out)
+    if name == 'locked':
+        with pytest.raises(IntegrityError):
+            unlock_file(bad, KEY, out, check=False)
+        assert not out.exists()
+    else:
+        unlock_file(bad, KEY, out, check=False)
+        assert not same(weights_in(out), weights_in(made / f'plain{suffix}'))
 
 
+@pytest.mark.parametrize('name', ['locked', 'signed'])
 @pytest.mark.parametrize('suffix', SUFFIXES)
-def test_flipped_bits_anywhere(suffix, made, tmp_path):
+def test_flipped_bits_anywhere(suffix, name, made, tmp_path):
     """In the heads of the files too: an error of the package, or else the flip was of no account."""
-    whole = (made / f'locked{suffix}').read_bytes()
+    whole = (made / f'{name}{suffix}').read_bytes()
     wanted = weights_in(made / f'plain{suffix}')
     out, bad = tmp_path / 'out.pth', tmp_path / f'bad{suffix}'
     rng = np.random.default_rng(1)
@@ -93,6 +115,7 @@ def test_flipped_bits_anywhere(suffix, made, tmp_path):
             said.append(error)
         else:
             assert same(weights_in(out), wanted)
+            assert read_checkpoint(out)['meta'] in (META, {})
     assert len(said) > 75
     assert any(isinstance(e, IntegrityError) for e in said) and any('restore it from a copy' in str(e) for e in said)
 
@@ -140,12 +163,12 @@ def test_what_is_no_state_dict(model, plan, tmp_path):
 # ---- stamps
 
 
-def restamped(made: Path, path: Path, change, rename: str | None = None) -> Path:
-    """A copy of the protected checkpoint with another text in its stamp."""
-    content = torch.load(made / 'locked.pth', weights_only=True)
+def restamped(made: Path, path: Path, change, rename: str | None = None, of: str = 'locked.pth') -> Path:
+    """A copy of a protected checkpoint with another text in its stamp."""
+    content = torch.load(made / of, weights_only=True)
     name = next(n for n in content['state_dict'] if 'keyseg_stamp' in n)
     stamp = content['state_dict'].pop(name)
-    text = change(bytes(stamp.tolist()).decode()) if change else None
+    text = change(bytes(stamp.tolist()).decode().rstrip()) if change else None
     value = stamp if change is None else text
     if isinstance(text, (str, dict)):
         text = text if isinstance(text, str) else json.dumps(text, separators=(',', ':'))
@@ -153,6 +176,10 @@ def restamped(made: Path, path: Path, change, rename: str | None = None) -> Path
     content['state_dict'][rename or name] = value
     torch.save(content, path)
     return path
+
+
+def without(text: str, *names: str) -> dict:
+    return {name: value for name, value in json.loads(text).items() if name not in names}
 
 
 DAMAGES = {
@@ -165,7 +192,11 @@ DAMAGES = {
     'endless channels': lambda text: text.replace('"channels":3', '"channels":1e999'),
     'no point': lambda text: text.replace('in:backbone', 'on:backbone', 1),
     'short salt': lambda text: {**json.loads(text), 'salt': 'ab'},
-    'odd MAC': lambda text: {**json.loads(text), 'mac': 'xyz'},
+    'odd commitment': lambda text: {**json.loads(text), 'commitment': 'xyz'},
+    'odd seal': lambda text: {**json.loads(text), 'seal': 'xyz'},
+    'no recipients': lambda text: {**json.loads(text), 'recipients': []},
+    'a seal without an envelope': lambda text: without(text, 'recipients', 'commitment'),
+    'spaces': lambda text: json.dumps(json.loads(text)),
     'a float tensor': lambda text: torch.ones(5),
     'no tensor': lambda text: None,
 }
@@ -174,27 +205,35 @@ DAMAGES = {
 @pytest.mark.parametrize('damage', DAMAGES)
 def test_damaged_stamps(damage, made, model, plan, tmp_path, capsys):
     content = read_checkpoint(made / 'locked.pth')['state_dict']
-    text = bytes(next(t for n, t in content.items() if 'keyseg_stamp' in n).tolist()).decode()
+    text = bytes(next(t for n, t in content.items() if 'keyseg_stamp' in n).tolist()).decode().rstrip()
     changed = DAMAGES[damage](text)
-    assert not isinstance(changed, (str, dict)) or changed not in (text, json.loads(text))
+    assert not isinstance(changed, (str, dict)) or changed not in (text, json.loads(text)), 'it changes something'
     bad = restamped(made, tmp_path / 'bad.pth', DAMAGES[damage])
     assert {type(error) for error in try_all(bad, tmp_path / 'out.pth', model, plan)} == {StampError}
     assert keyseg(*arguments('unlock', made, bad, tmp_path / 'out.pth'), '--no-verify') == 1
     assert 'stamp' in capsys.readouterr().err
 
 
-def test_a_stamp_with_a_transform_that_is_not_known_here(made, model, tmp_path, capsys):
-    """It is whole, and shows what it is; nothing that needs the transform is done."""
-    bad = restamped(
-        made, tmp_path / 'bad.pth', lambda text: text.replace('SignedChannelPermutation', 'PermutationOfTomorrow', 1)
-    )
+def test_a_stamp_with_a_transform_that_is_not_known_here(made, tmp_path, capsys):
+    """Whoever has the key may have a newer release: it is whole, shows what it is, and can be rekeyed."""
+    weights = opened_weights(made / 'locked.pth')
+    stamp = stamps_of(weights)['']
+    first = replace(stamp.entries[0], transform={'type': 'PermutationOfTomorrow'})
+    newer = memory_stamp(KEY, replace(stamp, entries=(first, *stamp.entries[1:])), KEY.features(stamp.salt))
+    weights[newer.name] = stamp_tensor(newer)  # in the place of the other: one key, one name
+    bad = tmp_path / 'bad.pth'
+    write_checkpoint(bad, seal_checkpoint({'state_dict': weights}, Sealing(KEY))['state_dict'], {})
     assert keyseg('show', bad) == 0
     assert 'PermutationOfTomorrow' in capsys.readouterr().out
-    for verb in ('rekey', 'unlock'):
-        assert keyseg(*arguments(verb, made, bad, tmp_path / 'out.pth'), '--no-verify') == 1
+    for verb, more in (('rekey', '--new-maps'), ('unlock', '--no-verify')):
+        assert keyseg(*arguments(verb, made, bad, tmp_path / 'out.pth'), more) == 1
         assert 'PermutationOfTomorrow' in capsys.readouterr().err
     with pytest.raises(StampError, match='not known here'):
-        unlock_file(bad, KEY, tmp_path / 'out.pth', check=False)
+        unlock_file(bad, KEY, tmp_path / 'out.pth')
+    rekey_file(bad, KEY, [OTHER], tmp_path / 'out.pth')
+    found = opened_weights(tmp_path / 'out.pth', OTHER)
+    assert stamps_of(found)[''].entries == newer.entries
+    assert all(torch.equal(found[n], t) for n, t in weights.items() if n != newer.name)
 
 
 def test_a_stamp_of_a_later_version(made, tmp_path):
@@ -208,9 +247,22 @@ def test_a_stamp_under_another_name_or_twice(made, model, plan, tmp_path):
     name = next(n for n in plain if 'keyseg_stamp' in n)
     bad = restamped(made, tmp_path / 'bad.pth', None, name.replace(KEY.id, OTHER.id))
     assert {type(error) for error in try_all(bad, tmp_path / 'out.pth', model, plan)} == {StampError}
-    other = Stamp(OTHER.id, bytes(16), stamps_of(plain)[''].entries)
-    torch.save({'state_dict': {**plain, other.name: stamp_tensor(other)}}, bad)
-    assert {type(error) for error in try_all(bad, tmp_path / 'out.pth', model, plan)} == {StampError}
+    bare = Stamp(OTHER.id, bytes(16), stamps_of(plain)[''].entries)
+    for other in (bare, memory_stamp(OTHER, bare, OTHER.features(bare.salt))):
+        for both in ({**plain, other.name: stamp_tensor(other)}, {other.name: stamp_tensor(other), **plain}):
+            torch.save({'state_dict': both}, bad)
+            assert {type(error) for error in try_all(bad, tmp_path / 'out.pth', model, plan)} == {StampError}
+
+
+def envelope(change):
+    """A change of the first line of the envelope, or of what wraps it."""
+
+    def altered(text: str) -> dict:
+        rows = json.loads(text)
+        change(rows)
+        return rows
+
+    return altered
 
 
 ALTERATIONS = {
@@ -219,27 +271,71 @@ ALTERATIONS = {
     'another transform': lambda text: text.replace('SignedChannelPermutation', 'ChannelPermutation', 1),
     'another weight': lambda text: text.replace('layer1.0.conv1.weight', 'layer1.0.conv2.weight', 1),
     'one point less': lambda text: {**json.loads(text), 'entries': json.loads(text)['entries'][1:]},
-    'no MAC': lambda text: {n: v for n, v in json.loads(text).items() if n != 'mac'},
-    'another MAC': lambda text: {**json.loads(text), 'mac': '00' * 32},
+    'another commitment': lambda text: {**json.loads(text), 'commitment': '00' * 32},
+    'another line': envelope(
+        lambda rows: rows['recipients'][0].update(data='AAAA' + rows['recipients'][0]['data'][4:])
+    ),
+    'one line more': envelope(lambda rows: rows['recipients'].append({**rows['recipients'][0], 'id': OTHER.id})),
+    'another section': envelope(lambda rows: rows['seal'].update(section='ema_state_dict')),
+    'other tags': envelope(lambda rows: rows['seal'].update(tags='AAAA' + rows['seal']['tags'][4:])),
+    'less tags': envelope(lambda rows: rows['seal'].update(tags='')),
+    'other meta': envelope(lambda rows: rows['seal'].update(meta='A' * 43 + '=')),
+    'no meta': envelope(lambda rows: rows['seal'].update(meta='')),
+    'another tag': envelope(lambda rows: rows['seal'].update(tag='A' * 43 + '=')),
+    'another chunk': envelope(lambda rows: rows['seal'].update(chunk=2**21)),
+    'shared': envelope(
+        lambda rows: rows['seal'].update(
+            shared={'decode_head.convs.0.bn.running_var': 'auxiliary_head.convs.0.bn.running_var'}
+        )
+    ),
+    'no seal': lambda text: without(text, 'seal'),
+    'no seal and no envelope': lambda text: without(text, 'seal', 'recipients', 'commitment'),
+}
+MODES_CHANGED = {
+    'locked.pth': envelope(lambda rows: rows['seal'].update(mode='signed')),
+    'signed.pth': envelope(lambda rows: rows['seal'].update(mode='sealed')),
 }
 
 
-@pytest.mark.parametrize('alteration', ALTERATIONS)
-def test_altered_stamps(alteration, made, tmp_path, capsys):
-    bad = restamped(made, tmp_path / 'bad.pth', ALTERATIONS[alteration])
-    before, after = stamps_in(made / 'locked.pth')[''], stamps_in(bad)['']
+@pytest.mark.parametrize('of', ['locked.pth', 'signed.pth'])
+@pytest.mark.parametrize('alteration', [*ALTERATIONS, 'another mode'])
+def test_altered_stamps(alteration, of, made, tmp_path, capsys):
+    change = MODES_CHANGED[of] if alteration == 'another mode' else ALTERATIONS[alteration]
+    bad = restamped(made, tmp_path / 'bad.pth', change, of=of)
+    before, after = stamps_in(made / of)[''], stamps_in(bad)['']
     assert before.to_json() != after.to_json()
-    words = 'without a MAC' if alteration == 'no MAC' else 'do not fit its MAC'
     for verb in ('rekey', 'unlock'):
         assert keyseg(*arguments(verb, made, bad, tmp_path / 'out.pth')) == 1
         said = capsys.readouterr().err
-        assert words in said and '--no-verify' in said and len(said.splitlines()) == 1
+        assert re.search('altered|taken off|has no seal|put together|are not in this file', said), said
+        assert len(said.splitlines()) == 1
     with pytest.raises(IntegrityError):
         unlock_file(bad, KEY, tmp_path / 'out.pth')
+    with pytest.raises(LockError if alteration.startswith('no seal') else IntegrityError):
+        unlock_file(bad, KEY, tmp_path / 'out.pth', keep_maps=True)
+    with pytest.raises(IntegrityError):
+        change_maps_file(bad, KEY, OTHER, tmp_path / 'out.pth')
+    with pytest.raises(KeysegError):
+        rekey_file(bad, KEY, [OTHER], tmp_path / 'out.pth', reseal=True)
     assert not (tmp_path / 'out.pth').exists()
 
 
-def test_no_verify_reads_an_intact_file_without_its_mac(made, tmp_path):
-    bad = restamped(made, tmp_path / 'bad.pth', ALTERATIONS['no MAC'])
+def test_no_verify_reads_an_intact_file_without_its_envelope(made, tmp_path):
+    """Its key is the owner's, from which the tables are derived; and its weights are in the open."""
+    change = ALTERATIONS['no seal and no envelope']
+    bad = restamped(made, tmp_path / 'bad.pth', change, of='signed.pth')
     assert keyseg(*arguments('unlock', made, bad, tmp_path / 'out.pth'), '--no-verify') == 0
     assert same(weights_in(tmp_path / 'out.pth'), weights_in(made / 'plain.pth'))
+
+
+def test_meta_are_part_of_what_was_sealed(made, tmp_path):
+    content = torch.load(made / 'locked.pth', weights_only=True)
+    bad, out = tmp_path / 'bad.pth', tmp_path / 'out.pth'
+    for meta in ({**META, 'epoch': 4}, {**META, 'more': 1}, {n: v for n, v in META.items() if n != 'epoch'}):
+        torch.save({**content, 'meta': meta}, bad)
+        for act in (lambda: unlock_file(bad, KEY, out), lambda: rekey_file(bad, KEY, [OTHER], out)):
+            with pytest.raises(IntegrityError, match='meta'):
+                act()
+    torch.save({'state_dict': content['state_dict']}, bad)  # tools that drop them are many
+    unlock_file(bad, KEY, out)
+    assert same(weights_in(out), weights_in(made / 'plain.pth'))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 
 import pytest
 import torch
@@ -11,10 +12,27 @@ from mmseg.registry import MODELS
 
 from keyseg_mm import find_leaks, lock_file, rekey_file, unlock_file
 from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in, write_checkpoint
+from keyseg_mm.checkpoint.operations import change_maps_file
 from keyseg_mm.errors import KeyMismatchError, KeysegError, LockError
+from keyseg_mm.seal.sections import tensors_of, unseal_checkpoint
+from keyseg_mm.stamp import is_stamp
 from tests.support.cli import keyseg
 from tests.support.configs import tiny_model_cfg
-from tests.support.files import KEY, META, OTHER, ROW, SUFFIXES, VERBS, arguments, same, source_of, weights_in
+from tests.support.files import (
+    KEY,
+    META,
+    OTHER,
+    ROW,
+    SUFFIXES,
+    VERBS,
+    arguments,
+    opened_weights,
+    same,
+    source_of,
+    weights_in,
+)
+
+MANY = 64  # bytes: so many are not the same by chance
 
 # ---- round trips, and what is written
 
@@ -23,33 +41,40 @@ from tests.support.files import KEY, META, OTHER, ROW, SUFFIXES, VERBS, argument
 def test_the_commands_make_files_that_go_round(suffix, made, model, tmp_path, capsys):
     """plain -> locked -> rekeyed -> plain, from one format to the other and back, by the command line."""
     back = {'.pth': '.safetensors', '.safetensors': '.pth'}[suffix]
-    locked, rekeyed, plain = tmp_path / f'a{back}', tmp_path / f'b{suffix}', tmp_path / f'c{back}'
+    locked, rekeyed = tmp_path / f'a{back}', tmp_path / f'b{suffix}'
+    others, plain = tmp_path / f'c{back}', tmp_path / f'd{suffix}'
     original = made / f'plain{suffix}'
     assert keyseg(*arguments('lock', made, original, locked)) == 0
-    assert keyseg(*arguments('rekey', made, locked, rekeyed)) == 0
-    unlock = ['unlock', rekeyed, '--key', f'file:{made / "other.key"}', '--out', plain]
+    assert keyseg(*arguments('rekey', made, locked, rekeyed), '--reseal') == 0
+    assert keyseg(*arguments('rekey', made, locked, others), '--new-maps') == 0
+    unlock = ['unlock', others, '--key', f'file:{made / "other.key"}', '--out', plain]
     assert keyseg(*unlock) == 0
     printed = capsys.readouterr().out
     assert KEY.id in printed and OTHER.id in printed and 'Traceback' not in printed
 
     wanted = dict(model.state_dict())
     names = [n for n, t in wanted.items() if t.dim() > 1 and t.shape[1] > 4]  # of three channels chance moves none
-    for path, key in ((locked, KEY), (rekeyed, OTHER)):
-        assert [stamp.key_id for stamp in stamps_in(path).values()] == [key.id]
-        found = weights_in(path)
-        assert sorted(found) == sorted(wanted)
-        assert not any(torch.equal(found[n], wanted[n]) for n in names)
-    assert not any(torch.equal(weights_in(locked)[n], weights_in(rekeyed)[n]) for n in names)
+    files = ((locked, KEY), (rekeyed, OTHER), (others, OTHER))
+    for path, key in files:
+        assert [stamp.key_ids for stamp in stamps_in(path).values()] == [(key.id,)]
+        for found in (weights_in(path), opened_weights(path, key)):
+            assert sorted(n for n in found if not is_stamp(n)) == sorted(wanted)
+            assert not any(torch.equal(found[n], wanted[n]) for n in names)
+    one, two, three = (opened_weights(path, key) for path, key in files)
+    assert all(torch.equal(one[n], two[n]) for n in wanted), 'new recipients, the same maps'
+    assert not any(torch.equal(one[n], three[n]) for n in names), '--new-maps'
     assert stamps_in(plain) == {}
     assert same(dict(sorted(weights_in(plain).items())), dict(sorted(wanted.items())))
-    for path in (locked, rekeyed, plain):
+    for path in (locked, rekeyed, others, plain):
         assert json.loads(json.dumps(read_checkpoint(path)['meta'])) == META
+    assert stat.S_IMODE(plain.stat().st_mode) == 0o600
 
 
 def test_no_key_and_no_table_is_written(made, tmp_path):
     for verb in VERBS:
         for suffix in SUFFIXES:
-            assert keyseg(*arguments(verb, made, source_of(verb, made), tmp_path / f'{verb}{suffix}')) == 0
+            more = ['--new-maps'] if verb == 'rekey' else []
+            assert keyseg(*arguments(verb, made, source_of(verb, made), tmp_path / f'{verb}{suffix}'), *more) == 0
     plans = [p for path in tmp_path.iterdir() for p in stamps_in(path).values()]
     assert len(plans) == 4 and {p.key_id for p in plans} == {KEY.id, OTHER.id}
     for key in (KEY, OTHER):
@@ -71,16 +96,37 @@ def test_a_training_checkpoint_leaves_no_plain_copy(suffix, made, model, tmp_pat
     content = read_checkpoint(out)
     assert set(content) == {'meta', 'state_dict'}
     assert set(content['meta']) == {*META, 'time'}
+    behind = tmp_path / f'behind{suffix}'
+    assert keyseg('unlock', out, '--key', f'file:{made / "right.key"}', '--keep-maps', '--out', behind) == 0
 
     carried = {name for plan in stamps_in(out).values() for entry in plan.entries for name in entry.weights}
     state = model.state_dict()
     rows = {n: t[0].numpy().tobytes() for n, t in state.items() if n in carried and t.shape[1] >= ROW}
     assert len(rows) > 15
-    before, after = (made / 'training.pth').read_bytes(), out.read_bytes()
+    before, after, taken_off = ((path).read_bytes() for path in (made / 'training.pth', out, behind))
     assert [n for n, row in rows.items() if before.count(row) < 2] == [], 'the search finds weights and their EMA copy'
-    assert [n for n, row in rows.items() if row in after] == []
-    untouched = state['backbone.layer4.0.bn1.running_var'].numpy().tobytes()
-    assert untouched in after, 'what carries no transform is found, so the file is not compressed or the like'
+    assert [n for n, row in rows.items() if row in after or row in taken_off] == []
+    untouched = [t.numpy().tobytes() for n, t in state.items() if n not in carried and t.nbytes >= MANY]
+    assert untouched and not any(t in after for t in untouched), 'all of it is sealed'
+    assert all(t in taken_off for t in untouched), 'which is found, so the file is not compressed or the like'
+
+
+def test_a_training_checkpoint_is_sealed_whole(made, tmp_path, capsys):
+    """Without a config, the file alone is sealed: all that holds tensors, and nothing of it stays in the open."""
+    out, key = tmp_path / 'sealed.pth', f'file:{made / "right.key"}'
+    assert keyseg('lock', made / 'training.pth', '--key', key, '--out', out) == 0
+    assert 'message_hub' in capsys.readouterr().out, 'it holds objects, and is dropped'
+    before = torch.load(made / 'training.pth', weights_only=False)
+    content = read_checkpoint(out)
+    assert set(content) == {'meta', 'state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'}
+    tensors = [t for t in [*tensors_of(before).values()] if t.nbytes >= MANY and t.any() and not (t == 1).all()]
+    raw = out.read_bytes()
+    assert len(tensors) > 40 and not any(t.numpy().tobytes() in raw for t in tensors)
+    opened = unseal_checkpoint(KEY, content)
+    for name in ('state_dict', 'ema_state_dict', 'optimizer'):
+        one, two = tensors_of(before[name]), tensors_of(opened[name])
+        assert list(one) == list(two) and all(torch.equal(t, two[n]) for n, t in one.items())
+    assert opened['optimizer']['param_groups'] == [] == opened['param_schedulers']
 
 
 def test_entries_that_the_model_does_not_know_are_dropped_and_named(made, model, plan, tmp_path):
@@ -90,7 +136,7 @@ def test_entries_that_the_model_does_not_know_are_dropped_and_named(made, model,
     _, dropped = lock_file(source, model, plan, KEY, tmp_path / 'locked.pth')
     assert dropped == ('state_dict.old_ema.weight',)
     assert extra.numpy().tobytes() in source.read_bytes()
-    assert extra.numpy().tobytes() not in (tmp_path / 'locked.pth').read_bytes()
+    assert 'old_ema.weight' not in opened_weights(tmp_path / 'locked.pth')
 
 
 # ---- targets
@@ -100,10 +146,11 @@ def test_entries_that_the_model_does_not_know_are_dropped_and_named(made, model,
 def no_work(monkeypatch):
     """A checkpoint that is read is work done in vain."""
 
-    def read(path):
+    def read(source, mapped=True):
         raise AssertionError('it was read before the target was looked at')
 
-    monkeypatch.setattr('keyseg_mm.checkpoint.operations.read_checkpoint', read)
+    for room in ('operations', 'opened'):
+        monkeypatch.setattr(f'keyseg_mm.checkpoint.{room}.read_checkpoint', read)
 
 
 @pytest.mark.parametrize('verb', VERBS)
@@ -138,7 +185,7 @@ def test_a_target_that_appears_meanwhile_is_left(made, tmp_path, monkeypatch):
         out.write_bytes(b'mine')
         return write_checkpoint(*args, **kwargs)
 
-    monkeypatch.setattr('keyseg_mm.checkpoint.operations.write_checkpoint', write)
+    monkeypatch.setattr('keyseg_mm.checkpoint.opened.write_checkpoint', write)
     with pytest.raises(KeysegError, match='exists already'):
         unlock_file(made / 'locked.pth', KEY, out)
     assert out.read_bytes() == b'mine' and [p.name for p in tmp_path.iterdir()] == ['out.pth']
@@ -148,8 +195,11 @@ def test_a_target_that_appears_meanwhile_is_left(made, tmp_path, monkeypatch):
 def test_a_file_may_be_replaced_by_its_own_copy(suffix, made, tmp_path):
     path = tmp_path / f'model{suffix}'
     shutil.copy(made / f'locked{suffix}', path)
-    rekey_file(path, KEY, OTHER, path, overwrite=True)
-    assert stamps_in(path)[''].key_id == OTHER.id
+    for more in ({}, dict(reseal=True)):
+        rekey_file(path, KEY, [KEY, OTHER], path, overwrite=True, **more)
+        assert stamps_in(path)[''].key_ids == (KEY.id, OTHER.id)
+    change_maps_file(path, KEY, OTHER, path, overwrite=True)
+    assert stamps_in(path)[''].key_ids == (OTHER.id,)
     unlock_file(path, OTHER, path, overwrite=True)
     assert same(weights_in(path), weights_in(made / f'plain{suffix}'))
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
@@ -161,13 +211,16 @@ def test_a_file_may_be_replaced_by_its_own_copy(suffix, made, tmp_path):
 def test_the_wrong_file(made, model, tmp_path, capsys):
     def says(verb, source, *words):
         out = tmp_path / 'out.pth'
-        assert keyseg(*arguments(verb, made, source, out)) == 1
+        verb, *more = verb.split()
+        assert keyseg(*arguments(verb, made, source, out), *more) == 1
         said = capsys.readouterr().err
         assert all(word in said for word in words) and len(said.splitlines()) == 1, said
         assert not out.exists()
 
     says('lock', made / 'locked.pth', 'protected already', 'keyseg rekey')
-    says('rekey', made / 'plain.pth', 'plain', 'no stamp')
+    says('rekey', made / 'plain.pth', 'no seal', 'keyseg lock')
+    says('rekey --new-maps', made / 'plain.pth', 'plain', 'no stamp')
+    says('unlock --keep-maps', made / 'plain.pth', 'no seal')
     says('unlock', made / 'plain.safetensors', 'plain', 'no stamp')
     other = MODELS.build(tiny_model_cfg(num_classes=7, aux=False))
     torch.save({'state_dict': other.state_dict()}, tmp_path / 'other.pth')
@@ -186,8 +239,16 @@ def test_the_wrong_key(made, tmp_path, capsys):
         assert KEY.id in said and OTHER.id in said
     with pytest.raises(KeyMismatchError):
         unlock_file(made / 'locked.pth', OTHER, tmp_path / 'out.pth')
-    with pytest.raises(KeyMismatchError):
-        rekey_file(made / 'locked.pth', OTHER, KEY, tmp_path / 'out.pth')
+    for act in (
+        lambda: unlock_file(made / 'locked.pth', OTHER, tmp_path / 'out.pth', keep_maps=True),
+        lambda: rekey_file(made / 'locked.pth', OTHER, [KEY], tmp_path / 'out.pth'),
+        lambda: rekey_file(made / 'locked.pth', OTHER, [KEY], tmp_path / 'out.pth', reseal=True),
+        lambda: change_maps_file(made / 'locked.pth', OTHER, KEY, tmp_path / 'out.pth'),
+    ):
+        with pytest.raises(KeyMismatchError):
+            act()
+    with pytest.raises(LockError, match='at least one recipient'):
+        rekey_file(made / 'locked.pth', KEY, [], tmp_path / 'out.pth')
     assert list(tmp_path.iterdir()) == []
 
 

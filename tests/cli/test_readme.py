@@ -25,10 +25,11 @@ import torch
 from mmengine.utils import ManagerMixin
 from mmseg.registry import MODELS
 
-from keyseg_mm import SecretKey, write_key_file
-from keyseg_mm.checkpoint.files import read_checkpoint, write_checkpoint
+from keyseg_mm import Identity, SecretKey, write_key_file
+from keyseg_mm.checkpoint.files import write_checkpoint
 from keyseg_mm.cli import build_parser, main
 from tests.support.configs import keyed_cfg, runner_cfg, setr_cfg, tiny_model_cfg
+from tests.support.files import opened_weights
 from tests.support.readme import Block, blocks, stable
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +46,7 @@ PLACEHOLDERS = {
 # What a reader has before they type a block's first command: name in the block's folder -> name in `files`.
 READERS_FILES = {
     **{name: name for name in ('keyed.py', 'checkpoint.py', 'vit.py', 'patches.py', 'plain.pth', 'vit.pth')},
-    **{name: name for name in ('locked.pth', 'found.pth', 'customers.txt', 'photo.jpg')},
+    **{name: name for name in ('locked.pth', 'found.pth', 'customers.txt', 'customer.recipient', 'photo.jpg')},
     'PLAIN.pth': 'plain.pth',
     'keys/my.key': 'my.key',
     'keys/new.key': 'new.key',
@@ -67,6 +68,7 @@ def files(tmp_path_factory, tiny_cityscapes):
     write_key_file(folder / 'my.key', SecretKey(bytes(range(32))))
     write_key_file(folder / 'new.key', SecretKey(bytes(range(1, 33))))
     (folder / 'customers.txt').write_text('ACME Ltd\nBolt\n')
+    (folder / 'customer.recipient').write_text(Identity(bytes(range(2, 34))).recipient.to_text() + '\n')
     (folder / 'my_run').mkdir()
     (folder / 'my_run' / 'log.txt').write_text('nothing secret\n')
     ramp = np.add.outer(np.arange(70), np.arange(90))[..., None] * np.array([1, 2, 3])
@@ -74,13 +76,14 @@ def files(tmp_path_factory, tiny_cityscapes):
     write_configs(folder, tiny_cityscapes)
     for name, model in (('plain', tiny_model_cfg()), ('vit', setr_cfg())):
         write_checkpoint(folder / f'{name}.pth', plain_state(model), {})
-    lock = ['lock', 'keyed.py', 'plain.pth', '--key', 'file:my.key', '--out', 'locked.pth']
+    lock = ['lock', 'plain.pth', '--config', 'keyed.py', '--key', 'file:my.key', '--out', 'locked.pth']
     rekey = ['rekey', 'locked.pth', '--master', 'file:my.key', '--licensee', 'ACME Ltd', '--out', 'acme.pth']
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(os, 'urandom', np.random.default_rng(0).bytes)
         assert main(lock) == main(rekey) == 0
-    stripped = {n: v for n, v in read_checkpoint(folder / 'acme.pth')['state_dict'].items() if 'keyseg' not in n}
+    weights = opened_weights(folder / 'acme.pth', SecretKey(bytes(range(32))).licensee('ACME Ltd'))
+    stripped = {n: v for n, v in weights.items() if 'keyseg' not in n}
     write_checkpoint(folder / 'found.pth', stripped, {})
     return folder
 

@@ -9,13 +9,14 @@ import cv2
 import pytest
 
 from keyseg_mm import KeysegError, find_leaks, read_key_file
-from keyseg_mm.checkpoint.files import stamps_in
+from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in
 from keyseg_mm.cli import main
 from keyseg_mm.cli.console import INTERRUPTED
 from keyseg_mm.demo import run as demo
-from keyseg_mm.demo.report import NONE, RIGHT, WRONG, Result, meaning, table
+from keyseg_mm.demo.report import BARE, NONE, RIGHT, WRONG, Result, meaning, table
 from keyseg_mm.mm.floor import constant_prediction_floor
 from keyseg_mm.mm.scenes import make_scene
+from keyseg_mm.seal.sections import sealed_stamp
 from tests.support.host import registers_kept
 
 COUNTS = {'train': 3, 'val': 2}
@@ -28,7 +29,7 @@ def demo_run(tmp_path_factory):
     root = tmp_path_factory.mktemp('demo')
     with pytest.MonkeyPatch.context() as patch, registers_kept():
         patch.setattr(demo, 'COUNTS', COUNTS)
-        patch.setattr(demo, 'WRONG_KEYS', ('random:1',))
+        patch.setattr(demo, 'WRONG_TABLES', ('random:1',))
         patch.chdir(root)
         assert main(['demo', '--out', 'deep/demo out', '--iterations', str(ITERATIONS), '--seed', '3']) == 0
     return {'root': root, 'out': root / 'deep' / 'demo out'}
@@ -77,18 +78,19 @@ def test_a_file_in_the_folders_place_is_an_error(tmp_path):
 # The report
 
 
-def results(right: float, none: float, wrong: float) -> list[Result]:
-    return [Result(RIGHT, 'file:demo.key', right), Result(NONE, 'none', none), Result(WRONG, 'random:1', wrong)]
+def results(right: float, bare: float, wrong: float) -> list[Result]:
+    sealed = [Result(RIGHT, 'file:demo.key', right), Result(NONE, 'none', 2.0)]
+    return [*sealed, Result(BARE, 'none', bare), Result(WRONG, 'random:1', wrong)]
 
 
 def test_the_table_holds_every_figure_and_the_floor():
     text = table(results(58.0, 1.5, 3.0), 2.0, 'road')
     lines = text.splitlines()
-    assert [line.split('  ')[0] for line in lines[2:]] == ['the right key', 'no key', 'a wrong key', 'constant guess']
+    assert [line[:22].rstrip() for line in lines[2:]] == [RIGHT, NONE, BARE, WRONG, 'constant guess']
     assert '58.00     29.0' in lines[2]
-    assert '1.50      0.8' in lines[3]
-    assert '2.00      1.0' in lines[5]
-    assert [line.count('#') for line in lines[2:]] == [26, 1, 1, 1]
+    assert '1.50      0.8' in lines[4]
+    assert '2.00      1.0' in lines[6]
+    assert [line.count('#') for line in lines[2:]] == [26, 1, 1, 1, 1]
 
 
 def test_the_words_follow_the_figures():
@@ -104,7 +106,8 @@ def test_the_words_follow_the_figures():
 def test_the_demo_writes_table_figures_and_picture(demo_run):
     out = demo_run['out']
     figures = json.loads((out / 'results.json').read_text())
-    assert set(figures['mIoU']) == {'file:demo.key', 'none', 'random:1'}
+    expected = {(RIGHT, 'file:demo.key'), (NONE, 'none'), (BARE, 'none'), (WRONG, 'random:1')}
+    assert set(figures['mIoU']) == {f'{who}: {key}' for who, key in expected}
     assert len(set(figures['mIoU'].values())) > 1  # the key makes a difference
     labels = [make_scene(3, 'val', i)[1] for i in range(COUNTS['val'])]
     assert figures['floor'] == pytest.approx(constant_prediction_floor(labels, 19))
@@ -125,6 +128,9 @@ def test_nothing_of_the_key_is_outside_its_file(demo_run):
     plans = list(stamps_in(out / 'train' / f'iter_{ITERATIONS}.pth').values())
     assert [plan.key_id for plan in plans] == [key.id]
     assert len(plans[0].entries) == 4
+    assert sealed_stamp(read_checkpoint(out / 'train' / f'iter_{ITERATIONS}.pth')['state_dict'])
+    assert not sealed_stamp(read_checkpoint(out / demo.OPENED)['state_dict'])
+    assert stat.S_IMODE((out / demo.OPENED).stat().st_mode) == 0o600
     leaks = find_leaks(demo_run['root'], key, plans)
     assert leaks
     assert all(leak.where == str(out / 'demo.key') for leak in leaks)
@@ -140,7 +146,7 @@ def test_a_second_demo_overwrites_the_first_quietly(demo_run, monkeypatch, capfd
     out = demo_run['out']
     first = read_key_file(out / 'demo.key')
     monkeypatch.setattr(demo, 'COUNTS', COUNTS)
-    monkeypatch.setattr(demo, 'WRONG_KEYS', ())
+    monkeypatch.setattr(demo, 'WRONG_TABLES', ())
     with registers_kept():
         assert main(['demo', '--out', str(out), '--iterations', '1', '--overwrite']) == 0
     assert read_key_file(out / 'demo.key') != first
@@ -150,8 +156,9 @@ def test_a_second_demo_overwrites_the_first_quietly(demo_run, monkeypatch, capfd
         assert noise not in screen.out + screen.err
     for noise in ('mmengine', 'UNAUTHORISED', 'INFO'):
         assert noise in (out / 'demo.log').read_text()
-    for place in ('demo.key', 'segmentations.png', 'protected.py', 'train/iter_1.pth'):
+    for place in ('demo.key', 'segmentations.png', 'protected.py', 'train/iter_1.pth', demo.OPENED):
         assert str(out / place) in screen.out
+    assert f'refused. this checkpoint is protected with key {read_key_file(out / "demo.key").id}' in screen.out
 
 
 # Trouble

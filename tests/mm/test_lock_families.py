@@ -37,7 +37,10 @@ def check(model, plan, found) -> None:
     lock_in_place(locked, plan, KEY, SALT)
     carried = {name for entry in plan.entries for name in entry.weights}
     assert len(carried) > 15
-    assert {name for name in state if not torch.equal(locked[name], state[name])} == carried
+    changed = {name for name in state if not torch.equal(locked[name], state[name])}
+    assert changed <= carried and len(changed) > 15
+    # a map of a picture's three channels may be drawn that leaves them as they are
+    assert all(state[name].shape[1] == 3 for name in carried - changed)
     back = unlock(locked, KEY)
     assert list(back) == list(state) and all(torch.equal(back[name], state[name]) for name in state)
 

@@ -9,15 +9,17 @@ from mmseg.apis import init_model
 
 from keyseg_mm import lock, protections, read_key_file, stamps_of, unlock
 from keyseg_mm.checkpoint.files import read_checkpoint, write_checkpoint
-from keyseg_mm.errors import IntegrityError, KeyMismatchError, LeakError, NotFiredError, PlainCheckpointError
+from keyseg_mm.errors import IntegrityError, KeyMismatchError, NotFiredError, PlainCheckpointError
 from keyseg_mm.mm.config import build_plain_model
 from keyseg_mm.runtime.protection import State
+from keyseg_mm.seal.sections import Sealing, seal_checkpoint
 from keyseg_mm.stamp import is_stamp
 from tests.support.configs import runner_cfg, tiny_model_cfg
+from tests.support.files import opened_weights
 from tests.support.runs import by_ema, by_inferencer, by_init_model, by_runner_test, by_tta, opened, predicted, run
 
 PATHS = [by_init_model, by_inferencer, by_runner_test, by_tta, by_ema]
-WAYS = {'encryptors': dict(points='checkpoint'), 'unlocked': dict(unlock=True)}
+WAYS = {'encryptors': dict(points='checkpoint'), 'unlocked': dict(runtime='plain')}
 
 
 @pytest.fixture(scope='module', params=WAYS)
@@ -26,16 +28,24 @@ def locked(request, trained, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp('locked')
     cfg = Config.fromfile(str(trained['config']))
     plain = build_plain_model(cfg)
-    state = {n: v for n, v in read_checkpoint(trained['checkpoint'])['state_dict'].items() if not is_stamp(n)}
+    state = {n: v for n, v in opened_weights(trained['checkpoint']).items() if not is_stamp(n)}
     key = read_key_file(trained['folder'] / 'right.key')
     write_checkpoint(folder / 'plain.pth', state, {})
-    write_checkpoint(folder / 'locked.pth', lock(state, plain, key), {})
+    content = seal_checkpoint({'state_dict': lock(state, plain, key)}, Sealing(key))
+    write_checkpoint(folder / 'locked.pth', content['state_dict'], {})
     cfg.model.protection = dict(key=f'file:{trained["folder"]}/right.key', **WAYS[request.param])
     cfg.dump(str(folder / 'config.py'))
     cfg.model = tiny_model_cfg()
     cfg.dump(str(folder / 'plain.py'))
     logits = predicted(init_model(str(folder / 'plain.py'), str(folder / 'plain.pth'), 'cpu'), trained['picture'])
-    return {**trained, 'keys': trained['folder'], 'folder': folder, 'config': folder / 'config.py', 'logits': logits}
+    return {
+        **trained,
+        'keys': trained['folder'],
+        'folder': folder,
+        'config': folder / 'config.py',
+        'logits': logits,
+        'plain': state,
+    }
 
 
 def right(locked):
@@ -71,18 +81,22 @@ def test_only_the_encryptors_of_a_model_that_was_not_unlocked_fire(locked):
     assert len(fired) == sum('test' in e.site.runs for e in protection.encryptors)
 
 
-def test_training_goes_on_with_encryptors_and_never_unlocked(locked, tmp_path):
+def test_training_goes_on_and_what_it_writes_is_sealed(locked, tmp_path):
     cfg = opened(locked['config'], locked['folder'] / 'locked.pth', right(locked))
     cfg.work_dir = str(tmp_path / 'work')
     cfg.custom_hooks = [dict(type='keyseg_mm.GuardHook')]
-    if cfg.model.protection.get('unlock'):
-        with pytest.raises(LeakError, match='unlocked in memory'):
-            run(cfg, 'train')
-        assert not list(tmp_path.rglob('*.pth'))
+    if cfg.model.protection.get('runtime'):
+        run(cfg, 'train')  # opened, at the plain model's speed
+        tuned = opened_weights(next((tmp_path / 'work').glob('iter_*.pth')))
+        assert not stamps_of(tuned) and set(tuned) == set(locked['plain'])
+        assert not torch.equal(tuned['backbone.conv1.weight'], locked['plain']['backbone.conv1.weight'])
+        assert torch.cosine_similarity(
+            tuned['backbone.conv1.weight'].flatten(), locked['plain']['backbone.conv1.weight'].flatten(), dim=0
+        ) > 0.9  # fmt: skip
         return
     run(cfg, 'train')
-    state = read_checkpoint(next((tmp_path / 'work').glob('iter_*.pth')))['state_dict']
-    before = read_checkpoint(locked['folder'] / 'locked.pth')['state_dict']
+    state = opened_weights(next((tmp_path / 'work').glob('iter_*.pth')))
+    before = opened_weights(locked['folder'] / 'locked.pth')
     assert stamps_of(state)[''].entries == stamps_of(before)[''].entries
     assert not torch.equal(state['backbone.conv1.weight'], before['backbone.conv1.weight']), 'it was trained'
     plain = unlock(state, read_key_file(locked['keys'] / 'right.key'))  # the stamp still knows the weights

@@ -14,7 +14,7 @@ from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 
 from keyseg_mm import attach, detach, entries_at, protections, resolve, stamps_of
-from keyseg_mm.bind import stamp_tensor
+from keyseg_mm.bind import open_envelope, stamp_tensor
 from keyseg_mm.errors import (
     KeyFileError,
     KeyMismatchError,
@@ -76,7 +76,7 @@ def test_detach_gives_the_plain_model_back(keyed, image):
     assert detach(keyed) == 0
 
 
-def test_right_key_takes_over_the_salt(keyed, key_file, load, image):
+def test_right_key_takes_over_the_salt(keyed, key, key_file, load, image):
     twin = build(f'file:{key_file}')
     before = logits(twin, image)
     assert protections(twin)[0].stamp.salt != protections(keyed)[0].stamp.salt
@@ -86,7 +86,7 @@ def test_right_key_takes_over_the_salt(keyed, key_file, load, image):
     assert not torch.allclose(before, logits(twin, image))
     stamp = stamp_of_value(twin.state_dict()[protections(twin)[0].stamp.name])
     assert stamp == protections(keyed)[0].stamp
-    assert stamp.mac
+    assert stamp.key_ids == (key.id,) and open_envelope(key, stamp).features == key.features(stamp.salt)
 
 
 def test_other_key_is_refused_naming_both(keyed, key, other_key, other_key_file, load):
@@ -96,7 +96,7 @@ def test_other_key_is_refused_naming_both(keyed, key, other_key, other_key_file,
 
 
 def test_plain_checkpoint_is_refused_with_the_way_out(keyed, load):
-    with pytest.raises(PlainCheckpointError, match='allow_plain'):
+    with pytest.raises(PlainCheckpointError, match='keyseg lock'):
         load(keyed, MODELS.build(tiny_model_cfg()).state_dict())
 
 

@@ -8,12 +8,20 @@ import torch
 
 from keyseg_mm import SecretKey
 from keyseg_mm.checkpoint.files import read_checkpoint
+from keyseg_mm.seal.sections import sealed_stamp, unseal_checkpoint
 
 KEY, OTHER = SecretKey(bytes(range(32))), SecretKey(bytes(range(1, 33)))
 SUFFIXES = ('.pth', '.safetensors')
 VERBS = ('lock', 'rekey', 'unlock')
 META = {'epoch': 3, 'iter': 12, 'dataset_meta': {'classes': ['road', 'sky'], 'palette': [[1, 2, 3], [4, 5, 6]]}}
 ROW = 8  # weights of so many input channels: of fewer, chance may leave a row as it was
+
+
+def opened_weights(path: str | Path, key: SecretKey = KEY) -> dict:
+    """The weights of a file without its seal, with a stamp for memory where there is more to it."""
+    content = read_checkpoint(path)
+    assert sealed_stamp(content['state_dict']), 'it is sealed'
+    return unseal_checkpoint(key, content)['state_dict']
 
 
 def weights_in(path: Path) -> dict:
@@ -29,9 +37,8 @@ def same(one: dict, other: dict) -> bool:
 def arguments(verb: str, made: Path, source: Path, out: Path) -> list:
     """A command line of lock, rekey or unlock."""
     key = ['--key', f'file:{made / "right.key"}', '--out', out]
-    if verb == 'lock':
-        return [verb, made / 'config.py', source, *key]
-    return [verb, source, *key, *(['--new-key', f'file:{made / "other.key"}'] if verb == 'rekey' else [])]
+    more = {'lock': ['--config', made / 'config.py'], 'rekey': ['--new-key', f'file:{made / "other.key"}']}
+    return [verb, source, *key, *more.get(verb, [])]
 
 
 def source_of(verb: str, made: Path, suffix: str = '.pth') -> Path:

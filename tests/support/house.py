@@ -22,12 +22,11 @@ NAME = 'keyseg_mm'
 # Each room, from the ground up, imports only what stands before it; rooms of one line do not import each other.
 CHAIN = (
     'errors',
-    'atomic',
+    'atomic | threads',
     'keys | model',
     'maps',
     'entries | envelope',
     'stamp',
-    'mac',
     'bind',
     'seal',
     'lockplan',

@@ -10,7 +10,8 @@ from pathlib import Path
 PROGRAMS = ('keyseg', 'make', 'pip', 'python')
 _MASKS = (
     (r'\b[0-9a-f]{32}\b', 'SALT'),
-    (r'\bks1[0-9a-z]{16}\b', 'KEY-ID'),
+    (r'\bk[sr]1[0-9a-z]{16}\b', 'KEY-ID'),
+    (r'\bKEYSEG-RECIPIENT-1-[A-Z2-7-]+', 'RECIPIENT'),
     (r'[-+]?\b\d+\.\d+(e[-+]?\d+)?\b', 'N.N'),
     (r'\b\d+e[-+]\d+\b', 'N.N'),
     (r'[ \t]+$', ''),

@@ -14,6 +14,7 @@ from keyseg_mm.maps import normal_form
 DERIVE = Path(__file__).parents[1] / 'vectors' / 'derive.json'
 PATCHES = DERIVE.with_name('patches.json')
 STAMPS = DERIVE.with_name('stamps.json')
+ENVELOPES = DERIVE.with_name('envelope.json')
 
 
 def derived(case: dict) -> dict[str, list]:

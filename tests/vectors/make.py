@@ -10,8 +10,17 @@ import keyseg_mm.baselines  # noqa: F401 - its maps
 from keyseg_mm import SecretKey
 from keyseg_mm.stamp import Stamp
 from tests.support.seals import SEALS
-from tests.support.vectors import DERIVE, PATCHES, STAMPS, derived, derived_images, derived_order, encrypted_ramp
-from tests.vectors import seals
+from tests.support.vectors import (
+    DERIVE,
+    ENVELOPES,
+    PATCHES,
+    STAMPS,
+    derived,
+    derived_images,
+    derived_order,
+    encrypted_ramp,
+)
+from tests.vectors import envelopes, seals
 from tests.vectors.stamps import BAD, GOOD
 
 KEYS = (bytes(range(32)), bytes(32), b'\xff' * 32)
@@ -90,3 +99,6 @@ if __name__ == '__main__':
     sealed = seals.good()
     opening = {'good': [{'of': name, **case} for name, case in sealed.items()]}
     write(SEALS, {**opening, 'bad': [{'why': why, **case} for why, case in seals.bad(sealed)]})
+    wrapped = envelopes.good()
+    opening = {'good': [{'of': name, **case} for name, case in wrapped.items()]}
+    write(ENVELOPES, {**opening, 'bad': [{'why': why, **case} for why, case in envelopes.bad(wrapped)]})

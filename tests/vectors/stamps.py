@@ -8,9 +8,16 @@ from collections.abc import Callable
 from typing import Any
 
 from keyseg_mm.entries import EmbeddingEntry, ImageEntry, MapEntry, TensorEntry
+from keyseg_mm.envelope import SEALED, SIGNED, Seal, Wrapped
 from keyseg_mm.stamp import Stamp
 
-KEY_ID, SALT, MAC = 'ks16j7kv7aj7ggs6aoj', bytes(range(16)), 'ab' * 32
+KEY_ID, SALT = 'ks16j7kv7aj7ggs6aoj', bytes(range(16))
+_LINE = Wrapped(KEY_ID, 'key', bytes(range(92)))
+_OTHER = Wrapped('kr1vrlolv6nb3ptfhaa', 'x25519', bytes(range(112)))
+_MEMORY = ((_LINE,), 'ab' * 32)
+_FILE = ((_LINE, _OTHER), 'cd' * 32)
+_SEAL = Seal('state_dict', SEALED, 2**22, {'b': 'a'}, bytes(range(48)), bytes(32), bytes(range(32)))
+_SIGNED_SEAL = Seal('optimizer', SIGNED, 2**16, {}, bytes(16), b'', bytes(range(32)))
 _SIGNED, _ROTATION = {'type': 'SignedChannelPermutation'}, {'type': 'ChannelRotation', 'block': 16}
 _NORM = ('rgb', (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 _MAPS = (
@@ -29,13 +36,16 @@ _EMBEDDINGS = (
 _IMAGES = (ImageEntry('SHF', 8), ImageEntry('FFX', 4, '00' * 16))
 
 GOOD = {
-    'a locked model': Stamp(KEY_ID, SALT, _MAPS, MAC),
-    'a model trained with the key': Stamp(KEY_ID, SALT, _TRAINED, MAC),
-    'encrypted parameters': Stamp(KEY_ID, SALT, _TENSORS, MAC),
-    'a locked patch embedding': Stamp(KEY_ID, SALT, _EMBEDDINGS, MAC),
-    'encrypted images': Stamp(KEY_ID, SALT, _IMAGES, MAC),
-    'encrypted maps and images': Stamp(KEY_ID, SALT, (*_TRAINED, *_IMAGES), MAC),
-    'not signed yet': Stamp(KEY_ID, SALT, _MAPS),
+    'a locked model': Stamp(KEY_ID, SALT, _MAPS, *_MEMORY),
+    'a model trained with the key': Stamp(KEY_ID, SALT, _TRAINED),
+    'encrypted parameters': Stamp(KEY_ID, SALT, _TENSORS, *_MEMORY),
+    'a locked patch embedding': Stamp(KEY_ID, SALT, _EMBEDDINGS, *_MEMORY),
+    'encrypted images': Stamp(KEY_ID, SALT, _IMAGES, *_MEMORY),
+    'encrypted maps and images': Stamp(KEY_ID, SALT, (*_TRAINED, *_IMAGES), *_MEMORY),
+    'without an envelope': Stamp(KEY_ID, SALT, _MAPS),
+    'a sealed file': Stamp(KEY_ID, SALT, (), *_FILE, _SEAL),
+    'a sealed file of a locked model': Stamp(KEY_ID, SALT, _MAPS, *_FILE, _SEAL),
+    'a signed section': Stamp(KEY_ID, SALT, (), *_FILE, _SIGNED_SEAL),
 }
 
 
@@ -52,7 +62,7 @@ def _with(name: str, *path: Any, value: Any) -> str:
     for step in path[:-1]:
         where = where[step]
     where[path[-1]] = value
-    return json.dumps(changed)
+    return json.dumps(changed, separators=(',', ':'))  # else it would be refused for its spaces
 
 
 def _without(name: str, *path: Any) -> str:
@@ -61,12 +71,12 @@ def _without(name: str, *path: Any) -> str:
     for step in path[:-1]:
         where = where[step]
     del where[path[-1]]
-    return json.dumps(changed)
+    return json.dumps(changed, separators=(',', ':'))  # else it would be refused for its spaces
 
 
 def _mixed(*names: str) -> str:
     rows = [row for name in names for row in document(name)['entries']]
-    return json.dumps({**document(names[0]), 'entries': rows})
+    return json.dumps({**document(names[0]), 'entries': rows}, separators=(',', ':'))
 
 
 _LOCKED, _PARAMETERS, _EMBEDDED, _PICTURES = (
@@ -75,13 +85,26 @@ _LOCKED, _PARAMETERS, _EMBEDDED, _PICTURES = (
     'a locked patch embedding',
     'encrypted images',
 )
+_SEALED_MODEL = 'a sealed file of a locked model'
 _ENTRY = ('entries', 0)
 _WRONG_VALUES: list[tuple[str, tuple[Any, ...], list[Any]]] = [
     (_LOCKED, ('format',), ['keyseg_mm patch stamp', 3, None]),
     (_LOCKED, ('version',), [2, 0, True, 1.0, '1', [1], None]),
     (_LOCKED, ('key_id',), ['', 'KS1', 'a' * 65, 'a b', 'a\n', 3, None]),
     (_LOCKED, ('salt',), ['', '00', 'x' * 32, '00' * 17, ' ' + '00' * 16, 'AB' * 16, 3, None]),
-    (_LOCKED, ('mac',), ['z' * 64, 'ab', 'AB' * 32, 'ab' * 33, 3, None]),
+    (_LOCKED, ('commitment',), ['z' * 64, 'ab', 'AB' * 32, 'ab' * 33, 3, None, '']),
+    (_LOCKED, ('recipients',), [[], {}, None, 'x', [3], [[]], [{}]]),
+    (_LOCKED, ('recipients', 0, 'id'), ['', 'KS1', 'ks1x', 'a' * 65, 3, None]),
+    (_LOCKED, ('recipients', 0, 'kind'), ['', 'rsa', 3, None]),
+    (_LOCKED, ('recipients', 0, 'data'), ['', 'x', 'AAA', 'AA=A', 'AB==', 'A' * 4000, 3, None]),
+    (_SEALED_MODEL, ('seal',), [{}, [], 'x', 3, None]),
+    (_SEALED_MODEL, ('seal', 'section'), ['', 'a b', 'a' * 129, 3, None]),
+    (_SEALED_MODEL, ('seal', 'mode'), ['', 'none', 3, None]),
+    (_SEALED_MODEL, ('seal', 'chunk'), [0, 2**15, 2**31, 3 * 2**20, 4.0, True, None]),
+    (_SEALED_MODEL, ('seal', 'shared'), [{'a': 'b'}, {'a': 'a'}, {'b': 3}, [], None]),
+    (_SEALED_MODEL, ('seal', 'tags'), ['x', 'AAAA', 3, None]),
+    (_SEALED_MODEL, ('seal', 'meta'), ['AAAA', 3, None]),
+    (_SEALED_MODEL, ('seal', 'tag'), ['', 'AAAA', 3, None]),
     (_LOCKED, ('entries',), [[], {}, None, 'x', [3], [[]], [{}], ['features']]),
     (_LOCKED, (*_ENTRY, 'scheme'), ['sealed', 'images', [], None]),
     (
@@ -109,7 +132,7 @@ _WRONG_VALUES: list[tuple[str, tuple[Any, ...], list[Any]]] = [
     (_PICTURES, (*_ENTRY, 'salt'), ['00', 'x' * 32, 3, None, False]),
 ]
 _FIELDS = {
-    _LOCKED: ('format', 'version', 'key_id', 'salt', 'entries'),
+    _LOCKED: ('format', 'version', 'key_id', 'salt', 'entries', 'recipients', 'commitment'),
     f'{_LOCKED} 0': ('scheme', 'point', 'channels', 'transform'),
     f'{_PARAMETERS} 0': ('scheme', 'names', 'count', 'transform'),
     f'{_EMBEDDED} 0': ('scheme', 'weight', 'offset', 'skip', 'patch', 'permute', 'negate', 'order', 'mean', 'std'),
@@ -178,7 +201,7 @@ LARGE: dict[str, Callable[[], bytes]] = {
     'a transform of lists in lists': lambda: (
         _with(_LOCKED, *_ENTRY, 'transform', 'block', value=0)
         .encode()
-        .replace(b'"block": 0', b'"block":' + b'[' * 10**5 + b']' * 10**5)
+        .replace(b'"block":0', b'"block":' + b'[' * 10**5 + b']' * 10**5)
     ),
     'larger than 4 MiB': lambda: GOOD[_LOCKED].to_bytes() + b' ' * 4 * 2**20,
     'no UTF-8': lambda: GOOD[_LOCKED].to_bytes().replace(b'conv1', b'conv\xff'),

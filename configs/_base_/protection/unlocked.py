@@ -1,4 +1,4 @@
 # The weights of a protected checkpoint are turned back into the plain ones as it is loaded, and the model runs without
-# encryptors, at the plain model's speed. For testing and inference; the hook stops a training run.
+# encryptors, at the plain model's speed. What it writes, in training too, is sealed.
 _base_ = './stages.py'
-protection = dict(unlock=True)
+protection = dict(runtime='plain')

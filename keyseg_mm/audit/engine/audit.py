@@ -17,7 +17,7 @@ from keyseg_mm.audit.engine.results import Failure, Result
 from keyseg_mm.audit.engine.runner import Runner
 from keyseg_mm.audit.engine.suites import Say
 from keyseg_mm.audit.report.page import write_report
-from keyseg_mm.keys.key import SecretKey
+from keyseg_mm.keys.identity import Key
 from keyseg_mm.keys.locator import locate_real
 
 Outcome = Result[Any] | Failure
@@ -38,7 +38,7 @@ class Order(abc.ABC):
     bars: bool = True  # show progress bars
 
     @abc.abstractmethod
-    def stage(self, key: SecretKey, say: Say) -> Stage:
+    def stage(self, key: Key, say: Say) -> Stage:
         """Read, check and set up all that the order asks for.
 
         Raises:
@@ -62,7 +62,7 @@ class Stage(abc.ABC):
 
 
 def audit(
-    order: Order, key: SecretKey | None = None, executor: Executor | None = None, say: Say = lambda text: None
+    order: Order, key: Key | None = None, executor: Executor | None = None, say: Say = lambda text: None
 ) -> tuple[Any, Any]:
     """Run an audit and write ``report.json`` and ``report.html``.
 
@@ -143,7 +143,7 @@ def run_all(order: Order, planned: Planned, executor: Executor | None, say: Say)
     return [found[number] for number in range(len(planned))]
 
 
-def _key_of(order: Order) -> SecretKey:
+def _key_of(order: Order) -> Key:
     return locate_real(order.key, '--key')
 
 

@@ -16,7 +16,7 @@ from keyseg_mm.audit.images.referee import ImageReferee, scheme_of
 from keyseg_mm.audit.images.report import ImageReport, summarise
 from keyseg_mm.audit.images.scheme import Images
 from keyseg_mm.audit.report.pictures import colour_png
-from keyseg_mm.keys.key import SecretKey
+from keyseg_mm.keys.identity import Key
 from keyseg_mm.mm.config import read_config
 
 _SHOWN = 3  # images shown in the report
@@ -28,7 +28,7 @@ class ImageOrder(Order):
 
     limits: Suite | None = None  # in place of the suite's own
 
-    def stage(self, key: SecretKey, say: Say) -> ImageStage:
+    def stage(self, key: Key, say: Say) -> ImageStage:
         cfg, suite = read_config(self.config), self.limits or IMAGE_SUITES[self.suite]
         scheme = scheme_of(cfg, self.checkpoint, key)
         attacked, public = read_photos(cfg, suite, scheme.block, self.seed, say)

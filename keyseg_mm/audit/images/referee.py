@@ -17,14 +17,16 @@ from keyseg_mm.audit.images.attack import KnownPairs, Restored
 from keyseg_mm.audit.images.scheme import Images, Scheme
 from keyseg_mm.audit.images.scoring import ImageScore, similarity
 from keyseg_mm.audit.report.pictures import colour_png
-from keyseg_mm.bind import check_key, derive_cipher, derive_patches, verify
+from keyseg_mm.bind import derive_cipher, derive_patches
 from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.entries import EmbeddingEntry, ImageEntry
 from keyseg_mm.errors import KeysegError, PlanMismatchError
-from keyseg_mm.keys.key import SecretKey, wrong_key
+from keyseg_mm.keys.identity import Key
+from keyseg_mm.keys.key import wrong_key
 from keyseg_mm.keys.secret import Secret
 from keyseg_mm.maps.pixels import PATCH, BlockCipher
 from keyseg_mm.mm.pipeline import EncryptImage
+from keyseg_mm.seal.sections import trusted_stamp
 from keyseg_mm.stamp import stamps_of
 
 _PROBES = 24  # random blocks by which a guess is compared with the cipher
@@ -45,7 +47,7 @@ class ImageReferee(Secret):
     __slots__ = ('scheme', 'encrypted', '_plain', '_cipher')
     scores, held_out = ImageScore, None
 
-    def __init__(self, key: SecretKey, scheme: Scheme, plain: Images) -> None:
+    def __init__(self, key: Key, scheme: Scheme, plain: Images) -> None:
         self.scheme, self._plain, self._cipher = scheme, plain, _cipher(key, scheme)
         self.encrypted = self._encrypt(plain)
 
@@ -93,7 +95,7 @@ class ImageReferee(Secret):
         return _run(self._cipher.encrypt, self.scheme, plain)
 
 
-def _cipher(key: SecretKey, scheme: Scheme) -> BlockCipher:
+def _cipher(key: Key, scheme: Scheme) -> BlockCipher:
     salt = bytes.fromhex(scheme.salt)
     if scheme.method == PATCH:
         return derive_patches(key, salt, scheme.block, scheme.permute, scheme.negate)
@@ -105,7 +107,7 @@ def _run(change: Callable[[Images], Images], scheme: Scheme, images: Images) -> 
     return change(images) if scheme.method == PATCH else change(images[..., ::-1])[..., ::-1]
 
 
-def scheme_of(cfg: Config, checkpoint: Path | None, key: SecretKey) -> Scheme:
+def scheme_of(cfg: Config, checkpoint: Path | None, key: Key) -> Scheme:
     """How images are encrypted.
 
     Args:
@@ -129,8 +131,7 @@ def scheme_of(cfg: Config, checkpoint: Path | None, key: SecretKey) -> Scheme:
     if stamp and stamp.embeddings:
         made.follow(stamp, weights)
     elif stamp and stamp.images:
-        check_key(key, stamp)  # before its MAC could only be called wrong
-        verify(key, stamp, weights)
+        trusted_stamp(key, weights)
         if len(stamp.images) > 1 or (steps and made.entry != stamp.images[0]):
             raise PlanMismatchError(
                 f'the config has {made!r}, and {checkpoint} wants {"; ".join(map(str, stamp.images))}; audit one of '

@@ -77,6 +77,14 @@ class PublicWeights(Grant):
 
 
 @dataclass(frozen=True)
+class Ciphertext(Grant):
+    """What a sealed file holds in place of the weights, by their names; whoever has the file has it."""
+
+    name: ClassVar[str] = 'ciphertext'
+    weights: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
 class SecondFile(Grant):
     """Another customer's checkpoint, or another release: its stamp, with names of the whole model, and weights."""
 

@@ -22,11 +22,13 @@ from keyseg_mm.audit.model.attack import (
     CONTROLS,
     Attempt,
     Case,
+    Ciphertext,
     LabelledPhotos,
     PublicWeights,
     SecondFile,
     Target,
 )
+from keyseg_mm.audit.model.ciphertext import FileCheck, file_checks, weights_of
 from keyseg_mm.audit.model.data import Album
 from keyseg_mm.audit.model.input_cipher import ImageEncryption, Pixels
 from keyseg_mm.audit.model.loading import (
@@ -41,7 +43,7 @@ from keyseg_mm.audit.model.referee import Referee
 from keyseg_mm.audit.model.report import ModelReport, Pictures, Place, summarise
 from keyseg_mm.audit.report.pictures import colour_png, png
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.keys.key import SecretKey
+from keyseg_mm.keys.identity import Key
 from keyseg_mm.mm.config import read_config
 from keyseg_mm.mm.floor import constant_prediction_floor
 
@@ -60,7 +62,7 @@ class ModelOrder(Order):
     shares: tuple[float, ...] | None = None  # of the training photos, in place of the suite's own
     device: str = 'cpu'
 
-    def stage(self, key: SecretKey, say: Say) -> ModelStage:
+    def stage(self, key: Key, say: Say) -> ModelStage:
         return set_up(self, key, say)
 
 
@@ -73,6 +75,7 @@ class ModelStage(Stage):
     referee: Referee
     album: Album
     runs: Planned
+    checks: tuple[FileCheck, ...]  # of a sealed file
     summarise: ClassVar = staticmethod(summarise)
 
     @property
@@ -103,10 +106,11 @@ class ModelStage(Stage):
             positive=referee.positive_control(),
             negative=referee.negative_control(order.seed),
             pictures=_pictures(self.album, referee, bare),
+            checks=self.checks,
         )
 
 
-def set_up(order: ModelOrder, key: SecretKey, say: Say) -> ModelStage:
+def set_up(order: ModelOrder, key: Key, say: Say) -> ModelStage:
     """Read and check all that an audit needs, and plan its runs.
 
     Raises:
@@ -115,8 +119,8 @@ def set_up(order: ModelOrder, key: SecretKey, say: Say) -> ModelStage:
     suite, device, cfg = order.limits or SUITES[order.suite], torch.device(order.device), read_config(order.config)
     suite = dataclasses.replace(suite, shares=order.shares or suite.shares)
     say(f'reading {order.checkpoint}')
-    protected = read_protected(order.checkpoint, device)
-    second = read_protected(order.second, device) if order.second else None
+    protected = read_protected(order.checkpoint, device, key)
+    second = read_protected(order.second, device, key) if order.second else None
     build = architecture(cfg, device, order.seed)
     model = build()
     sites = fitting_sites(build, protected, order.config)
@@ -131,7 +135,8 @@ def set_up(order: ModelOrder, key: SecretKey, say: Say) -> ModelStage:
     other = SecondFile(second.stamp, second.weights) if second else None
     runner = Runner(referee, order.out / 'results', most_varied(album), order.bars)
     runs = planned(case, album.shares, other, suite)
-    return ModelStage(order, suite, referee, album, [(runner, run) for run in runs])
+    checks = () if protected.sealed is None else file_checks(protected.sealed, key, public_of(case))
+    return ModelStage(order, suite, referee, album, [(runner, run) for run in runs], checks)
 
 
 def planned(
@@ -163,6 +168,11 @@ def planned(
     ]
 
 
+def public_of(case: Case) -> Mapping[str, Tensor] | None:
+    """The public weights, where they were granted."""
+    return case[PublicWeights].weights if PublicWeights in case else None
+
+
 def _budget(suite: ModelSuite, number: int) -> Budget:
     """What each of a number of runs may spend."""
     seconds = min(suite.seconds, max(_LEAST_SECONDS, suite.total / max(1, number))) if suite.total else suite.seconds
@@ -180,6 +190,8 @@ def _grants(order: ModelOrder, protected: Protected, model: nn.Module) -> tuple[
     if not stamp.maps and not stamp.tensors:
         entry = stamp.embeddings[0] if stamp.embeddings else stamp.images[0]
         found.append(ImageEncryption(entry, Pixels.of(model)))
+    if protected.sealed is not None:
+        found.append(Ciphertext(weights_of(protected.sealed)))
     if order.public:
         found.append(PublicWeights(read_public(order.public, model.state_dict(), order.device)))
     return tuple(found)

@@ -5,10 +5,11 @@ They are run, budgeted and scored exactly as attacks are. An attack is worth wha
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from keyseg_mm.audit.engine.budget import Progress
-from keyseg_mm.audit.model.attack import ALL, CONTROLS, Attack, Attempt, Case, LabelledPhotos, PublicWeights
+from keyseg_mm.audit.model.attack import ALL, CONTROLS, Attack, Attempt, Case, Ciphertext, LabelledPhotos, PublicWeights
 from keyseg_mm.audit.model.attacks.finetuning import FineTuning
 
 
@@ -75,6 +76,30 @@ class FromPublicSlow(FromPublic):
     name = 'from-public-slow'
     title = 'training from public weights, slower'
     lr = 3e-4
+
+
+@CONTROLS.register
+class FromCiphertext(FineTuning):
+    """Train the sealed file as it is, which by the cipher is worth no more than a random start.
+
+    Its numbers have all magnitudes that floating point has, so each tensor gets the spread of initial weights, in the
+    order of its own values.
+    """
+
+    name = 'from-ciphertext'
+    title = 'training from the sealed file as it is'
+    needs = frozenset({LabelledPhotos, Ciphertext})
+    source = 'whoever has a sealed file'
+    lr = FromScratch.lr
+
+    def start(self, case: Case) -> nn.Module:
+        model, noise = case.build(), case[Ciphertext].weights
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in noise and parameter.numel() > 1:
+                    order = noise[name].flatten().double().nan_to_num().argsort()
+                    parameter.view(-1)[order] = parameter.flatten().sort().values
+        return model
 
 
 def public_model(case: Case) -> tuple[nn.Module, int]:

@@ -19,12 +19,15 @@ from keyseg_mm.audit.engine.budget import seed_everything
 from keyseg_mm.audit.model.forward import load_weights
 from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.entries import Entry, MapEntry, TensorEntry
+from keyseg_mm.envelope import SEALED
 from keyseg_mm.errors import KeysegError, PlainCheckpointError, StampError
+from keyseg_mm.keys.identity import Key
 from keyseg_mm.locking import unwrap
 from keyseg_mm.mm.config import build_plain_model, rewritten
 from keyseg_mm.mm.dryrun import trace_module, undisturbed
 from keyseg_mm.model.points import Point
 from keyseg_mm.model.sites import Site
+from keyseg_mm.seal.sections import sealed_stamp, unseal_section
 from keyseg_mm.stamp import Stamp, is_stamp, stamps_of
 
 
@@ -36,17 +39,28 @@ class Protected:
     prefix: str  # of the module that the stamp belongs to
     stamp: Stamp  # the same with the names of the whole model
     weights: dict[str, Tensor]  # the state_dict without the stamp
+    sealed: dict[str, Any] | None = None  # the state_dict as it is in the file, where that is sealed
 
 
-def read_protected(path: Path, device: torch.device) -> Protected:
-    """Read a protected checkpoint.
+def read_protected(path: Path, device: torch.device, key: Key) -> Protected:
+    """Read a protected checkpoint, and take its seal off.
 
     Raises:
-        PlainCheckpointError: it carries no stamp.
+        PlainCheckpointError: it carries no stamp, or nothing but a seal.
         StampError: it carries several.
+        KeyMismatchError: it is sealed to others.
+        IntegrityError: it was altered.
     """
-    state = read_checkpoint(path)['state_dict']
+    read = state = read_checkpoint(path)['state_dict']
+    seal = sealed_stamp(state)
+    if seal is not None:
+        state = unseal_section(key, state)
     stamps = stamps_of(state)
+    if seal is not None and not stamps:
+        raise PlainCheckpointError(
+            f'{path} is sealed, and has no maps in its weights: whoever opens it, or reads the memory of who runs it, '
+            'has the plain model, and there is nothing to attack but the cipher. To audit maps: keyseg lock --config'
+        )
     if not stamps:
         raise PlainCheckpointError(
             f'{path} is plain (it carries no stamp), so there is nothing to audit: train with a key, or lock it first'
@@ -54,7 +68,8 @@ def read_protected(path: Path, device: torch.device) -> Protected:
     if len(stamps) > 1:
         raise StampError(f'{path} carries {len(stamps)} stamps; an audit takes models with one protection')
     prefix, stamp = next(iter(stamps.items()))
-    return Protected(stamp, prefix, whole_model_stamp(stamp, prefix), _tensors(state, device))
+    noise = read if seal is not None and seal.seal is not None and seal.seal.mode == SEALED else None
+    return Protected(stamp, prefix, whole_model_stamp(stamp, prefix), _tensors(state, device), noise)
 
 
 def whole_model_stamp(stamp: Stamp, prefix: str) -> Stamp:

@@ -20,7 +20,8 @@ from keyseg_mm.audit.model.scoring import Score, recovery, score
 from keyseg_mm.audit.report.pictures import png
 from keyseg_mm.bind import Bound, derive_cipher, derive_map
 from keyseg_mm.errors import KeyMismatchError
-from keyseg_mm.keys.key import SecretKey, wrong_key
+from keyseg_mm.keys.identity import Key
+from keyseg_mm.keys.key import wrong_key
 from keyseg_mm.keys.secret import Secret
 from keyseg_mm.locking.scheme import carry_maps
 from keyseg_mm.maps.base import Map
@@ -55,7 +56,7 @@ class Referee(Secret):
     __slots__ = ('case', 'held_out', 'authorised', 'full', '_key', '_stamp', '_prefix', '_maps')
     scores = Score
 
-    def __init__(self, key: SecretKey, stamp: Stamp, case: Case, held_out: LabelledPhotos, prefix: str = '') -> None:
+    def __init__(self, key: Key, stamp: Stamp, case: Case, held_out: LabelledPhotos, prefix: str = '') -> None:
         if key.id != stamp.key_id:
             raise KeyMismatchError(
                 f'this checkpoint is protected with key {stamp.key_id}, and the key given is {key.id}: the audit '
@@ -89,7 +90,7 @@ class Referee(Secret):
         found, labels = self.judge(attempt)
         return found, tuple(png(labels[i]) for i in shown)
 
-    def model_with(self, key: SecretKey) -> nn.Module:
+    def model_with(self, key: Key) -> nn.Module:
         """The model as the holder of a key runs it: by the package's own encryptors, and not by the path of guesses."""
         case, stamp, model = self.case, self._stamp, self.case.model()
         if case.target is Target.IMAGES:  # it is run on encrypted images, whatever the attacker's are
@@ -121,15 +122,15 @@ class Referee(Secret):
         chance = len(channels) / sum(channels)  # a random permutation has one fixed point on average, and variance one
         return Check(found, found.recovery <= chance + 4 * len(channels) ** 0.5 / sum(channels) + _LUCK)
 
-    def _attempt(self, key: SecretKey, maps: dict[str, Map]) -> Attempt:
+    def _attempt(self, key: Key, maps: dict[str, Map]) -> Attempt:
         return Attempt(guesses=dict(maps)) if maps else Attempt(model=self.model_with(key))
 
-    def _maps_of(self, key: SecretKey) -> dict[str, Map]:
+    def _maps_of(self, key: Key) -> dict[str, Map]:
         """The maps of a key, by point with its name in the whole model; tables go by the stamp's own names."""
         pairs = zip(self._stamp.maps, self.case.stamp.maps)
         return {ours.point: derive_map(key, self._stamp.salt, theirs) for theirs, ours in pairs}
 
 
-def encryption(key: SecretKey, salt: bytes, images: ImageEncryption) -> Callable[[Tensor], Tensor]:
+def encryption(key: Key, salt: bytes, images: ImageEncryption) -> Callable[[Tensor], Tensor]:
     """The true encryption of images, on normalised ones, rounded to bytes as files and cameras have them."""
     return encryption_by(derive_cipher(key, salt, images.entry), images)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from keyseg_mm.audit.engine.budget import Budget
 from keyseg_mm.audit.engine.results import About, Check, Failure, Result, Scored, finished
 from keyseg_mm.audit.model.attack import Target
+from keyseg_mm.audit.model.ciphertext import FileCheck
 from keyseg_mm.audit.model.scoring import Score
 from keyseg_mm.audit.report.page import FALLEN, Report, Summary, is_void, run_warnings, words
 
@@ -70,6 +71,7 @@ class ModelReport(Report):
     positive: Check[Score]  # the true key scores full marks
     negative: Check[Score]  # a random key does not
     pictures: Pictures
+    checks: tuple[FileCheck, ...] = ()  # of a sealed file; empty where the weights are in the open
     outcomes: tuple[Result[Score] | Failure, ...] = ()
 
 

@@ -1,0 +1,94 @@
+"""Live models written to files and read from them, sealed: what a Runner does by itself, for everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from keyseg_mm.checkpoint.files import Source, read_checkpoint, write_checkpoint
+from keyseg_mm.errors import KeyFileError, LockError
+from keyseg_mm.keys.identity import Key
+from keyseg_mm.locking import unlock_in_place
+from keyseg_mm.runtime.attach import protected_modules
+from keyseg_mm.seal.sections import WEIGHTS, check_meta_of, seal_checkpoint, sealed_stamp, unseal_section
+from keyseg_mm.stamp import stamps_of
+
+
+def save(model: nn.Module, path: str | Path, meta: Mapping[str, Any] | None = None, overwrite: bool = False) -> None:
+    """Write a protected model's weights, sealed for its key and recipients.
+
+    Args:
+        model: protected, by a config or by :func:`keyseg_mm.attach`.
+        path: ``.pth`` or ``.safetensors`` to make.
+        meta: plain values that go with it, as the classes' names.
+        overwrite: replace an existing file.
+
+    Raises:
+        LockError: it is not protected.
+        NotFiredError: it is not what its stamp says.
+        KeyMismatchError: it runs without its key, or its parts have different ones.
+        KeysegError: the file could not be written; nothing is left behind.
+    """
+    found = protected_modules(model)
+    if not found:
+        raise LockError(
+            f'this {type(model).__name__} is not protected, and would be written in the open; to seal a plain '
+            'checkpoint: keyseg_mm.seal_file, or keyseg lock'
+        )
+    for module, protection in found:
+        protection.check(module)
+    how = found[0][1].sealing
+    content = seal_checkpoint({'meta': dict(meta or {}), WEIGHTS: model.state_dict()}, how)
+    write_checkpoint(path, content[WEIGHTS], content['meta'], overwrite)
+
+
+def load(model: nn.Module, source: Source, key: Key | None = None, strict: bool = True) -> dict[str, Any]:
+    """Load a checkpoint into a model, protected or plain; decrypted straight into its parameters.
+
+    Args:
+        model: protected: it is what the checkpoint's stamp says afterwards. Plain: it gets the plain weights, and
+            ``key`` opens them.
+        source: a path, an open binary file, or the bytes themselves.
+        key: for a plain model; see :func:`keyseg_mm.locate` for how one is found.
+        strict: all names have to fit, as of ``load_state_dict``.
+
+    Returns:
+        The checkpoint's meta.
+
+    Raises:
+        KeyFileError: it is protected, and no key was given.
+        KeyMismatchError: it is protected with another key.
+        IntegrityError: it was altered. What was loaded of it is zeros.
+        KeysegError: it is no checkpoint.
+    """
+    content = read_checkpoint(source)
+    meta, weights = dict(content.get('meta') or {}), content[WEIGHTS]
+    protections = [protection for _, protection in protected_modules(model)]
+    if protections:
+        key = next((p.key for p in protections if p.key is not None and not p.rules.deliberate), None)
+    stamps = stamps_of(weights)
+    if key is not None and stamps and key.id in next(iter(stamps.values())).key_ids:
+        check_meta_of(key, content)
+    if not protections and stamps:
+        weights = _plain(model, weights, key)
+    model.load_state_dict(weights, strict=strict)
+    return meta
+
+
+def _plain(model: nn.Module, weights: dict[str, Any], key: Key | None) -> dict[str, Any]:
+    """The plain weights of a protected checkpoint, in the model's own memory where they fit."""
+    if key is None:
+        ids = next(iter(stamps_of(weights).values())).key_ids
+        raise KeyFileError(
+            f'this checkpoint is protected with key {" or ".join(ids)}; give key=keyseg_mm.locate(...).key'
+        )
+    if sealed_stamp(weights) is not None:
+        own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+        weights = unseal_section(key, weights, into=own)
+    plain = dict(weights)
+    if stamps_of(plain):
+        unlock_in_place(plain, key, model, own=False)
+    return plain

@@ -1,0 +1,199 @@
+"""Where the host reads and writes files: the doors at which seals are taken off, and put on.
+
+Importing :mod:`keyseg_mm.mm` sets them up, once; mmengine does that as it builds a protected model.
+
+1. What ``CheckpointLoader`` reads from the disk is read by a strict list of types. A seal stays on it: whoever reads a
+   file to write another one, as the host's publishing does, writes a sealed one.
+2. Only what is read for this process is opened, with the keys that it holds: a Runner's resume opens the optimizer and
+   the EMA copy; a protected model opens its weights itself, straight into its parameters; a model that has protected
+   parts only gets them opened as they are loaded; and weights that fill a part (``init_cfg``), or a model that starts,
+   are the plain ones, without maps.
+3. Every Runner of a protected model has a :class:`keyseg_mm.mm.hooks.GuardHook`, whatever hooks its config lists.
+4. A config that came with a checkpoint as text may not name a program to be run for the key.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.model import BaseModule
+from mmengine.runner import CheckpointLoader, Runner, checkpoint
+from mmengine.runner import _flexible_runner as flexible
+from torch import Tensor
+
+from keyseg_mm.checkpoint.files import read_content
+from keyseg_mm.errors import LockError, SecretExposedError
+from keyseg_mm.keys.held import held
+from keyseg_mm.locking import unlock_in_place
+from keyseg_mm.mm.compat import host_globals
+from keyseg_mm.mm.hooks import GuardHook
+from keyseg_mm.runtime.attach import protection_of, protections
+from keyseg_mm.seal.sections import (
+    WEIGHTS,
+    check_meta_of,
+    sealed_stamp,
+    tensors_of,
+    unseal_checkpoint,
+    with_tensors,
+)
+from keyseg_mm.stamp import stamps_of
+
+
+class _Load(Enum):
+    """What a file is being read for."""
+
+    ANY = auto()
+    RUN = auto()  # to go on with a run
+    START = auto()  # to fill what has no weights yet
+
+
+_load: ContextVar[_Load] = ContextVar('keyseg_mm_load', default=_Load.ANY)
+_TO_MODEL = '_load_checkpoint_to_model'
+_COMMAND = re.compile(r"""['"]cmd:""")
+
+
+def load_from_local(filename: str, map_location: Any = None) -> Any:
+    """In place of the host's loader of files: read by a strict list of types, and opened where a key is at hand."""
+    path = Path(filename).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f'{filename} can not be found.')  # as the host says it
+    content = read_content(path, host_globals())
+    if isinstance(content, dict):
+        bare = WEIGHTS not in content
+        content = _opened({WEIGHTS: content} if bare else content)
+        content = content[WEIGHTS] if bare else content
+    if map_location is None or str(map_location) == 'cpu':
+        return content
+    return with_tensors(content, {name: _moved(t, map_location) for name, t in tensors_of(content).items()})
+
+
+def _moved(tensor: Tensor, map_location: Any) -> Tensor:
+    """Where torch would have put it, had it read the file."""
+    if not callable(map_location):
+        return tensor.to(map_location)
+    storage = map_location(tensor.untyped_storage(), 'cpu')
+    return tensor if storage is None else tensor.to(storage.device)
+
+
+def _opened(content: dict[str, Any]) -> dict[str, Any]:
+    stamp, load = sealed_stamp(content[WEIGHTS]), _load.get()
+    keys = [] if stamp is None or load is _Load.ANY else held(stamp.key_ids)
+    if keys:
+        content = unseal_checkpoint(keys[0], content, but=(WEIGHTS,) if load is _Load.RUN else ())
+    if load is _Load.START:
+        content[WEIGHTS] = _without_maps(content[WEIGHTS])
+    return content
+
+
+def _without_maps(weights: dict[str, Any]) -> dict[str, Any]:
+    """Weights to start from: of a protected file, the plain ones.
+
+    Raises:
+        LockError: no key for them is at hand, or their maps cannot be taken off.
+    """
+    turned = {where: s for where, s in stamps_of(weights).items() if s.maps or s.tensors or s.seal is not None}
+    if not turned:
+        return weights
+    ids = next(iter(turned.values())).key_ids
+    keys = held(ids)
+    if not keys or any(not stamp.is_carried for stamp in turned.values()):
+        why = 'its stamp does not tell which weights carry its maps' if keys else 'no key of it is at hand'
+        raise LockError(
+            f'these weights are protected with key {" or ".join(ids)}, and {why}: a model that starts from them would '
+            'start from noise; start from what `keyseg unlock` makes of them'
+        )
+    plain = dict(weights)
+    unlock_in_place(plain, keys[0])
+    return plain
+
+
+@contextmanager
+def _for(load: _Load) -> Iterator[None]:
+    token = _load.set(load)
+    try:
+        yield
+    finally:
+        _load.reset(token)
+
+
+def _during(owner: Any, name: str, load: _Load) -> None:
+    """Let a function of the host say what it reads files for."""
+    old = getattr(owner, name)
+
+    @functools.wraps(old)
+    def new(*args: Any, **kwargs: Any) -> Any:
+        with _for(load):
+            return old(*args, **kwargs)
+
+    setattr(owner, name, new)
+
+
+def _open_for_parts() -> None:
+    """Open a sealed file as it is loaded into a model that is not protected as a whole, and has protected parts."""
+    old = getattr(checkpoint, _TO_MODEL)
+
+    @functools.wraps(old)
+    def load(model: Any, content: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        stamp, live = sealed_stamp(content.get(WEIGHTS)), [p.key for p in protections(model) if p.key is not None]
+        keys = [] if stamp is None else [key for key in live if key.id in stamp.key_ids]
+        if keys:
+            check_meta_of(keys[0], content)
+            if protection_of(model) is None:
+                content = unseal_checkpoint(keys[0], content)
+        return old(model, content, *args, **kwargs)
+
+    for name, module in list(sys.modules.items()):  # the host takes it by name into several of its modules
+        if name.startswith('mmengine') and vars(module).get(_TO_MODEL) is old:
+            setattr(module, _TO_MODEL, load)
+
+
+def _guard(runner_type: Any) -> None:
+    """Register a GuardHook after the hooks of a config, where the model is protected and none is there."""
+    old = runner_type.register_hooks
+
+    @functools.wraps(old)
+    def register_hooks(self: Any, *args: Any, **kwargs: Any) -> None:
+        old(self, *args, **kwargs)
+        if GuardHook.is_needed(self.model) and not any(isinstance(hook, GuardHook) for hook in self.hooks):
+            self.register_hook(GuardHook())
+
+    runner_type.register_hooks = register_hooks
+
+
+def _refuse_commands() -> None:
+    """A config given as text, as inferencers take it out of a checkpoint, names no program to be run."""
+    old = Config.fromstring
+
+    @functools.wraps(old)
+    def fromstring(text: str, *args: Any, **kwargs: Any) -> Any:
+        if _COMMAND.search(text):
+            raise SecretExposedError(
+                'a config that came as text, with a checkpoint, names a program to be run for its key (cmd:...); give '
+                'the config as a file of your own'
+            )
+        return old(text, *args, **kwargs)
+
+    Config.fromstring = staticmethod(fromstring)
+
+
+def set_up() -> None:
+    """Put all of it in place; once."""
+    if CheckpointLoader._schemes.get('') is load_from_local:
+        return
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    _during(Runner, 'load_checkpoint', _Load.RUN)
+    _during(BaseModule, 'init_weights', _Load.START)
+    _during(checkpoint, '_load_checkpoint_with_prefix', _Load.START)
+    _open_for_parts()
+    _guard(Runner)
+    _guard(flexible.FlexibleRunner)
+    _refuse_commands()

@@ -1,0 +1,51 @@
+"""What a protected model is, and what it accepts as it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from torch import nn
+
+from keyseg_mm.envelope import SEALED
+from keyseg_mm.keys.identity import Recipient
+from keyseg_mm.model.sites import Site
+from keyseg_mm.stamp import Stamp
+
+
+class State(Enum):
+    """What a protected model is.
+
+    A stamp that is loaded and accepted leads from WAITING to KEYED or PLAIN, as was asked; any other state stays.
+    """
+
+    WAITING = 'waiting for a checkpoint'  # which tells its points; refuses to run, to be trained and to be saved
+    KEYED = 'keyed'  # runs encrypted and saves its stamp
+    PLAIN = 'opened in memory'  # runs plain weights without encryptors; its state_dict has no stamp, its files a seal
+    WITHOUT = 'without a key'  # on purpose: runs degraded, and hands on the stamp that it was loaded with
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a protected model accepts as it is loaded, and what it does with it. Copies of a model share them.
+
+    Attributes:
+        deliberate: an unauthorised run on purpose: stamps of other keys are no error.
+        allow_plain: tells of a model, and of the prefix it has in a load, whether weights without a stamp are welcome.
+        fixed_salt: refuse checkpoints of another salt.
+        verify: refuse weights that are only signed and were altered; sealed ones are always checked.
+        find_sites: where the points of a stamp are in a model. Given, the points are those of the checkpoint.
+        unlock: turn the weights into the plain ones as they are loaded.
+        recipients: who else can open the files that are written of the model.
+        mode: whether these are sealed, or only signed; see :class:`keyseg_mm.seal.sections.Sealing`.
+    """
+
+    deliberate: bool = False
+    allow_plain: Callable[[nn.Module, str], bool] = lambda model, prefix: False
+    fixed_salt: bool = False
+    verify: bool = True
+    find_sites: Callable[[nn.Module, Stamp], list[Site]] | None = None
+    unlock: bool = False
+    recipients: tuple[Recipient, ...] = ()
+    mode: str = SEALED

@@ -1,0 +1,271 @@
+"""Whole checkpoints sealed and opened: every section that holds tensors, each for itself.
+
+A section is a value of the checkpoint's dict: ``state_dict``, ``ema_state_dict``, ``optimizer``. Each has a stamp of
+its own, with envelope and seal, so that a tool which drops a section leaves a file that opens. The content key is fresh
+for each file. In memory a section has no seal, and its stamp no content key.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from keyseg_mm.bind import Secrets, close_envelope, memory_stamp, open_envelope, stamp_tensor
+from keyseg_mm.envelope import SEALED
+from keyseg_mm.errors import IntegrityError, LockError
+from keyseg_mm.keys.identity import Key, Recipient
+from keyseg_mm.keys.key import ContentKey, FeatureSecret
+from keyseg_mm.seal.meta import check_meta
+from keyseg_mm.seal.tensors import open_tensors, retag_tensors, seal_tensors
+from keyseg_mm.stamp import Stamp, fresh_salt, is_stamp, stamps_of
+
+WEIGHTS = 'state_dict'
+_ROOM = 8192  # bytes: a stamp in a file is padded to a multiple, so that one for other recipients fits in its place
+_WRAPPED = 'keyseg_mm value'  # holds a section that is no dict, whose tensors have no names to stand beside
+_NOT_SEALED = 'this checkpoint has no seal: it was altered, or not written by keyseg_mm'
+
+
+@dataclass(frozen=True)
+class Sealing:
+    """How files are written.
+
+    Attributes:
+        key: of whoever writes.
+        recipients: who can open them; by default, whoever writes. The first one names the file's stamp.
+        mode: ``'sealed'``, or ``'signed'``: the weights stay in the open, and altering them is an error.
+    """
+
+    key: Key
+    recipients: tuple[Key | Recipient, ...] = ()
+    mode: str = SEALED
+
+    @property
+    def everybody(self) -> tuple[Key | Recipient, ...]:
+        """All recipients."""
+        return self.recipients or (self.key,)
+
+
+def seal_checkpoint(checkpoint: Mapping[str, Any], how: Sealing, own: bool = False) -> dict[str, Any]:
+    """A checkpoint as it is written.
+
+    Args:
+        checkpoint: with ``state_dict``, ``meta`` and whatever else; stays as it is.
+        how: for whom.
+        own: the tensors' memory may be overwritten.
+
+    Raises:
+        KeysegError: it holds tensors that cannot be sealed.
+    """
+    content, sealed = ContentKey.generate(), dict(checkpoint)
+    for name, value in checkpoint.items():
+        if name == WEIGHTS or (name != 'meta' and tensors_of(value)):
+            section = value if isinstance(value, Mapping) else {_WRAPPED: value}
+            meta = checkpoint.get('meta') if name == WEIGHTS else None
+            sealed[name] = _seal_section(section, how, content, name, meta, own)
+    return sealed
+
+
+def unseal_checkpoint(
+    key: Key, checkpoint: Mapping[str, Any], own: bool = False, but: Iterable[str] = (), verify: bool = True
+) -> dict[str, Any]:
+    """A checkpoint as it was before it was sealed. Sections without a seal are left as they are.
+
+    Args:
+        key: of one of its recipients.
+        checkpoint: as it was read.
+        own: the tensors' memory may be overwritten.
+        but: sections to leave as they are.
+        verify: also refuse sections that are only signed, and were altered since.
+
+    Raises:
+        KeyMismatchError: it is sealed to others.
+        IntegrityError: it was altered.
+    """
+    opened = dict(checkpoint)
+    for name, value in checkpoint.items():
+        if name not in but and sealed_stamp(value) is not None:
+            meta = checkpoint.get('meta') if name == WEIGHTS else None
+            found = unseal_section(key, value, name, meta=meta, own=own, verify=verify)
+            opened[name] = found.get(_WRAPPED, found)
+    return opened
+
+
+def unseal_section(
+    key: Key,
+    section: Mapping[str, Any],
+    name: str = WEIGHTS,
+    *,
+    meta: Mapping[str, Any] | None = None,
+    into: Mapping[str, Tensor] | None = None,
+    own: bool = False,
+    verify: bool = True,
+) -> dict[str, Any]:
+    """A sealed section without its seal. If anything else is encrypted, it has a stamp for memory.
+
+    Args:
+        key: of one of its recipients.
+        section: with its stamp.
+        name: of the section.
+        meta: of the checkpoint; None where it is not at hand, and not checked.
+        into: tensors by name, which take what is opened.
+        own, verify: as of :func:`unseal_checkpoint`.
+
+    Raises:
+        KeyMismatchError, IntegrityError: as of :func:`unseal_checkpoint`. What was opened by then is zeros.
+    """
+    stamp = sealed_stamp(section)
+    if stamp is None or stamp.seal is None:
+        raise IntegrityError(_NOT_SEALED)
+    secrets = open_envelope(key, stamp)
+    if secrets.content is None or stamp.seal.section != name:
+        raise IntegrityError(f'this {name} is sealed as something else: it was put together from other files')
+    opened: Any = copy.copy(section)  # an OrderedDict keeps what torch hangs on it
+    del opened[stamp.name]
+    if verify or stamp.seal.mode == SEALED:
+        head = replace(stamp, seal=None).to_bytes()
+        found = open_tensors(tensors_of(opened), secrets.content, stamp.seal, head, meta, into=into, own=own)
+        opened = with_tensors(opened, found)
+    if stamp.entries:
+        memory = memory_stamp(key, stamp, secrets.features)
+        opened[memory.name] = stamp_tensor(memory)
+    result: dict[str, Any] = opened
+    return result
+
+
+def trusted_stamp(key: Key, section: Mapping[str, Any]) -> Stamp | None:
+    """The stamp of a section, which only a holder of the key can have written; None where it has none.
+
+    Where there is a seal, all of the section is what was sealed.
+
+    Raises:
+        KeyMismatchError: it is of another key.
+        IntegrityError: it was altered.
+    """
+    stamp = stamps_of({n: v for n, v in section.items() if '.' not in n}).get('')
+    if stamp is not None:
+        open_envelope(key, stamp)
+    if stamp is not None and stamp.seal is not None:
+        unseal_section(key, section, stamp.seal.section)
+    return stamp
+
+
+def check_meta_of(key: Key, checkpoint: Mapping[str, Any]) -> None:
+    """Make sure that a checkpoint's meta are those it was sealed with, where it is sealed.
+
+    Raises:
+        IntegrityError: they are not.
+    """
+    stamp = sealed_stamp(checkpoint.get(WEIGHTS))
+    content = None if stamp is None else open_envelope(key, stamp).content
+    if stamp is not None and stamp.seal is not None and content is not None:
+        check_meta(content, stamp.seal, checkpoint.get('meta'))
+
+
+def rewrap(key: Key, checkpoint: Mapping[str, Any], recipients: Iterable[Key | Recipient]) -> list[tuple[Stamp, Stamp]]:
+    """The stamps of a sealed checkpoint's sections, each with the one for other recipients. Weights are not opened.
+
+    Args:
+        key: of one of its recipients.
+        checkpoint: as it was read.
+        recipients: who can open it from now on.
+
+    Raises:
+        KeyMismatchError: it is sealed to others.
+        IntegrityError: its stamps, lists of tensors or meta were altered.
+    """
+    found, others = [], list(recipients)
+    for name, section in checkpoint.items():
+        stamp = sealed_stamp(section)
+        if stamp is None or stamp.seal is None:
+            continue
+        secrets = open_envelope(key, stamp)
+        if secrets.content is None:
+            raise IntegrityError(_NOT_SEALED)
+        new = close_envelope(stamp, secrets, others)
+        heads = replace(stamp, seal=None).to_bytes(), new.to_bytes()
+        bare = {n: t for n, t in tensors_of(section).items() if n != stamp.name}
+        meta = checkpoint.get('meta') if name == WEIGHTS else None
+        found.append((stamp, replace(new, seal=retag_tensors(bare, secrets.content, stamp.seal, heads, meta))))
+    return found
+
+
+def sealed_stamp(section: Any) -> Stamp | None:
+    """The stamp of a section that has a seal; None where it has none.
+
+    Raises:
+        StampError: it is damaged, or there are two.
+    """
+    if not isinstance(section, Mapping):
+        return None
+    own = {n: value for n, value in section.items() if isinstance(n, str) and '.' not in n and is_stamp(n)}
+    stamp = stamps_of(own).get('')
+    return stamp if stamp is not None and stamp.seal is not None else None
+
+
+def tensors_of(value: Any, path: tuple[Any, ...] = ()) -> dict[str, Tensor]:
+    """All tensors in nested dicts, lists and tuples, by name; a deeper one's name is its path as JSON."""
+    if isinstance(value, Tensor):
+        return {_name_at(path): value}
+    found: dict[str, Tensor] = {}
+    for step, item in _items(value):
+        found.update(tensors_of(item, (*path, step)))
+    return found
+
+
+def with_tensors(value: Any, tensors: Mapping[str, Any], path: tuple[Any, ...] = ()) -> Any:
+    """The same nested value with other tensors, by the names that :func:`tensors_of` gives them."""
+    if isinstance(value, Tensor):
+        return tensors[_name_at(path)]
+    items = [(step, with_tensors(item, tensors, (*path, step))) for step, item in _items(value)]
+    if isinstance(value, Mapping):
+        twin: Any = copy.copy(value)
+        twin.update(items)
+        return twin
+    if isinstance(value, (list, tuple)):
+        found = [item for _, item in items]
+        return type(value)(*found) if hasattr(value, '_fields') else type(value)(found)
+    return value
+
+
+def _name_at(path: tuple[Any, ...]) -> str:
+    """The name of what is found on a path: its key, where that looks like no path itself, or the path as JSON."""
+    if len(path) == 1 and isinstance(path[0], str) and not path[0].startswith('['):
+        return path[0]
+    try:
+        return json.dumps(path)
+    except TypeError:
+        raise LockError(f'a tensor under the key {path!r:.80} cannot be sealed: keys are texts and numbers') from None
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(value, Mapping):
+        return list(value.items())
+    return enumerate(value) if isinstance(value, (list, tuple)) else ()
+
+
+def _seal_section(
+    section: Mapping[str, Any], how: Sealing, content: ContentKey, name: str, meta: Mapping[str, Any] | None, own: bool
+) -> dict[str, Any]:
+    stamps = stamps_of({n: v for n, v in section.items() if isinstance(n, str)})
+    bare: Any = copy.copy(section)
+    stamp = stamps.pop('', None)
+    if stamp is None:
+        stamp, features = Stamp(how.key.id, fresh_salt(), ()), FeatureSecret.generate()
+    else:
+        features = open_envelope(how.key, stamp).features
+        del bare[stamp.name]
+    for prefix, part in stamps.items():  # of parts that are protected alone: for everybody, too
+        del bare[f'{prefix}.{part.name}']
+        part = close_envelope(part, Secrets(open_envelope(how.key, part).features), how.everybody)
+        bare[f'{prefix}.{part.name}'] = stamp_tensor(part)
+    stamp = close_envelope(stamp, Secrets(features, content), how.everybody)
+    sealed, seal = seal_tensors(tensors_of(bare), content, name, stamp.to_bytes(), meta, how.mode, own)
+    found: dict[str, Any] = with_tensors(bare, sealed)
+    stamp = replace(stamp, seal=seal)
+    found[stamp.name] = stamp_tensor(stamp, _ROOM)
+    return found

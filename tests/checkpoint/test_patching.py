@@ -1,0 +1,241 @@
+"""Files whose envelope alone is exchanged: patched in place, and still what zip and safetensors say they are."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zipfile
+
+import pytest
+import torch
+
+from keyseg_mm import Identity, rekey_file, seal_file
+from keyseg_mm.checkpoint import operations
+from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in, write_checkpoint
+from keyseg_mm.checkpoint.patching import ForeignFileError, patch
+from keyseg_mm.errors import KeyMismatchError, KeysegError
+from keyseg_mm.seal.sections import Sealing, sealed_stamp, unseal_checkpoint
+from tests.support.files import KEY, META, OTHER, SUFFIXES, opened_weights, weights_in
+from tests.support.layers import layers
+
+CUSTOMER = Identity(bytes(range(2, 34)))
+
+
+@pytest.fixture
+def plain(tmp_path):
+    weights = {n: t.clone() for n, t in layers().state_dict().items()}
+    content = {
+        'ema_state_dict': {f'module.{n}': t + 1 for n, t in weights.items()},
+        'optimizer': {'state': [weights['0.bias'] * 2]},
+    }
+    write_checkpoint(tmp_path / 'plain.pth', weights, META, others=content)
+    write_checkpoint(tmp_path / 'plain.safetensors', weights, META)
+    return weights
+
+
+@pytest.fixture(params=SUFFIXES)
+def sealed(request, plain, tmp_path):
+    path = tmp_path / f'sealed{request.param}'
+    seal_file(tmp_path / f'plain{request.param}', Sealing(KEY), path)
+    return path
+
+
+@pytest.fixture
+def patched(monkeypatch):
+    """Tells which files were patched, not written anew."""
+    seen = []
+
+    def watched(source, out, *args):
+        patch(source, out, *args)
+        seen.append(out)
+
+    monkeypatch.setattr(operations, 'patch', watched)
+    return seen
+
+
+def alike(one: dict, other: dict) -> bool:
+    """Whether two are the same; a .safetensors file has no order of its names."""
+    return sorted(one) == sorted(other) and all(bits(t) == bits(other[n]) for n, t in one.items())
+
+
+def bits(tensor: torch.Tensor) -> tuple:
+    """Of noise too, which may be no number and then is not even itself."""
+    return tensor.dtype, tensor.shape, tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def is_whole(path) -> bool:
+    """Whether a file is what its format says, by readers that know nothing of us."""
+    if path.suffix == '.pth':
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None and all(archive.read(name) is not None for name in archive.namelist())
+    from safetensors import safe_open
+
+    with safe_open(path, 'pt') as file:
+        return all(file.get_tensor(name) is not None for name in file.keys())  # noqa: SIM118
+
+
+def test_the_envelope_alone_is_exchanged(sealed, plain, patched, tmp_path):
+    out, before = tmp_path / f'out{sealed.suffix}', sealed.read_bytes()
+    assert is_whole(sealed)
+    assert rekey_file(sealed, KEY, [CUSTOMER.recipient, OTHER], out) == ()
+    assert patched == [out] and sealed.read_bytes() == before
+    assert is_whole(out) and out.stat().st_size == len(before)
+    old, new = read_checkpoint(sealed), read_checkpoint(out)
+    assert list(old) == list(new) and new['meta'] == old['meta']
+    assert alike(weights_in(sealed), weights_in(out)), 'not one bit of a weight was touched'
+    assert stamps_in(out)[''].key_ids == (CUSTOMER.id, OTHER.id)
+    for key in (CUSTOMER, OTHER):
+        content = unseal_checkpoint(key, new)
+        assert alike(content['state_dict'], plain)
+        if sealed.suffix == '.pth':
+            assert torch.equal(content['ema_state_dict']['module.0.bias'], plain['0.bias'] + 1)
+            assert torch.equal(content['optimizer']['state'][0], plain['0.bias'] * 2)
+            assert all(sealed_stamp(new[n]).key_ids == (CUSTOMER.id, OTHER.id) for n in ('ema_state_dict', 'optimizer'))
+    with pytest.raises(KeyMismatchError):
+        opened_weights(out, KEY)
+    assert KEY.id.encode() not in out.read_bytes(), 'nothing of the old envelope is left'
+
+
+def test_back_and_forth(sealed, plain, patched, tmp_path):
+    here = sealed
+    for turn, (key, to) in enumerate([(KEY, CUSTOMER), (CUSTOMER, OTHER), (OTHER, KEY)]):
+        out = tmp_path / f'turn{turn}{sealed.suffix}'
+        rekey_file(here, key, [to.recipient], out)
+        assert is_whole(out) and alike(opened_weights(out, to), plain)
+        here = out
+    assert len(patched) == 3 and here.stat().st_size == sealed.stat().st_size
+
+
+def test_the_very_file_may_be_patched(sealed, plain, patched):
+    rekey_file(sealed, KEY, [OTHER], sealed, overwrite=True)
+    assert patched == [sealed] and is_whole(sealed) and alike(opened_weights(sealed, OTHER), plain)
+
+
+def test_more_than_there_is_room_for_is_sealed_anew(sealed, plain, patched, tmp_path):
+    crowd = [Identity(bytes([number]) * 32) for number in range(60)]
+    out = tmp_path / f'out{sealed.suffix}'
+    rekey_file(sealed, KEY, [one.recipient for one in crowd], out)
+    assert patched == [] and is_whole(out)
+    assert stamps_in(out)[''].key_ids == tuple(one.id for one in crowd)
+    assert not any(torch.equal(t, weights_in(out)[n]) for n, t in weights_in(sealed).items()), 'a fresh content key'
+    for one in (crowd[0], crowd[-1]):
+        assert alike(opened_weights(out, one), plain)
+    few = tmp_path / f'few{sealed.suffix}'
+    rekey_file(out, crowd[7], [OTHER], few)
+    assert patched == [few] and is_whole(few) and alike(opened_weights(few, OTHER), plain), 'less always fits'
+
+
+def test_reseal_and_other_formats_are_not_patched(sealed, plain, patched, tmp_path):
+    other = {'.pth': '.safetensors', '.safetensors': '.pth'}[sealed.suffix]
+    cases = [(f'reseal{sealed.suffix}', dict(reseal=True))]
+    if sealed.suffix == '.safetensors':
+        cases.append((f'other{other}', {}))
+    for name, more in cases:
+        out = tmp_path / name
+        rekey_file(sealed, KEY, [OTHER], out, **more)
+        assert is_whole(out) and alike(opened_weights(out, OTHER), plain)
+        assert not any(torch.equal(t, weights_in(out)[n]) for n, t in weights_in(sealed).items())
+    assert patched == []
+
+
+def test_files_of_other_tools(plain, patched, tmp_path):
+    """Saved again by hand, in each of torch's formats, or with compressed members."""
+    seal_file(tmp_path / 'plain.pth', Sealing(KEY), tmp_path / 'sealed.pth')
+    content = torch.load(tmp_path / 'sealed.pth', weights_only=True)
+    for name, zipped in (('zip.pth', True), ('old.pth', False)):
+        torch.save(content, tmp_path / name, _use_new_zipfile_serialization=zipped)
+        rekey_file(tmp_path / name, KEY, [OTHER], tmp_path / f'out_{name}')
+        assert alike(opened_weights(tmp_path / f'out_{name}', OTHER), plain)
+    packed, out = tmp_path / 'packed.pth', tmp_path / 'out_packed.pth'
+    with zipfile.ZipFile(tmp_path / 'sealed.pth') as a, zipfile.ZipFile(packed, 'w', zipfile.ZIP_DEFLATED) as b:
+        for name in a.namelist():
+            b.writestr(name, a.read(name))
+    assert patched == [tmp_path / 'out_zip.pth'], 'the other is sealed anew'
+    with pytest.raises(KeysegError):  # torch does not map what is compressed
+        rekey_file(packed, KEY, [OTHER], out)
+    assert not out.exists()
+
+
+def test_bytes_that_look_like_a_stamp_elsewhere(patched, tmp_path):
+    """The id of a key as a text in the meta is none of the stamp's."""
+    weights = {'w': torch.randn(100)}
+    write_checkpoint(tmp_path / 'plain.pth', weights, {'note': 'needs ' + KEY.id})
+    seal_file(tmp_path / 'plain.pth', Sealing(KEY), tmp_path / 'sealed.pth')
+    rekey_file(tmp_path / 'sealed.pth', KEY, [OTHER], tmp_path / 'out.pth')
+    assert alike(opened_weights(tmp_path / 'out.pth', OTHER), weights)
+    assert read_checkpoint(tmp_path / 'out.pth')['meta'] == {'note': 'needs ' + KEY.id}
+
+
+# ---- the patch itself
+
+
+MEMBERS = {'x/data/0': b'x' * 50, 'x/data.pkl': b'one and one', 'x/data/1': b'one', 'x/data/2': b'weights: one'}
+CHANGED = {**MEMBERS, 'x/data.pkl': b'two and two', 'x/data/1': b'two'}  # numbers of weights are left alone
+
+
+def archive(path, file=None):
+    with zipfile.ZipFile(file or path, 'w', zipfile.ZIP_STORED) as zipped:
+        for name, data in MEMBERS.items():
+            zipped.writestr(name, data)
+    return path
+
+
+def members(path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as zipped:
+        assert zipped.testzip() is None
+        return {name: zipped.read(name) for name in zipped.namelist()}
+
+
+def test_checksums_are_mended(tmp_path):
+    patch(archive(tmp_path / 'a.zip'), tmp_path / 'b.zip', {b'one': b'two'})
+    assert members(tmp_path / 'a.zip') == MEMBERS and members(tmp_path / 'b.zip') == CHANGED
+
+
+def test_checksums_behind_the_data_are_mended(tmp_path):
+    """Who writes to a pipe cannot go back: lengths and checksum follow the data (flag 8 of the format)."""
+    source, out = tmp_path / 'a.zip', tmp_path / 'b.zip'
+
+    class Pipe:
+        """A file that goes forward only."""
+
+        def __init__(self, file):
+            self.write, self.flush = file.write, file.flush
+
+    with open(source, 'wb') as file:
+        archive(source, Pipe(file))
+    with zipfile.ZipFile(source) as zipped:
+        assert all(info.flag_bits & 8 for info in zipped.infolist())
+    patch(source, out, {b'one': b'two'})
+    assert members(out) == CHANGED
+    crc = struct.pack('<4sL', b'PK\x07\x08', zipfile.crc32(b'two and two'))
+    assert out.read_bytes().count(crc) == 1, 'the one behind the data, too'
+
+
+def test_without_the_systems_own_copy(tmp_path, monkeypatch):
+    archive(tmp_path / 'a.zip')
+    patch(tmp_path / 'a.zip', tmp_path / 'b.zip', {b'one': b'two'})
+
+    def fails(*args):
+        raise OSError('not here')
+
+    monkeypatch.setattr(os, 'copy_file_range', fails, raising=False)
+    patch(tmp_path / 'a.zip', tmp_path / 'c.zip', {b'one': b'two'})
+    monkeypatch.delattr(os, 'copy_file_range')
+    patch(tmp_path / 'a.zip', tmp_path / 'd.zip', {b'one': b'two'})
+    assert len({(tmp_path / f'{n}.zip').read_bytes() for n in 'bcd'}) == 1
+
+
+def test_what_is_not_there_is_an_error_and_leaves_nothing(tmp_path):
+    source = archive(tmp_path / 'a.zip')
+    with pytest.raises(ForeignFileError, match='does not hold its stamp'):
+        patch(source, tmp_path / 'b.zip', {b'one': b'two', b'nowhere': b'nothere'})
+    with pytest.raises(ValueError, match='length'):
+        patch(source, tmp_path / 'b.zip', {b'one': b'three'})
+    (tmp_path / 'taken').write_bytes(b'mine')
+    with pytest.raises(KeysegError, match='exists already'):
+        patch(source, tmp_path / 'taken', {b'one': b'two'})
+    (tmp_path / 'odd').write_bytes(bytes(range(256)) * 20)
+    with pytest.raises(ForeignFileError):
+        patch(tmp_path / 'odd', tmp_path / 'b.zip', {b'one': b'two'})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['a.zip', 'odd', 'taken']
+    assert (tmp_path / 'taken').read_bytes() == b'mine'
