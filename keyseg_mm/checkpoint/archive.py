@@ -126,7 +126,8 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, requires_grad: An
     last = offset + sum((n - 1) * step for n, step in zip(size, stride)) if prod(size) else 0
     if prod(size) and last >= storage.numel():
         raise NotQuick
-    return storage.as_strided(size, stride, offset)
+    found: Tensor = storage.as_strided(size, stride, offset)
+    return found
 
 
 _NAMES: dict[tuple[str, str], Callable[..., Any] | torch.dtype] = {

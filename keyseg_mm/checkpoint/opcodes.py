@@ -158,10 +158,11 @@ def _call(m: _Machine, at: int) -> int:
 
 def _state(m: _Machine, at: int) -> int:
     """What torch hangs on a state_dict: attributes of an OrderedDict."""
-    state = m.stack.pop()
-    if type(m.stack[-1]) is not OrderedDict or type(state) is not dict or set(state) != {'_metadata'}:
+    state: Any = m.stack.pop()
+    into: Any = m.stack[-1]
+    if type(into) is not OrderedDict or type(state) is not dict or set(state) != {'_metadata'}:
         raise NotQuick
-    m.stack[-1]._metadata = state['_metadata']
+    vars(into).update(state)
     return at
 
 
