@@ -252,6 +252,8 @@ class Protection(Secret):
         elif self.state is State.KEYED and same and stamp.entries == self.stamp.entries:
             self.stamp = stamp  # which may know more of the weights
         elif self.rules.find_sites is not None:
+            if not stamp.maps:
+                logger.warning('this checkpoint has no maps in its weights: the model runs opened, without encryptors')
             self.become_keyed(model, stamp, self.rules.find_sites(model, stamp) if stamp.maps else ())
         else:
             derived = [derive_map(features, stamp.salt, entry) for entry in stamp.maps]

@@ -291,3 +291,12 @@ def test_a_sealed_plain_model_is_opened_by_the_host(way, sealed, tiny_cityscapes
     assert protections(model)[0].state is State.PLAIN
     for name, value in sealed['state'].items():
         assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_a_file_without_maps_says_that_nothing_is_encrypted(sealed, key_file, caplog):
+    model = MODELS.build(keyed_cfg(tiny_model_cfg(), f'file:{key_file}', points='checkpoint'))
+    model.load_state_dict(read_checkpoint(sealed['folder'] / 'locked.pth')['state_dict'])
+    assert protections(model)[0].encryptors and 'without encryptors' not in caplog.text
+    model = MODELS.build(keyed_cfg(tiny_model_cfg(), f'file:{key_file}', points='checkpoint'))
+    model.load_state_dict(read_checkpoint(sealed['folder'] / 'sealed.pth')['state_dict'])
+    assert not protections(model)[0].encryptors and 'without encryptors' in caplog.text
