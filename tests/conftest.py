@@ -15,6 +15,7 @@ import torch
 import keyseg_mm.baselines  # noqa: F401 - its transforms
 import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
 from keyseg_mm import SecretKey, write_key_file
+from keyseg_mm.mm.keyed import salt_of_run
 from tests.support.data import write_tiny_ade20k, write_tiny_cityscapes
 from tests.support.fixed import DRAWS, TICKS, Seconds, begin, put_back
 from tests.support.pages import BROWSERS, find_browser
@@ -29,12 +30,14 @@ def pytest_fixture_setup(fixturedef, request):
     """What several tests share does not depend on the tests before it."""
     if fixturedef.scope != 'function':
         begin(fixturedef.argname)
+        salt_of_run.cache_clear()
     return (yield)
 
 
 @pytest.fixture(autouse=True)
 def _the_same_every_time():
     begin('test')
+    salt_of_run.cache_clear()
     with put_back():
         yield
 

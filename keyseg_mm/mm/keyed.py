@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
@@ -10,6 +11,7 @@ from mmengine.registry import DefaultScope
 from mmseg.models.segmentors.base import BaseSegmentor
 from torch import nn
 
+from keyseg_mm.entries import MapEntry
 from keyseg_mm.envelope import SEALED, SIGNED
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.keys.identity import Recipient, read_recipient
@@ -49,7 +51,8 @@ def Keyed(of: Any, protection: dict[str, Any], **kwargs: Any) -> nn.Module:  # n
             - ``points``: an encryption point or preset, or a list of them; by default ``stages``, the paper's place.
               ``checkpoint`` takes points and transforms from the checkpoint that is loaded, as for a locked one.
             - ``transform``: name or dict of a transform; by default ``ChannelPermutation``, the paper's.
-            - ``salt``: public, 32 hex digits; by default fresh, or the loaded checkpoint's.
+            - ``salt``: public, 32 hex digits; by default the loaded checkpoint's, or a fresh one, which all models
+              that one process builds with the same key and points share: a student and its teacher, say.
             - ``allow_plain``: accept plain weights. What read plain maps may survive the training then, and with it the
               model without its key; to train a plain model on, lock it first.
             - ``runtime``: ``keyed``, with encryptors at the points; or ``plain``: a protected checkpoint is opened as
@@ -101,7 +104,9 @@ def protect(module: nn.Module, located: LocatedKey, options: dict[str, Any]) -> 
     else:
         sites = _sites(module, options.get('points', DEFAULT_POINTS))
         entries = entries_at(sites, options.get('transform', DEFAULT_TRANSFORM))
-        attach(module, located.key, sites, entries, salt=_salt(options.get('salt')), rules=rules)
+        salt = options.get('salt')
+        salt = salt_of_run(located.key.id, entries) if salt is None else parse_salt(salt)
+        attach(module, located.key, sites, entries, salt=salt, rules=rules)
     return module
 
 
@@ -141,14 +146,16 @@ def _host_registry() -> Any:
     return MODELS if DefaultScope.get_current_instance() is not None else MMSEG_MODELS
 
 
-def _salt(text: Any) -> bytes:
-    """The salt of a config, or a fresh one that all processes of a distributed run share."""
-    if text is None:
-        shared = [fresh_salt()]
-        if is_distributed():
-            broadcast_object_list(shared)
-        return shared[0]
-    return parse_salt(text)
+@functools.cache
+def salt_of_run(key_id: str, entries: tuple[MapEntry, ...]) -> bytes:
+    """A fresh salt, the same one for all models of this run that are encrypted alike, in all of its processes.
+
+    A teacher takes the weights of its student, and with other tables it would be wrong without a word.
+    """
+    shared = [fresh_salt()]
+    if is_distributed():
+        broadcast_object_list(shared)
+    return shared[0]
 
 
 def _takes_plain(options: dict[str, Any]) -> bool:

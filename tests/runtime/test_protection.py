@@ -12,6 +12,7 @@ from mmengine.model import BaseTTAModel
 from mmengine.runner.checkpoint import load_state_dict as mmengine_load
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
+from torch import nn
 
 from keyseg_mm import attach, detach, entries_at, protections, resolve, stamps_of
 from keyseg_mm.bind import open_envelope, stamp_tensor
@@ -26,6 +27,7 @@ from keyseg_mm.errors import (
     StampError,
 )
 from keyseg_mm.mm.dryrun import trace_module
+from keyseg_mm.mm.keyed import salt_of_run
 from keyseg_mm.stamp import STAMP_PREFIX, Stamp, stamp_of_value
 from tests.support.configs import keyed_cfg, tiny_model_cfg
 
@@ -77,6 +79,7 @@ def test_detach_gives_the_plain_model_back(keyed, image):
 
 
 def test_right_key_takes_over_the_salt(keyed, key, key_file, load, image):
+    salt_of_run.cache_clear()  # as in another run
     twin = build(f'file:{key_file}')
     before = logits(twin, image)
     assert protections(twin)[0].stamp.salt != protections(keyed)[0].stamp.salt
@@ -145,6 +148,22 @@ def test_other_points_or_transforms_are_refused(keyed, key_file, load):
     ):
         with pytest.raises(PlanMismatchError, match='out:backbone:0'):
             load(build(f'file:{key_file}', **protection), keyed.state_dict())
+
+
+@pytest.mark.parametrize('points', ['stages', 'linear'])
+def test_a_teacher_that_takes_its_students_weights_is_its_student(key_file, other_key_file, image, points):
+    """As the host's semi-supervised detectors do it: two models of one config, updated parameter by parameter."""
+    student, teacher = (build(f'file:{key_file}', points=points) for _ in range(2))
+    assert not torch.allclose(logits(student, image), logits(teacher, image), atol=1e-3)
+    for tensors in (nn.Module.named_parameters, nn.Module.named_buffers):
+        for (_, there), (_, here) in zip(tensors(student), tensors(teacher)):
+            here.data.copy_(there.data)
+    assert torch.equal(logits(student, image), logits(teacher, image))
+    salts = {protections(build(f'file:{key_file}', points=points))[0].stamp.salt for _ in range(2)}
+    assert salts == {protections(student)[0].stamp.salt}
+    for changed in (dict(points=['out:backbone:3']), dict(points=points, transform='SignedChannelPermutation')):
+        assert protections(build(f'file:{key_file}', **changed))[0].stamp.salt not in salts
+    assert protections(build(f'file:{other_key_file}', points=points))[0].stamp.salt not in salts
 
 
 def test_fixed_salt(keyed, key_file, load):
