@@ -26,6 +26,22 @@ from keyseg_mm.errors import KeysegError
 from keyseg_mm.stamp import Stamp, stamps_of
 
 _META = 'keyseg_mm meta'
+# what a .safetensors file calls them
+_DTYPES = {
+    torch.float64: 'F64',
+    torch.float32: 'F32',
+    torch.float16: 'F16',
+    torch.bfloat16: 'BF16',
+    torch.float8_e4m3fn: 'F8_E4M3',
+    torch.float8_e5m2: 'F8_E5M2',
+    torch.complex64: 'C64',
+    torch.int64: 'I64',
+    torch.int32: 'I32',
+    torch.int16: 'I16',
+    torch.int8: 'I8',
+    torch.uint8: 'U8',
+    torch.bool: 'BOOL',
+}
 
 
 class _Curve:
@@ -219,23 +235,26 @@ def _parse_meta(metadata: dict[str, str]) -> dict[str, Any]:
 
 
 def _write_safetensors(content: dict[str, Any], file: IO[bytes]) -> None:
+    """The format is a header in JSON after its length, and the bytes of each tensor: huggingface.co/docs/safetensors.
+
+    Its own package writes to a file that it opens itself, by name.
+    """
     state_dict, meta = dict(content.pop('state_dict')), content.pop('meta', {})
     if content:
         raise KeysegError(f'a .safetensors file holds weights alone, not {", ".join(content)}; write a .pth file')
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-    except ImportError:
-        raise KeysegError('a .safetensors file needs the package safetensors: pip install safetensors') from None
-    others = [name for name, value in state_dict.items() if not isinstance(value, Tensor)]
+    others = [n for n, value in state_dict.items() if not isinstance(value, Tensor) or value.dtype not in _DTYPES]
     if others:
-        raise KeysegError(f'a .safetensors file holds tensors only, not {others[0]}; write a .pth file')
-    seen: set[int] = set()
-    for name, tensor in state_dict.items():  # the format has no tensors that share memory
-        fresh = tensor.is_contiguous() and tensor.data_ptr() not in seen
-        state_dict[name] = tensor if fresh else tensor.detach().clone(memory_format=torch.contiguous_format)
-        seen.add(tensor.data_ptr())
-    try:
-        save_file(state_dict, file.name, {'format': 'pt', _META: json.dumps(meta, default=str)})
-    except SafetensorError as error:  # how it says that the disk is full
-        raise OSError(str(error)) from None
+        raise KeysegError(f'a .safetensors file holds tensors of numbers only, not {others[0]}; write a .pth file')
+    tensors = sorted(state_dict.items(), key=lambda item: (-item[1].element_size(), item[0]))  # so each is aligned
+    header: dict[str, Any] = {'__metadata__': {'format': 'pt', _META: json.dumps(meta, default=str)}}
+    start = 0
+    for name, tensor in tensors:
+        stop = start + tensor.numel() * tensor.element_size()
+        header[name] = {'dtype': _DTYPES[tensor.dtype], 'shape': list(tensor.shape), 'data_offsets': [start, stop]}
+        start = stop
+    text = json.dumps(header).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    file.write(len(text).to_bytes(8, 'little') + text)
+    for _, tensor in tensors:
+        plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
+        file.write(plain.reshape(-1).view(torch.uint8).numpy().data)

@@ -55,14 +55,14 @@ def patch(source: str | Path, out: str | Path, changes: Mapping[bytes, bytes], o
                 shutil.copyfileobj(original, file, _COPIED)
         file.flush()
         with mmap.mmap(file.fileno(), 0) as whole:
-            members = _members(file.name, whole)
+            members = _members(file, whole)
             sizes = set(map(len, changes))
             places = [(at, end) for at, end, named in members if named or end - at in sizes]
             changed = [place for place in places if _replace(whole, place, changes)]
             if any(all(whole.find(new, *place) < 0 for place in places) for new in changes.values()):
                 raise ForeignFileError(_FOREIGN)
-            if zipfile.is_zipfile(file.name):
-                _mend_checksums(file.name, whole, {at for at, _ in changed})
+            if zipfile.is_zipfile(file):
+                _mend_checksums(file, whole, {at for at, _ in changed})
 
     write_new(out, write, overwrite=overwrite)
 
@@ -84,9 +84,9 @@ def _clone(source: IO[bytes], target: IO[bytes]) -> bool:
     return True
 
 
-def _members(path: str, whole: mmap.mmap) -> list[tuple[int, int, bool]]:
+def _members(file: IO[bytes], whole: mmap.mmap) -> list[tuple[int, int, bool]]:
     """Where each part of a file is, and whether it is the part with the names."""
-    if not zipfile.is_zipfile(path):  # a .safetensors file: the header's length, the header, the bytes of each tensor
+    if not zipfile.is_zipfile(file):  # a .safetensors file: the header's length, the header, the bytes of each tensor
         start = 8 + int.from_bytes(whole[:8], 'little')
         try:
             rows = json.loads(whole[8:start])
@@ -94,7 +94,7 @@ def _members(path: str, whole: mmap.mmap) -> list[tuple[int, int, bool]]:
             raise ForeignFileError(_FOREIGN) from None
         offsets = [row['data_offsets'] for name, row in rows.items() if name != '__metadata__']
         return [(8, start, True), *((start + a, start + b, False) for a, b in offsets)]
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         found = [(_start(whole, info), info) for info in archive.infolist()]
     return [(at, at + info.compress_size, info.filename.endswith('data.pkl')) for at, info in found]
 
@@ -115,9 +115,9 @@ def _replace(whole: mmap.mmap, place: tuple[int, int], changes: Mapping[bytes, b
     return part != before
 
 
-def _mend_checksums(path: str, whole: mmap.mmap, starts: set[int]) -> None:
+def _mend_checksums(file: IO[bytes], whole: mmap.mmap, starts: set[int]) -> None:
     """Give the zip members that start there their new CRC-32, in each of the places where the format keeps it."""
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         entry, members = archive.start_dir, archive.infolist()
     for info in members:  # in the order of the central directory
         said = _CENTRAL.unpack_from(whole, entry)

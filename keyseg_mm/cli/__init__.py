@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
 from keyseg_mm import __version__
 from keyseg_mm.cli.console import INTERRUPTED
@@ -78,7 +83,8 @@ def main(argv: list[str] | None = None) -> int:
         return run_module(name, arguments[1:])
     args = _parse(build_parser([name]), arguments)
     try:
-        return int(args.run(args))
+        with _ending_in_order():
+            return int(args.run(args))
     except KeysegError as error:
         print(f'keyseg {name}: {error}', file=sys.stderr)
         return 1
@@ -98,12 +104,34 @@ def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Na
     return args
 
 
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a command like an error, so that it clears away what it has begun."""
+
+    def end(number: int, frame: Any) -> NoReturn:
+        for other in kept:
+            signal.signal(other, signal.SIG_IGN)  # once is enough, and clearing away is not to be cut short
+        raise SystemExit(128 + number)  # the exit status that shells give
+
+    numbers = [getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+    is_ours = threading.current_thread() is threading.main_thread()  # handlers are a main thread's business
+    kept = [number for number in numbers if is_ours and signal.getsignal(number) is signal.SIG_DFL]
+    for number in kept:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in kept:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def run_module(name: str, arguments: list[str]) -> int:
     """Run one of the host's tools with all its options; what ``tools/*.py`` call too."""
     from keyseg_mm.cli.host import run_host_tool
 
     try:
-        return run_host_tool(f'{name}.py', arguments)
+        with _ending_in_order():
+            return run_host_tool(f'{name}.py', arguments)
     except KeysegError as error:
         print(f'keyseg {name}: {error}', file=sys.stderr)
         return 1

@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the key file and say how to name it."""
+    from keyseg_mm.atomic import make_folder
     from keyseg_mm.keys.identity import HYBRID, X25519, Identity
     from keyseg_mm.keys.key import SecretKey
     from keyseg_mm.keys.keyfile import PASSPHRASE_VARIABLE, default_comment, write_key_file
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.identity:
         key = Identity.generate(HYBRID if args.post_quantum else X25519)
     passphrase = new_passphrase() if args.passphrase else None
-    _make_folder(args.out.parent)
+    make_folder(args.out.parent)
     write_key_file(args.out, key, passphrase, comment)
     print(f'made {args.out}, key id {key.id}')
     if isinstance(key, Identity):
@@ -69,13 +70,3 @@ def run(args: argparse.Namespace) -> int:
     if passphrase is not None:
         print(f'  training and testing take the passphrase from the environment variable {PASSPHRASE_VARIABLE}')
     return 0
-
-
-def _make_folder(folder: Path) -> None:
-    """Make the folder of a key file where it is missing, each part of the path for its owner only."""
-    for part in reversed([folder, *folder.parents]):
-        if not part.exists():
-            try:
-                part.mkdir(mode=0o700)
-            except OSError as error:
-                raise KeyFileError(f'could not make the folder {part}: {error.strerror or error}') from None

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Tell the three kinds of files apart and show what they are."""
-    from keyseg_mm.keys.keyfile import is_key_file
+    from keyseg_mm.atomic import is_key_file
 
     path: Path = args.file
     if not path.is_file():

@@ -12,7 +12,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from keyseg_mm.atomic import write_json
+from keyseg_mm.atomic import make_folder, write_json
 from keyseg_mm.audit.engine.executor import Executor, Failed
 from keyseg_mm.audit.engine.suites import Say
 from keyseg_mm.audit.model.loading import num_classes_of
@@ -60,7 +60,7 @@ def begin(out: Path, options: Options, cfg: Config) -> None:
     noted, own = out / NOTED, out / KEY
     asked = {**asdict(options), 'contents of the config': hashlib.sha256(cfg.pretty_text.encode()).hexdigest()}
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         if not noted.exists():
             if foreign := [path.name for path in out.iterdir() if path != own]:
                 raise KeysegError(f'{out} holds {foreign[0]} and no comparison to go on with; give another folder')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shlex
 import shutil
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from keyseg_mm.atomic import write_json
+from keyseg_mm.atomic import is_key_file, make_folder, refuse_existing, write_json
 from keyseg_mm.checkpoint.files import stamps_in
 from keyseg_mm.checkpoint.operations import unlock_file
 from keyseg_mm.demo.report import BARE, NONE, RIGHT, WRONG, Result, draw, meaning, table
@@ -33,6 +34,7 @@ LOG, TABLE, RESULTS, PICTURE = 'demo.log', 'table.txt', 'results.json', 'segment
 MADE = (KEY, OTHER, OPENED, SCENES, CONFIG, TRAIN, TEST, LOG, TABLE, RESULTS, PICTURE)
 WRONG_TABLES = ('random:1', 'random:2', 'random:3')
 COUNTS = {'train': 160, 'val': 40}  # scenes
+_COMMENT = 'made by keyseg demo'  # in its key files: others are not replaced
 _NEXT = """\
   keyseg show {checkpoint}                     what the checkpoint says of its protection
   keyseg test {config} {checkpoint} --cfg-options model.protection.key=none      test it with whatever key
@@ -44,18 +46,24 @@ def prepare(out: Path, overwrite: bool) -> None:
     """Make the demo's folder, or clear it of what an earlier demo made in it; other files stay.
 
     Raises:
-        KeysegError: it is not empty; with ``overwrite``, no demo has written to it; it cannot be used.
+        KeysegError: it is not empty; with ``overwrite``, no demo has written to it, or it holds links, devices or keys
+            of others; it cannot be used.
     """
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         if any(out.iterdir()) and not (overwrite and (out / LOG).is_file()):
             why = 'no demo is known to have made it' if overwrite else '--overwrite replaces what an earlier demo made'
             raise KeysegError(f'{out} is not empty and was left as it is; {why}; give another folder with --out')
-        for path in (out / name for name in MADE):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        there = [path for path in (out / name for name in MADE) if os.path.lexists(path)]
+        folders = [path for path in there if path.is_dir() and not path.is_symlink()]
+        files = [path for path in there if path not in folders]
+        for path in files:
+            if not (is_key_file(path) and _COMMENT in path.read_text()):
+                refuse_existing(path, overwrite=True)
+        for path in folders:
+            shutil.rmtree(path)
+        for path in files:
+            path.unlink()
         (out / LOG).touch()
     except OSError as error:
         raise KeysegError(f'{out} cannot be used as a folder: {error}; give another with --out') from None
@@ -91,13 +99,13 @@ def _run(out: Path, iterations: int, seed: int, say: Callable[[str], object]) ->
     write_scenes(out / SCENES, seed, COUNTS)
     key, checkpoint = SecretKey.generate(), out / TRAIN / f'iter_{iterations}.pth'
     begin(f'2  a key with the public id {key.id}; its file is for you alone to read', KEY)
-    write_key_file(out / KEY, key, comment='made by keyseg demo')
+    write_key_file(out / KEY, key, comment=_COMMENT)
     begin("3  a training: a small SegFormer; its backbone's four feature maps are encrypted with the key", CONFIG)
     (out / CONFIG).write_text(config_text(iterations, seed, min(8, COUNTS['train'])))
     with tqdm(total=iterations, leave=False, disable=None, file=sys.__stderr__) as bar:
         watched(read(out), 'after_train_iter', lambda _: bar.update()).train()
     begin('4  tests: the sealed file, with its key, without one, and with another', checkpoint.relative_to(out))
-    write_key_file(out / OTHER, SecretKey.generate(), comment='made by keyseg demo: another key')
+    write_key_file(out / OTHER, SecretKey.generate(), comment=f'{_COMMENT}: another key')
     results = [Result(RIGHT, f'file:{KEY}'), Result(NONE, 'none')]
     for result in results:
         _test(out, checkpoint, result)

@@ -21,8 +21,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from keyseg_mm.atomic import write_new
 from keyseg_mm.errors import KeyFileError
-from keyseg_mm.keys.identity import IDENTITY_PREFIX, Identity, Key, read_key
-from keyseg_mm.keys.key import TEXT_PREFIX
+from keyseg_mm.keys.identity import Identity, Key, read_key
 
 SEALED_FORMAT = 'keyseg_mm sealed key'
 PASSPHRASE_VARIABLE = 'KEYSEG_PASSPHRASE'
@@ -78,15 +77,6 @@ def read_key_file(path: str | os.PathLike[str], ask_passphrase: AskPassphrase | 
 def readable_by_others(path: str | os.PathLike[str]) -> bool:
     """Whether the file's mode lets users other than its owner read it."""
     return os.name == 'posix' and bool(stat.S_IMODE(os.stat(path).st_mode) & 0o077)
-
-
-def is_key_file(path: str | os.PathLike[str]) -> bool:
-    """Whether the file looks like one of ours, told from its first bytes."""
-    try:
-        line = _key_line(path)
-    except KeyFileError:
-        return False
-    return line.upper().startswith((TEXT_PREFIX, IDENTITY_PREFIX)) or SEALED_FORMAT in line
 
 
 def _key_line(path: str | os.PathLike[str]) -> str:

@@ -8,8 +8,9 @@ Importing :mod:`keyseg_mm.mm` sets them up, once; mmengine does that as it build
    the EMA copy; a protected model opens its weights itself, straight into its parameters; a model that has protected
    parts only gets them opened as they are loaded; and weights that fill a part (``init_cfg``), or a model that starts,
    are the plain ones, without maps.
-3. Every Runner of a protected model has a :class:`keyseg_mm.mm.hooks.GuardHook`, whatever hooks its config lists.
-4. A config that came with a checkpoint as text may not name a program to be run for the key.
+3. What is written sealed is written whole or not at all, as a killed run leaves it.
+4. Every Runner of a protected model has a :class:`keyseg_mm.mm.hooks.GuardHook`, whatever hooks its config lists.
+5. A config that came with a checkpoint as text may not name a program to be run for the key.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.model import BaseModule
 from mmengine.runner import CheckpointLoader, Runner, checkpoint
 from mmengine.runner import _flexible_runner as flexible
 from torch import Tensor
 
+from keyseg_mm.atomic import write_new
 from keyseg_mm.checkpoint.files import read_content
 from keyseg_mm.errors import LockError, SecretExposedError
 from keyseg_mm.keys.held import held
@@ -57,7 +60,7 @@ class _Load(Enum):
 
 
 _load: ContextVar[_Load] = ContextVar('keyseg_mm_load', default=_Load.ANY)
-_TO_MODEL = '_load_checkpoint_to_model'
+_TO_MODEL, _SAVE = '_load_checkpoint_to_model', 'save_checkpoint'
 _COMMAND = re.compile(r"""['"]cmd:""")
 
 
@@ -151,9 +154,31 @@ def _open_for_parts() -> None:
                 content = unseal_checkpoint(keys[0], content)
         return old(model, content, *args, **kwargs)
 
-    for name, module in list(sys.modules.items()):  # the host takes it by name into several of its modules
-        if name.startswith('mmengine') and vars(module).get(_TO_MODEL) is old:
-            setattr(module, _TO_MODEL, load)
+    _replace(_TO_MODEL, load)
+
+
+def _save_whole() -> None:
+    """Write a sealed checkpoint to the disk as this package writes files; the host writes straight to its name."""
+    old = getattr(checkpoint, _SAVE)
+
+    @functools.wraps(old)
+    def save(content: dict[str, Any], filename: str, *args: Any, **kwargs: Any) -> None:
+        is_elsewhere = '://' in filename or any(args) or any(kwargs.values())  # another backend
+        if is_elsewhere or sealed_stamp(content.get(WEIGHTS)) is None:
+            old(content, filename, *args, **kwargs)
+            return
+        Path(filename).parent.mkdir(parents=True, exist_ok=True)
+        write_new(filename, lambda file: torch.save(content, file), overwrite=True)
+
+    _replace(_SAVE, save)
+
+
+def _replace(name: str, new: Any) -> None:
+    """Replace a function of the host, which takes it by name into several of its modules."""
+    old = getattr(checkpoint, name)
+    for module_name, module in list(sys.modules.items()):
+        if module_name.startswith('mmengine') and vars(module).get(name) is old:
+            setattr(module, name, new)
 
 
 def _guard(runner_type: Any) -> None:
@@ -194,6 +219,7 @@ def set_up() -> None:
     _during(BaseModule, 'init_weights', _Load.START)
     _during(checkpoint, '_load_checkpoint_with_prefix', _Load.START)
     _open_for_parts()
+    _save_whole()
     _guard(Runner)
     _guard(flexible.FlexibleRunner)
     _refuse_commands()

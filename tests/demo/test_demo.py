@@ -8,7 +8,7 @@ import stat
 import cv2
 import pytest
 
-from keyseg_mm import KeysegError, find_leaks, read_key_file
+from keyseg_mm import KeysegError, SecretKey, find_leaks, read_key_file, write_key_file
 from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in
 from keyseg_mm.cli import main
 from keyseg_mm.cli.console import INTERRUPTED
@@ -52,10 +52,17 @@ def test_overwrite_removes_what_the_demo_made_and_nothing_else(tmp_path):
     mine.mkdir()
     for path in (out / 'scenes' / 'val' / 'a.png', out / 'demo.key', out / 'mine.txt', mine / 'photo.png'):
         path.write_text('x')
-    (out / 'train').symlink_to(mine)
     with pytest.raises(KeysegError, match='is not empty'):
         demo.prepare(out, overwrite=False)
-    assert (out / 'demo.key').exists()
+    (out / 'train').symlink_to(mine)
+    with pytest.raises(KeysegError, match='train is a link'):
+        demo.prepare(out, overwrite=True)
+    (out / 'train').unlink()
+    write_key_file(out / 'other.key', SecretKey(bytes(32)))
+    with pytest.raises(KeysegError, match='other.key holds a key'):
+        demo.prepare(out, overwrite=True)
+    assert (out / 'demo.key').exists() and (out / 'scenes' / 'val' / 'a.png').exists()
+    (out / 'other.key').write_text((out / 'other.key').read_text().replace('# made', '# made by keyseg demo, made'))
     demo.prepare(out, overwrite=True)
     assert sorted(p.name for p in out.iterdir()) == ['demo.log', 'mine.txt']
     assert (mine / 'photo.png').exists()
@@ -70,7 +77,7 @@ def test_overwrite_leaves_a_folder_alone_that_no_demo_has_made(tmp_path, capsys)
 
 def test_a_file_in_the_folders_place_is_an_error(tmp_path):
     (tmp_path / 'out').write_text('mine')
-    with pytest.raises(KeysegError, match='cannot be used as a folder'):
+    with pytest.raises(KeysegError, match='could not make the folder'):
         demo.prepare(tmp_path / 'out', overwrite=True)
     assert (tmp_path / 'out').read_text() == 'mine'
 

@@ -12,9 +12,9 @@ from contextlib import redirect_stderr, redirect_stdout
 import pytest
 
 from keyseg_mm import Identity, Recipient, SecretKey, locate, read_key_file, write_key_file
+from keyseg_mm.atomic import is_key_file
 from keyseg_mm.errors import IntegrityError, KeyFileError, SecretExposedError
 from keyseg_mm.keys.identity import HYBRID, X25519, read_key, read_recipient
-from keyseg_mm.keys.keyfile import is_key_file
 from keyseg_mm.keys.locator import refuse_secret
 
 KINDS = (X25519, HYBRID)

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
+import mmengine.runner.runner as runner_module
 import mmseg
 import pytest
 import torch
@@ -78,6 +80,19 @@ def test_every_file_of_a_run_is_sealed_with_all_its_tensors(tuned):
         assert not any(needle in content for needle in hidden)
         others = [n for n, v in sealed.items() if n not in ('meta',) and tensors_of(v) and sealed_stamp(v) is None]
         assert not others, 'whatever else holds a tensor'
+
+
+def test_a_sealed_file_of_a_run_is_whole_or_not_there(tuned, tmp_path, monkeypatch):
+    content = read_checkpoint(tuned['files'][0])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, 'fsync', mock.Mock(side_effect=KeyboardInterrupt))
+        runner_module.save_checkpoint(content, str(tmp_path / 'new' / 'iter_1.pth'))
+    assert list((tmp_path / 'new').iterdir()) == []
+    for _ in range(2):  # the second one replaces the first
+        runner_module.save_checkpoint(content, str(tmp_path / 'iter_1.pth'))
+        assert read_checkpoint(tmp_path / 'iter_1.pth')['state_dict'].keys() == content['state_dict'].keys()
+    runner_module.save_checkpoint({'state_dict': {'a': torch.ones(1)}}, str(tmp_path / 'plain.pth'))
+    assert torch.load(tmp_path / 'plain.pth')['state_dict']['a'] == 1, "a plain file is the host's business"
 
 
 def test_a_run_has_a_guard_whatever_its_config_lists(tuned):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from keyseg_mm.atomic import write_json
+from keyseg_mm.atomic import make_folder, write_json
 from keyseg_mm.audit.engine.attack import Run
 from keyseg_mm.audit.engine.budget import Progress, seed_everything
 from keyseg_mm.audit.engine.results import Failure, Result, read_result
@@ -71,7 +71,7 @@ class Runner:
 
     def keep(self, run: Run[Any, Any], outcome: Result[Any] | Failure) -> Result[Any] | Failure:
         """Store what came of a run; returns it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         write_json(self._path(run), dataclasses.asdict(outcome))
         return outcome
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from keyseg_mm import __version__
-from keyseg_mm.atomic import write_json, write_new
+from keyseg_mm.atomic import make_folder, write_json, write_new
 from keyseg_mm.audit.engine.results import Failure, Result, S, failed, to_json
 from keyseg_mm.audit.report.pictures import painted
 from keyseg_mm.entries import describe
@@ -69,7 +69,7 @@ class Summary(Generic[_W]):
 
 def write_report(folder: Path, report: Report, summary: Summary[Any]) -> None:
     """Write ``report.json``, with what its figures come to, and the page."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_json(
         folder / 'report.json',
         {'format': report.FORMAT, **to_json(report), 'summary': to_json(summary)},
