@@ -11,6 +11,7 @@ os.environ.setdefault('MPLBACKEND', 'Agg')
 import hypothesis
 import pytest
 import torch
+from yapf.yapflib import yapf_api  # here, since test processes that first import it at one moment break its cache
 
 import keyseg_mm.baselines  # noqa: F401 - its transforms
 import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
@@ -47,7 +48,6 @@ def _brisk_runner():
     """Leave out what takes a Runner seconds and says nothing here: the report on compilers, and layout of configs."""
     import mmengine.config.config as config
     import mmengine.runner.runner as runner
-    from yapf.yapflib import yapf_api
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, 'collect_env', dict)
