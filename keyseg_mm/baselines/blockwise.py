@@ -18,8 +18,9 @@ from torch import Tensor
 from keyseg_mm.keys import derive
 from keyseg_mm.keys.derive import KeyStream
 from keyseg_mm.maps import Map, register
-from keyseg_mm.maps.base import Tables, select_channels
-from keyseg_mm.maps.keyspace import bits_of_half, bits_of_permutation
+from keyseg_mm.maps.base import Tables
+from keyseg_mm.maps.keyspace import bits_of_half, bits_of_orders, bits_of_permutation
+from keyseg_mm.maps.order import select_channels, stays
 
 DEFAULT_BLOCK = 2  # at stride 32 the maps of a picture of 512 pixels are 16 wide
 LARGEST_BLOCK = 32
@@ -30,6 +31,10 @@ class BlockTransform(Map):
 
     __slots__ = ()
     block_sizes = (1, LARGEST_BLOCK)
+
+    @classmethod
+    def values(cls, channels: int, block: int = DEFAULT_BLOCK, **params: Any) -> int:
+        return channels * block**2
 
     @classmethod
     def why_not(cls, dim: int, dims: int) -> str:
@@ -66,9 +71,12 @@ class BlockShuffle(BlockTransform):
     ) -> tuple[NDArray[Any], ...]:
         return derive.permutation(stream, channels * block * block), derive.permutation(stream, channels)
 
+    def _kept(self) -> NDArray[np.bool_]:
+        return stays(self._arrays[0])
+
     @classmethod
     def key_space(cls, channels: int, block: int = DEFAULT_BLOCK, **params: Any) -> float:
-        return bits_of_permutation(channels * block**2) + bits_of_permutation(channels)
+        return bits_of_orders(channels * block**2) + bits_of_permutation(channels)
 
     @classmethod
     def apply(cls, x: Tensor, dim: int, tables: Tables) -> Tensor:
@@ -116,6 +124,9 @@ class NegativePositive(BlockTransform):
         ranks = derive.permutation(stream, channels * block * block)
         signs = np.where(ranks < len(ranks) // 2, -1, 1).astype(np.int8)
         return (signs.reshape(channels, block, block),)
+
+    def _kept(self) -> NDArray[np.bool_]:
+        return self._arrays[0].ravel() > 0
 
     @classmethod
     def key_space(cls, channels: int, block: int = DEFAULT_BLOCK, **params: Any) -> float:

@@ -19,11 +19,11 @@ from keyseg_mm.bind import Bound, derive_map
 from keyseg_mm.entries import Entry, MapEntry
 from keyseg_mm.errors import LockError
 from keyseg_mm.keys.identity import Key
-from keyseg_mm.locking.places import entry_at
 from keyseg_mm.locking.plan import Plan
 from keyseg_mm.locking.proof import Agreement, Bench, Proof
 from keyseg_mm.locking.scheme import Scheme, change_maps, register
 from keyseg_mm.maps import CHANNEL_MAPS, TRANSFORMS, normal_form
+from keyseg_mm.maps.order import SINGLE
 from keyseg_mm.model.consumers import readers_of
 from keyseg_mm.model.layers import WeightIndex, is_grouped, kind_of
 from keyseg_mm.model.points import ROOT, Point
@@ -219,12 +219,12 @@ class _Maker:
         if not named and any(kind and kind.permutation_only for kind in kinds):
             spec = normal_form('ChannelPermutation')
         if site.channels < 2:
-            problem = 'it has a single channel, and there is nothing to mix'
+            problem = SINGLE
         for layer in layers:
             why = self.weights.why_not(module_of(self.model, layer), site.channels, spec)
             problem = problem or (f'{why}' if layer == site.point.name else why and f'{layer}, which reads it: {why}')
         names = dict.fromkeys(name for layer in layers for name in self.weights.of(module_of(self.model, layer)))
-        return entry_at(site, spec, tuple(names)), problem
+        return MapEntry(str(site.point), site.channels, spec, tuple(names)), problem
 
     def _reading(self, site: Site) -> tuple[list[str], str]:
         """The layers that read an ``out:`` site's map, if only such do."""
@@ -259,4 +259,6 @@ def _left(model: nn.Module, trace: Trace) -> dict[str, str]:
             left[name or ROOT] = 'never called as a layer of its own'
         elif is_grouped(module):
             left[name or ROOT] = 'grouped: its channels are kept apart, and the map would mix them'
+        elif trace.sites[Point('in', name or ROOT)].channels < 2:
+            left[name or ROOT] = SINGLE
     return left

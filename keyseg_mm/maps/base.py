@@ -19,6 +19,7 @@ from torch import Tensor
 from keyseg_mm.errors import TransformError
 from keyseg_mm.keys.derive import KeyStream
 from keyseg_mm.keys.secret import Secret
+from keyseg_mm.maps.order import SINGLE, table_tensor
 
 #: Secret tables as tensors.
 Tables = tuple[Tensor, ...]
@@ -59,11 +60,29 @@ class Map(Secret):
     def derive(cls, stream: KeyStream, channels: int, **params: Any) -> Map:
         """The transform that a keystream gives for this number of channels.
 
+        A map that changes fewer than half of its values, rounded down, or none (of two channels, every second
+        permutation does) is drawn again from where the stream is.
+
         Raises:
-            TransformError: see :meth:`check`.
+            TransformError: see :meth:`check`; or there is a single value, and nothing to choose from.
         """
         cls.check(**params)
-        return cls(*cls._drawn(stream, channels, **params))
+        if cls.values(channels, **params) < 2:
+            raise TransformError(SINGLE)
+        while True:
+            drawn = cls(*cls._drawn(stream, channels, **params))
+            changed = ~drawn._kept()
+            if changed.sum() >= max(1, len(changed) // 2):
+                return drawn
+
+    @classmethod
+    def values(cls, channels: int, **params: Any) -> int:
+        """How many values the transform chooses an order, signs or a turn for."""
+        return channels
+
+    def _kept(self) -> NDArray[np.bool_]:
+        """Which of its values the transform leaves nearly as they are."""
+        raise NotImplementedError
 
     @classmethod
     def _drawn(cls, stream: KeyStream, channels: int, **params: Any) -> tuple[NDArray[Any], ...]:
@@ -159,7 +178,7 @@ class Map(Secret):
         """The tables as tensors for maps of that device and dtype: indices int64, signs ``dtype``, matrices wider."""
         found = self._placed.get((device, dtype))
         if found is None:
-            found = tuple(_to_tensor(array, device, dtype) for array in self._arrays)
+            found = tuple(table_tensor(array, device, dtype) for array in self._arrays)
             self._placed[device, dtype] = found
         return found
 
@@ -170,14 +189,6 @@ class Map(Secret):
 
     def _invert(self) -> Map:
         raise NotImplementedError
-
-
-def _to_tensor(array: NDArray[Any], device: torch.device, dtype: torch.dtype) -> Tensor:
-    if array.dtype == np.int64:
-        dtype = torch.int64
-    elif array.dtype == np.float64 and dtype != torch.float64:
-        dtype = torch.float32  # half precision is computed in float32 and rounded once
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device=device, dtype=dtype)
 
 
 class _Apply(torch.autograd.Function):
@@ -259,13 +270,6 @@ class ChannelMap(Map):
 
     def _compose(self, first: ChannelMap) -> ChannelMap:
         return Composition(first, self)
-
-
-def select_channels(x: Tensor, dim: int, table: Tensor) -> Tensor:
-    """``x.index_select(dim, table)``, by the faster of torch's ways: on a CPU that is gather for innermost channels."""
-    if x.device.type == 'cpu' and x.stride(dim) == 1 and dim % x.dim() == x.dim() - 1:
-        return x.gather(dim, table.expand(x.shape))
-    return x.index_select(dim, table)
 
 
 class Composition(ChannelMap):

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from keyseg_mm.keys import derive
 from keyseg_mm.keys.derive import KeyStream
-from keyseg_mm.maps.base import ChannelMap, select_channels
-from keyseg_mm.maps.keyspace import bits_of_permutation
+from keyseg_mm.maps.base import ChannelMap
+from keyseg_mm.maps.keyspace import bits_of_orders
+from keyseg_mm.maps.order import select_channels, stays
 
 DEFAULT_BLOCK = 8
 LARGEST_BLOCK = 64
+_TURNED = 0.5  # the diagonal entry of a channel that is turned by 60 degrees or more
 
 
 class ChannelPermutation(ChannelMap):
@@ -32,9 +34,12 @@ class ChannelPermutation(ChannelMap):
     def _drawn(cls, stream: KeyStream, channels: int, **params: Any) -> tuple[NDArray[Any], ...]:
         return (derive.permutation(stream, channels),)
 
+    def _kept(self) -> NDArray[np.bool_]:
+        return stays(self._arrays[0])
+
     @classmethod
     def key_space(cls, channels: int, **params: Any) -> float:
-        return bits_of_permutation(channels)
+        return bits_of_orders(channels)
 
     @classmethod
     def _run(cls, x: Tensor, dim: int, *tables: Tensor) -> Tensor:
@@ -63,9 +68,13 @@ class SignedChannelPermutation(ChannelMap):
     def _drawn(cls, stream: KeyStream, channels: int, **params: Any) -> tuple[NDArray[Any], ...]:
         return derive.permutation(stream, channels), derive.signs(stream, channels)
 
+    def _kept(self) -> NDArray[np.bool_]:
+        table, signs = self._arrays
+        return stays(table) & (signs > 0)
+
     @classmethod
     def key_space(cls, channels: int, **params: Any) -> float:
-        return bits_of_permutation(channels) + channels
+        return bits_of_orders(channels, forms=2)
 
     @classmethod
     def _run(cls, x: Tensor, dim: int, *tables: Tensor) -> Tensor:
@@ -111,6 +120,10 @@ class ChannelRotation(ChannelMap):
         full, rest = divmod(channels, block)
         blocks = derive.rotations(stream, full, block) if full else np.empty((0, block, block))
         return blocks, derive.rotations(stream, 1, rest)[0] if rest else np.empty((0, 0))
+
+    def _kept(self) -> NDArray[np.bool_]:
+        diagonals = [np.einsum('bii->bi', self._arrays[0]).ravel(), np.diagonal(self._arrays[1])]
+        return np.concatenate(diagonals) >= _TURNED
 
     @classmethod
     def key_space(cls, channels: int, **params: Any) -> float:

@@ -8,11 +8,28 @@ from keyseg_mm.maps.pixels import COLOURS
 
 KEY_BITS = 256
 _BYTES = 256
+_MANY = 32  # of more values no share worth counting is left out
 
 
 def bits_of_permutation(n: int) -> float:
     """log2 of n!."""
     return math.lgamma(n + 1) / math.log(2)
+
+
+def bits_of_orders(n: int, forms: int = 1) -> float:
+    """log2 of the number of permutations of n values, each in so many forms, that are no less than half a change.
+
+    Those that change fewer than half of the values, rounded down, or none, are not used; see
+    :meth:`keyseg_mm.maps.base.Map.derive`.
+    """
+    bits = bits_of_permutation(n) + n * math.log2(forms)
+    if n > _MANY or n < 2:
+        return bits
+
+    def all_changed(m: int) -> int:  # by inclusion and exclusion
+        return sum((-1) ** j * math.comb(m, j) * forms ** (m - j) * math.factorial(m - j) for j in range(m + 1))
+
+    return math.log2(sum(math.comb(n, m) * all_changed(m) for m in range(max(1, n // 2), n + 1)))
 
 
 def bits_of_half(n: int) -> float:

@@ -19,6 +19,8 @@ from keyseg_mm.keys.secret import Secret
 
 #: Names of the kinds of orders that there are; they differ in how many of a tensor's values are moved.
 ORDERS = ('TensorPermutation', 'SelectiveEncryption')
+#: Why a transform is refused that would be the identity with every key.
+SINGLE = 'a single channel has no other order, and no map hides it; leave this point out'
 _RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a value
 
 Order = NDArray[np.int64]
@@ -37,6 +39,28 @@ def sorted_order(stream: KeyStream, n: int) -> NDArray[np.int64]:
         smallest_first, found = torch.from_numpy(words).sort()
         if not bool((smallest_first[1:] == smallest_first[:-1]).any()):
             return found.numpy()
+
+
+def stays(order: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which places of an order keep their value."""
+    same: NDArray[np.bool_] = np.equal(order, np.arange(len(order)))
+    return same
+
+
+def select_channels(x: Tensor, dim: int, table: Tensor) -> Tensor:
+    """``x.index_select(dim, table)``, by the faster of torch's ways: on a CPU that is gather for innermost channels."""
+    if x.device.type == 'cpu' and x.stride(dim) == 1 and dim % x.dim() == x.dim() - 1:
+        return x.gather(dim, table.expand(x.shape))
+    return x.index_select(dim, table)
+
+
+def table_tensor(array: NDArray[Any], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A table as a tensor for feature maps of that device and dtype."""
+    if array.dtype == np.int64:
+        dtype = torch.int64
+    elif array.dtype == np.float64 and dtype != torch.float64:
+        dtype = torch.float32  # half precision is computed in float32 and rounded once
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device=device, dtype=dtype)
 
 
 class WeightMap(Protocol):

@@ -6,6 +6,7 @@ class of the same name, see :mod:`keyseg_mm.runtime.gates`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,8 @@ from keyseg_mm.entries import Entry, MapEntry
 from keyseg_mm.errors import LockError, PlanMismatchError, TransformError
 from keyseg_mm.keys.identity import Key
 from keyseg_mm.locking.features import complete
-from keyseg_mm.locking.places import entry_at
 from keyseg_mm.maps import TRANSFORMS, normal_form
+from keyseg_mm.maps.order import SINGLE
 from keyseg_mm.model.sites import Site, Trace
 from keyseg_mm.runtime.gates import remove_gates
 from keyseg_mm.runtime.protection import Protection, Rules, State
@@ -40,7 +41,7 @@ def entries_at(
         TransformError: there is no such transform.
     """
     spec = normal_form(transform)
-    return tuple(entry_at(site, spec) for site in sites)
+    return tuple(MapEntry(str(site.point), site.channels, copy.deepcopy(spec)) for site in sites)
 
 
 def attach(
@@ -184,7 +185,10 @@ def _refuse_unfit(sites: Sequence[Site], entries: Sequence[MapEntry]) -> None:
     """Refuse sites whose maps do not suit their transform, all with the same reason together."""
     unfit: dict[str, list[str]] = {}
     for site, entry in zip(sites, entries):
-        why = TRANSFORMS[entry.transform['type']].why_not(site.dim, len(site.shape))
+        params = dict(entry.transform)
+        kind = TRANSFORMS[params.pop('type')]
+        why = kind.why_not(site.dim, len(site.shape))
+        why = why or (SINGLE if kind.values(site.channels, **params) < 2 else '')
         if why:
             unfit.setdefault(why, []).append(str(site.point))
     if unfit:

@@ -271,7 +271,8 @@ def test_key_spaces():
     permutation, signed = maps(64, type='ChannelPermutation'), maps(64, type='SignedChannelPermutation')
     assert bits(permutation) == pytest.approx(math.log2(math.factorial(64)))
     assert bits(signed) == bits(permutation) + 64 and bits(signed, permutation) == bits(signed) + bits(permutation)
-    assert 2 ** bits(maps(3, type='BlockShuffle', block=2)) == pytest.approx(math.factorial(12) * math.factorial(3))
+    shuffle = bits(maps(9, type='BlockShuffle', block=2))
+    assert 2**shuffle == pytest.approx(math.factorial(36) * math.factorial(9))
     assert math.isinf(bits(maps(64, type='ChannelRotation')))
     images = [bits(ImageEntry(method, 4)) for method in ('SHF', 'NP', 'FFX')]
     assert images[0] == pytest.approx(math.log2(math.factorial(48)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 from keyseg_mm.errors import SecretExposedError, TransformError
 from keyseg_mm.keys.derive import KeyStream
 from keyseg_mm.maps import CHANNEL_MAPS, TRANSFORMS, ChannelRotation, normal_form
+from keyseg_mm.maps.keyspace import bits_of_orders
 
 NAMES = sorted(CHANNEL_MAPS)
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -54,11 +56,40 @@ def test_changes_what_it_maps_and_keeps_its_size(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
-@pytest.mark.parametrize('channels', [1, 2, 7, 8, 33])
+@pytest.mark.parametrize('channels', [2, 7, 8, 33])
 def test_matrix_says_the_same(name, channels):
     t, x = make(name, channels), torch.randn(3, channels, 4, dtype=torch.float64)
     assert torch.allclose(torch.einsum('ij,bjn->bin', t.matrix(), x), t(x, 1), atol=1e-12)
     assert torch.allclose(t.matrix() @ t.matrix().T, torch.eye(channels, dtype=torch.float64), atol=1e-12)
+
+
+@pytest.mark.parametrize('name', sorted(TRANSFORMS))
+@pytest.mark.parametrize('channels', [2, 3, 4, 5])
+def test_a_map_of_few_channels_is_never_nearly_none(name, channels):
+    """Drawn by chance, every second permutation of two channels would be the identity."""
+    params = {'block': 1} if name in ('BlockShuffle', 'NegativePositive') else {}
+    x = torch.randn(1, channels, 4, 4)
+    shares = []
+    for seed in range(60):
+        t = make(name, channels, seed, **params)
+        shares.append(float((t(x)[0, :, 0, 0] != x[0, :, 0, 0]).float().mean()))
+        assert torch.allclose(t.inverse()(t(x)), x, atol=1e-5)
+    assert min(shares) >= max(1, channels // 2) / channels
+    assert torch.equal(make(name, channels, 7, **params)(x), make(name, channels, 7, **params)(x))
+
+
+@pytest.mark.parametrize('name', sorted(TRANSFORMS))
+def test_a_single_value_has_no_map(name):
+    with pytest.raises(TransformError, match='single channel'):
+        make(name, 1, **({'block': 1} if name in ('BlockShuffle', 'NegativePositive') else {}))
+
+
+@pytest.mark.parametrize('forms', [1, 2])
+@pytest.mark.parametrize('n', [2, 3, 4, 5])
+def test_maps_of_few_channels_are_counted_as_they_are_drawn(n, forms):
+    every = itertools.product(itertools.permutations(range(n)), itertools.product(range(forms), repeat=n))
+    changed = [sum(place != at or form for at, (place, form) in enumerate(zip(*one))) for one in every]
+    assert 2 ** bits_of_orders(n, forms) == pytest.approx(sum(count >= max(1, n // 2) for count in changed))
 
 
 @pytest.mark.parametrize('first', NAMES)

@@ -28,7 +28,12 @@ CASES = [
     (0, '00' * 16, 'out:backbone:0', 16, 'ChannelPermutation'),
     (0, '01' + '00' * 15, 'out:backbone:0', 16, 'ChannelPermutation'),
     (1, '00' * 16, 'in:decode_head.conv_seg', 64, 'ChannelPermutation'),
-    (2, 'ab' * 16, 'out:neck:1', 1, 'ChannelPermutation'),
+    # drawn more than once: what came first was nearly none
+    (2, '02' + '00' * 15, 'out:neck:1', 2, 'ChannelPermutation'),
+    (1, '0a' + '00' * 15, 'out:neck:1', 2, 'ChannelPermutation'),
+    (0, '05' + '00' * 15, 'out:neck:1', 2, 'SignedChannelPermutation'),
+    (1, '05' + '00' * 15, 'out:neck:1', 2, 'ChannelRotation'),
+    (2, '00' * 16, 'out:neck:1', 2, {'type': 'BlockShuffle', 'block': 1}),
     (0, '00' * 16, 'out:backbone:0', 70, 'SignedChannelPermutation'),
     (0, '00' * 16, 'out:backbone:0', 8, 'ChannelRotation'),
     (1, 'cd' * 16, 'in:a.b', 7, {'type': 'ChannelRotation', 'block': 3}),
