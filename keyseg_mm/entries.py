@@ -17,6 +17,7 @@ from keyseg_mm.model.points import Point
 SALT_BYTES = 16
 # Bounds of what is read, far above what models have: whoever asks for more would have a reader's memory.
 _MOST_NAMES, _LONGEST, _MOST_CHANNELS, _MOST_VALUES = 4096, 512, 2**20, 2**36
+_MOST_DIMS, _MOST_MAPS = 8, 1024
 
 
 class Entry:
@@ -35,6 +36,8 @@ class MapEntry(Entry):
         transform: the kind of map, in normal form.
         weights: names in the state_dict of the weights whose input channels (dimension 1) carry the map, where the
             model was locked. Empty where it was trained with the key: the model has to tell then.
+        dim, runs, forms: of the site, see :class:`keyseg_mm.model.sites.Site`, so that nobody has to run the model to
+            find it again.
     """
 
     scheme: ClassVar[str] = 'features'
@@ -42,6 +45,9 @@ class MapEntry(Entry):
     channels: int
     transform: dict[str, Any] = field(hash=False)
     weights: tuple[str, ...] = field(default=(), compare=False)
+    dim: int = field(default=1, compare=False)
+    runs: tuple[str, ...] = field(default=('test', 'train'), compare=False)
+    forms: tuple[tuple[int, int | None], ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
         return f'{self.point} ({self.channels} channels, {describe(self.transform)})'
@@ -147,9 +153,9 @@ def read_entry(row: dict[str, Any]) -> Entry:
 
 
 def write_entry(entry: Entry) -> dict[str, Any]:
-    """An entry as JSON has it, less those that are empty and need not be there."""
-    optional = {f.name for f in fields(entry) if f.default is not MISSING}  # type: ignore[arg-type]
-    written = {name: value for name, value in asdict(entry).items() if value or name not in optional}  # type: ignore[call-overload]
+    """An entry as JSON has it, less what is as it is where nothing is said."""
+    defaults = {f.name: f.default for f in fields(entry)}  # type: ignore[arg-type]
+    written = {name: value for name, value in asdict(entry).items() if value != defaults[name]}  # type: ignore[call-overload]
     return {'scheme': entry.scheme, **written}
 
 
@@ -179,6 +185,12 @@ def _names(value: Any) -> tuple[str, ...]:
     few = isinstance(value, (list, tuple)) and len(value) <= _MOST_NAMES
     names = tuple(map(_name, value)) if few else _refuse()
     return names if len(set(names)) == len(names) else _refuse()
+
+
+def _forms(value: Any) -> tuple[tuple[int, int | None], ...]:
+    number = _number(0, _MOST_MAPS)
+    few = isinstance(value, (list, tuple)) and len(value) <= _MOST_MAPS
+    return tuple((number(form), None if at is None else number(at)) for form, at in (value if few else _refuse()))
 
 
 def _number(low: int, high: int) -> Callable[[Any], int]:
@@ -215,6 +227,9 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     'channels': _number(1, _MOST_CHANNELS),
     'transform': _transform,
     'weights': _names,
+    'dim': lambda value: _number(-_MOST_DIMS, _MOST_DIMS)(value) or _refuse(),  # 0 counts the images
+    'runs': lambda value: _names(value) or _refuse(),
+    'forms': _forms,
     'names': lambda value: _names(value) or _refuse(),
     'count': _number(2, _MOST_VALUES),  # a single value has no other place to go
     'weight': _name,

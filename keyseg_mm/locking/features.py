@@ -19,6 +19,7 @@ from keyseg_mm.bind import Bound, derive_map
 from keyseg_mm.entries import Entry, MapEntry
 from keyseg_mm.errors import LockError
 from keyseg_mm.keys.identity import Key
+from keyseg_mm.locking.places import entry_at
 from keyseg_mm.locking.plan import Plan
 from keyseg_mm.locking.proof import Agreement, Bench, Proof
 from keyseg_mm.locking.scheme import Scheme, change_maps, register
@@ -224,7 +225,7 @@ class _Maker:
             why = self.weights.why_not(module_of(self.model, layer), site.channels, spec)
             problem = problem or (f'{why}' if layer == site.point.name else why and f'{layer}, which reads it: {why}')
         names = dict.fromkeys(name for layer in layers for name in self.weights.of(module_of(self.model, layer)))
-        return MapEntry(str(site.point), site.channels, spec, tuple(names)), problem
+        return entry_at(site, spec, tuple(names)), problem
 
     def _reading(self, site: Site) -> tuple[list[str], str]:
         """The layers that read an ``out:`` site's map, if only such do."""

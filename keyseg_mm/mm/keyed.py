@@ -16,6 +16,7 @@ from keyseg_mm.envelope import SEALED, SIGNED
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.keys.identity import Recipient, read_recipient
 from keyseg_mm.keys.locator import LocatedKey, locate
+from keyseg_mm.locking.places import sites_of_stamp
 from keyseg_mm.maps import normal_form
 from keyseg_mm.mm.advice import PLAIN_START
 from keyseg_mm.mm.dryrun import trace_module
@@ -23,7 +24,7 @@ from keyseg_mm.mm.registry import MODELS
 from keyseg_mm.model.sites import Site, resolve
 from keyseg_mm.runtime.attach import attach, await_checkpoint, entries_at, run_without_key
 from keyseg_mm.runtime.protection import Rules
-from keyseg_mm.stamp import Stamp, fresh_salt, parse_salt
+from keyseg_mm.stamp import fresh_salt, parse_salt
 
 logger = logging.getLogger('keyseg_mm')
 
@@ -94,7 +95,7 @@ def protect(module: nn.Module, located: LocatedKey, options: dict[str, Any]) -> 
         allow_plain=lambda part, prefix: _is_initialisation(part, prefix) or _takes_plain(options),
         fixed_salt=options.get('salt') is not None,
         verify=bool(options.get('verify', True)),
-        find_sites=_sites_of_stamp if follows else None,
+        find_sites=sites_of_stamp if follows else None,
         unlock=unlock,
         recipients=_recipients(options.get('recipients')),
         mode=SEALED if options.get('seal', True) else SIGNED,
@@ -114,11 +115,6 @@ def _sites(module: nn.Module, points: str | list[str]) -> list[Site]:
     """Resolve points by a dry run; presets of backbone and neck spare the heads their part in it."""
     wanted = [points] if isinstance(points, str) else list(points)
     return resolve(wanted, module, trace_module(module, heads=not set(wanted) <= {'stages', 'neck'}))
-
-
-def _sites_of_stamp(module: nn.Module, stamp: Stamp) -> list[Site]:
-    """Where the points of a loaded stamp are in a module."""
-    return resolve([entry.point for entry in stamp.maps], module, trace_module(module))
 
 
 def check_options(protection: Any) -> dict[str, Any]:

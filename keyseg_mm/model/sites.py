@@ -235,20 +235,31 @@ def _preset(name: str, model: nn.Module, trace: Trace) -> list[Site]:
 
 
 def _single(point: Point, model: nn.Module, trace: Trace) -> Site:
-    modules = {name or ROOT: module for name, module in model.named_modules()}
-    if point.name not in modules:
-        near = difflib.get_close_matches(point.name, modules, n=3, cutoff=0.4)
-        hint = f'; nearest: {", ".join(near)}' if near else ''
-        raise PointError(f'{point}: no module of that name in this {type(model).__name__}{hint}')
-    module = modules[point.name]
-    if point.side == 'in' and kind_of(module) is None:
-        raise PointError(f'{point}: is a {type(module).__name__}; in: takes a Conv2d, Linear or deformable convolution')
-    if isinstance(module, _BatchNorm):
-        raise PointError(f'{point}: the host may swap a batch norm for another one; name the module around it')
+    module_at(point, model)
     site = trace.sites.get(point)
     if site is None:
         raise PointError(_why_not(point, trace))
     return site
+
+
+def module_at(point: Point, model: nn.Module) -> nn.Module:
+    """The module of a point, which may be encrypted there.
+
+    Raises:
+        PointError: there is no such module, or it takes no such point.
+    """
+    try:
+        module = module_of(model, point.name)
+    except AttributeError:
+        names = [name or ROOT for name, _ in model.named_modules()]
+        near = difflib.get_close_matches(point.name, names, n=3, cutoff=0.4)
+        hint = f'; nearest: {", ".join(near)}' if near else ''
+        raise PointError(f'{point}: no module of that name in this {type(model).__name__}{hint}') from None
+    if point.side == 'in' and kind_of(module) is None:
+        raise PointError(f'{point}: is a {type(module).__name__}; in: takes a Conv2d, Linear or deformable convolution')
+    if isinstance(module, _BatchNorm):
+        raise PointError(f'{point}: the host may swap a batch norm for another one; name the module around it')
+    return module
 
 
 def _why_not(point: Point, trace: Trace) -> str:

@@ -6,7 +6,6 @@ class of the same name, see :mod:`keyseg_mm.runtime.gates`.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from keyseg_mm.entries import Entry, MapEntry
 from keyseg_mm.errors import LockError, PlanMismatchError, TransformError
 from keyseg_mm.keys.identity import Key
 from keyseg_mm.locking.features import complete
+from keyseg_mm.locking.places import entry_at
 from keyseg_mm.maps import TRANSFORMS, normal_form
 from keyseg_mm.maps.order import SINGLE
 from keyseg_mm.model.sites import Site, Trace
@@ -41,7 +41,7 @@ def entries_at(
         TransformError: there is no such transform.
     """
     spec = normal_form(transform)
-    return tuple(MapEntry(str(site.point), site.channels, copy.deepcopy(spec)) for site in sites)
+    return tuple(entry_at(site, spec) for site in sites)
 
 
 def attach(

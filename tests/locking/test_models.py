@@ -19,6 +19,9 @@ from keyseg_mm.errors import (
     NotFiredError,
     PlainCheckpointError,
 )
+from keyseg_mm.mm import dryrun
+from keyseg_mm.mm.dryrun import trace_module
+from keyseg_mm.model import passes
 from keyseg_mm.model.sites import resolve
 from keyseg_mm.seal.sections import Sealing, seal_checkpoint
 from tests.support.configs import keyed_cfg, tiny_model_cfg
@@ -211,8 +214,23 @@ def test_rekeying_changes_every_locked_weight_and_the_salt(plain, key, other_key
 
 def test_preset_points_resolve_alike(plain):
     """A config that says `linear` meets the plan of the default lock."""
-    from keyseg_mm.mm.dryrun import trace_module
-
     trace = trace_module(plain)
     sites = resolve('linear', plain, trace)
     assert [str(s.point) for s in sites] == [e.point for e in plan_lock(plain, trace=trace).entries]
+
+
+@pytest.mark.parametrize('made', ['locked', 'trained'])
+def test_a_stamp_is_followed_without_a_run(plain, key, key_file, made, monkeypatch):
+    """It says of each point where its channels are, and in which passes it fires."""
+    if made == 'locked':
+        state = lock(plain.state_dict(), plain, key)
+    else:
+        state = MODELS.build(keyed_cfg(tiny_model_cfg(), f'file:{key_file}')).state_dict()
+    named = resolve([e.point for e in stamps_of(state)[''].maps], plain, trace_module(plain))
+    for module, name in ((dryrun, 'watch_module'), (passes, '_WATCHERS')):
+        monkeypatch.setattr(module, name, None)
+    model = loaded(plain, f'file:{key_file}', state, points='checkpoint')
+    found = [encryptor.site for encryptor in protections(model)[0].encryptors]
+    assert len(found) > 3
+    assert [replace(site, shape=()) for site in named] == found
+    assert {site.dim for site in found} == {1} and ('train',) in [site.runs for site in found] or made == 'trained'

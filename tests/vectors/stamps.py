@@ -24,7 +24,10 @@ _MAPS = (
     MapEntry('in:backbone.conv1', 3, _SIGNED, ('backbone.conv1.weight',)),
     MapEntry('out:backbone:1', 128, _ROTATION, ('neck.0.weight', 'neck.1.weight')),
 )
-_TRAINED = (MapEntry('out:backbone:0', 64, {'type': 'BlockShuffle', 'block': 2}), MapEntry('out:.', 8, _SIGNED))
+_TRAINED = (
+    MapEntry('out:backbone:0', 64, {'type': 'BlockShuffle', 'block': 2}, forms=((2, 0), (1, None))),
+    MapEntry('out:.', 8, _SIGNED, dim=-1, runs=('test',), forms=((0, 0),)),
+)
 _TENSORS = (
     TensorEntry(('a.weight', 'b.weight'), 4, {'type': 'TensorPermutation'}),
     TensorEntry(('c',), 2, {'type': 'SelectiveEncryption', 'share': 0.05}),
@@ -115,6 +118,9 @@ _WRONG_VALUES: list[tuple[str, tuple[Any, ...], list[Any]]] = [
     (_LOCKED, (*_ENTRY, 'channels'), [-1, 0, 2**20 + 1, 10**300, 3.0, True, '3', None, [3]]),
     (_LOCKED, (*_ENTRY, 'transform'), [{}, 'ChannelPermutation', None, [], {'type': ''}, {'type': 3}]),
     (_LOCKED, (*_ENTRY, 'transform', 'block'), [[16], {'x': 1}, None, 10**300, 'x' * 513]),
+    (_LOCKED, (*_ENTRY, 'dim'), [0, 1, 9, -9, 2.0, True, '2', None]),
+    (_LOCKED, (*_ENTRY, 'runs'), ['test', [], ['test', 'train'], ['test', 'test'], [''], [3], None]),
+    (_LOCKED, (*_ENTRY, 'forms'), [[], [[0]], [[0, 0, 0]], [[-1, 0]], [[0, 1025]], [['0', 0]], [0], 'x', None]),
     (_LOCKED, (*_ENTRY, 'weights'), ['x', [''], [3], None, ['a', 'a'], ['a' * 513], ['\ud800']]),
     (_PARAMETERS, (*_ENTRY, 'names'), [[], 'ab', [3], ['a', 'a'], ['a' * 513], ['c'], None]),
     (_PARAMETERS, (*_ENTRY, 'count'), [1, 0, -4, 4.0, True, 2**36 + 1, None]),
