@@ -23,13 +23,22 @@ from keyseg_mm.envelope import Wrapped
 from keyseg_mm.errors import IntegrityError, KeyMismatchError, LockError, StampError, TransformError
 from keyseg_mm.keys.derive import KeyStream, hkdf
 from keyseg_mm.keys.identity import Key, Recipient
-from keyseg_mm.keys.key import ALTERED_ENVELOPE, KEY_BYTES, ContentKey, FeatureSecret, Material, SecretKey
+from keyseg_mm.keys.key import (
+    ALTERED_ENVELOPE,
+    KEY_BYTES,
+    ContentKey,
+    FeatureSecret,
+    Material,
+    SecretKey,
+    licensee_name,
+)
+from keyseg_mm.keys.secret import unseen
 from keyseg_mm.maps import TRANSFORMS, ChannelMap, Map
 from keyseg_mm.maps.ff1 import byte_map
 from keyseg_mm.maps.order import ORDERS, ValueOrder, WeightMap, raw, sorted_order, why_not
 from keyseg_mm.maps.pixels import COLOURS, PATCH, BlockCipher, BlockTables, Bytes, check_method, check_steps
 from keyseg_mm.model.points import Point
-from keyseg_mm.stamp import Stamp, is_stamp, stamps_of
+from keyseg_mm.stamp import Stamp, is_stamp, padded, stamps_of
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,7 @@ def check_key(key: Key, stamp: Stamp) -> None:
         )
 
 
+@unseen
 def open_envelope(key: Key, stamp: Stamp, check: bool = True) -> Secrets:
     """The secrets of a stamp.
 
@@ -131,6 +141,7 @@ def open_envelope(key: Key, stamp: Stamp, check: bool = True) -> Secrets:
     return Secrets(FeatureSecret(features), ContentKey(content) if content else None)
 
 
+@unseen
 def close_envelope(stamp: Stamp, secrets: Secrets, recipients: Iterable[Key | Recipient]) -> Stamp:
     """The stamp with its secrets wrapped for each recipient, the first of whom names it.
 
@@ -157,10 +168,10 @@ def _commitment(stamp: Stamp, payload: bytes) -> str:
 def _context(stamp: Stamp, recipient: str) -> bytes:
     """What a wrapped secret is bound to: it is of no use in another stamp, or for another recipient."""
     said = replace(stamp, recipients=(), seal=None, commitment='').to_json()
-    rows = ['keyseg_mm/envelope/v1', recipient, stamp.commitment, said]
-    return json.dumps(rows, separators=(',', ':')).encode('ascii')
+    return json.dumps(['keyseg_mm/envelope/v1', recipient, stamp.commitment, said], separators=(',', ':')).encode()
 
 
+@unseen
 def derive_map(key: Material, salt: bytes, entry: MapEntry) -> Map:
     """The secret map of a stamp's entry: one HKDF subkey per salt, point, channels and transform.
 
@@ -186,12 +197,14 @@ def derive_channel_map(key: Material, salt: bytes, entry: MapEntry) -> ChannelMa
     return found
 
 
+@unseen
 def derive_order(key: Material, salt: bytes, entry: TensorEntry) -> NDArray[Any]:
     """The secret order of a tensor's values: one HKDF subkey per salt, name, number of values and transform."""
     subkey = key.features(salt).subkey('keyseg_mm/tensor/v1', [entry.names[0], entry.count, entry.transform], salt)
     return sorted_order(KeyStream(subkey), entry.count)
 
 
+@unseen
 def derive_cipher(key: Material, salt: bytes, entry: EmbeddingEntry | ImageEntry) -> BlockCipher:
     """The secret cipher of images: one HKDF subkey per salt, block, steps and number of colours.
 
@@ -209,8 +222,8 @@ def derive_cipher(key: Material, salt: bytes, entry: EmbeddingEntry | ImageEntry
 
     def tables(colours: int) -> BlockTables:
         size = entry.block**2 * colours
-        subkey = key.subkey('keyseg_mm/image-order/v1', [entry.method, entry.block, size], own)
-        return BlockTables.derive(KeyStream(subkey), size, entry.method, values)
+        stream = KeyStream(key.subkey('keyseg_mm/image-order/v1', [entry.method, entry.block, size], own))
+        return BlockTables.derive(stream, size, entry.method, values)
 
     return BlockCipher(entry.block, tables)
 
@@ -228,12 +241,13 @@ def derive_patches(key: Material, salt: bytes, patch: int, permute: str = 'all',
     """
     check_method(PATCH, patch)
     check_steps(permute, negate)
-    subkey = key.features(salt).subkey('keyseg_mm/patches/v1', [patch, permute, negate], salt)
+    stream = KeyStream(key.features(salt).subkey('keyseg_mm/patches/v1', [patch, permute, negate], salt))
 
+    @unseen
     def tables(colours: int) -> BlockTables:
         if colours != COLOURS:
             raise TransformError(f'{PATCH} takes images of {COLOURS} colours, and met {colours}')
-        return BlockTables.derive_patch(KeyStream(subkey), patch, permute, negate)
+        return BlockTables.derive_patch(stream, patch, permute, negate)
 
     return BlockCipher(patch, tables, whole=True)
 
@@ -258,7 +272,7 @@ def licensee_salt(master: SecretKey, name: str, tensors: Mapping[str, Any], encr
         untouched = {n: raw(t).sort().values if not why_not(t) else t for n, t in untouched.items()}
     digests = [[n, digest(untouched[n]).hex()] for n in sorted(untouched)]
     label = f'keyseg_mm/licensee-salt/v{2 if encrypted else 1}'
-    return master.subkey(label, [name, digests], b'')[:SALT_BYTES]
+    return master.subkey(label, [licensee_name(name), digests], b'')[:SALT_BYTES]
 
 
 def digest(tensor: Tensor) -> bytes:
@@ -278,12 +292,6 @@ def stamp_tensor(stamp: Stamp, room: int = 1) -> Tensor:
         room: the length becomes a multiple of so many bytes, by blanks at the end, and half of them at least.
     """
     return torch.frombuffer(bytearray(padded(stamp, room)), dtype=torch.uint8)
-
-
-def padded(stamp: Stamp, room: int) -> bytes:
-    """The bytes of :func:`stamp_tensor`."""
-    content = stamp.to_bytes()
-    return content.ljust(-(-(len(content) + room // 2) // room) * room, b' ')
 
 
 def _reading_order(entry: MapEntry) -> tuple[bool, int]:

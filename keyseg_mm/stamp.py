@@ -228,6 +228,12 @@ def below(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
 
 
+def padded(stamp: Stamp, room: int) -> bytes:
+    """A stamp's bytes with blanks at the end; see :func:`keyseg_mm.bind.stamp_tensor`."""
+    content = stamp.to_bytes()
+    return content.ljust(-(-(len(content) + room // 2) // room) * room, b' ')
+
+
 def fresh_salt(salt: bytes | None = None) -> bytes:
     """A salt that was given, checked, or a random one.
 

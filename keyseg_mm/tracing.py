@@ -106,7 +106,7 @@ def by_weights(
             salt = licensee_salt(master, name, plain, bool(template.tensors))
             return _similarity(tensors, plain, Bound(master.licensee(name), replace(template, salt=salt)).weight_maps())
 
-        chance = statistics.fmean(score(f'\0 decoy {i}') for i in range(_DECOYS))
+        chance = statistics.fmean(score(f'{master.id} decoy {i}') for i in range(_DECOYS))
         kind = (template.maps or template.tensors)[0].transform['type']
         found += [Similarity(name, (score(name) - chance) / (1 - chance), kind) for name in names]
     best: dict[str, Similarity] = {}

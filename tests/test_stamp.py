@@ -9,10 +9,20 @@ from dataclasses import astuple, replace
 import pytest
 import torch
 
-from keyseg_mm.bind import memory_stamp, open_envelope, padded, stamp_tensor
+from keyseg_mm.bind import memory_stamp, open_envelope, stamp_tensor
 from keyseg_mm.entries import ENTRIES
 from keyseg_mm.errors import IntegrityError, KeyMismatchError, StampError
-from keyseg_mm.stamp import LARGEST, Stamp, fresh_salt, is_stamp, parse_salt, stamp_names, stamp_of_value, stamps_of
+from keyseg_mm.stamp import (
+    LARGEST,
+    Stamp,
+    fresh_salt,
+    is_stamp,
+    padded,
+    parse_salt,
+    stamp_names,
+    stamp_of_value,
+    stamps_of,
+)
 from tests.support.vectors import STAMPS
 from tests.vectors.stamps import BAD, GOOD, LARGE
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from getpass import getpass
@@ -14,6 +13,7 @@ from keyseg_mm.errors import KeyFileError
 
 if TYPE_CHECKING:
     from keyseg_mm.keys.identity import Key
+    from keyseg_mm.keys.secret import Text
 
 SUITES = ('quick', 'standard', 'full')  # of audits; written out: --help must not wait for torch
 INTERRUPTED = 130  # the exit status that shells give a command stopped with Ctrl-C
@@ -114,27 +114,30 @@ def master_key(locator: str) -> Any:
     return key
 
 
-def ask_passphrase(path: str) -> str:
+def ask_passphrase(path: str) -> Text:
     """A sealed file's passphrase, from the environment or the terminal."""
     return _passphrase(f'{path} is sealed and there is no terminal to ask at', [f'passphrase of {path}: '])
 
 
-def new_passphrase() -> str:
+def new_passphrase() -> Text:
     """A passphrase to seal a new file with, from the environment or typed twice."""
     return _passphrase('there is no terminal to ask for a passphrase at', ['passphrase: ', 'the same again: '])
 
 
-def _passphrase(no_terminal: str, prompts: Sequence[str]) -> str:
+def _passphrase(no_terminal: str, prompts: Sequence[str]) -> Text:
+    from keyseg_mm.keys.content import from_environment
     from keyseg_mm.keys.keyfile import PASSPHRASE_VARIABLE
+    from keyseg_mm.keys.secret import Text, unseen
 
-    if PASSPHRASE_VARIABLE in os.environ:
-        return os.environ[PASSPHRASE_VARIABLE]
+    found = from_environment(PASSPHRASE_VARIABLE)
+    if found is not None:
+        return found
     if not sys.stdin.isatty():
         raise KeyFileError(f'{no_terminal}; set {PASSPHRASE_VARIABLE}')
-    typed = {getpass(prompt) for prompt in prompts}
-    if len(typed) > 1:
+    first, *others = (Text(unseen(getpass)(prompt), 'typed') for prompt in prompts)
+    if any(other.reveal() != first.reveal() for other in others):
         raise KeyFileError('the two passphrases differ; nothing was written')
-    return typed.pop()
+    return first
 
 
 def plain_model(config: Path | None) -> Any:

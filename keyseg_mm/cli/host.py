@@ -32,15 +32,14 @@ def host_tool(name: str) -> Path:
 
 def run_host_tool(name: str, arguments: list[str]) -> int:
     """Run one of the host's tools in this process, as ``python tools/NAME ARGUMENTS`` would; returns its status."""
-    from keyseg_mm.keys.locator import refuse_secret
+    from keyseg_mm.keys.locator import refuse_typed
 
-    for argument in arguments:
-        option, _, value = argument.rpartition('=')
-        refuse_secret(value, by_shape=option.endswith('key'))
+    refuse_typed(arguments)
     path = host_tool(name)
     from keyseg_mm.mm import compat  # importing it puts the other mends in place, before the config is read
 
     compat.start_without_gpu()
+    compat.keep_locators_whole()
     kept = sys.argv
     sys.argv = [str(path), *arguments]
     try:

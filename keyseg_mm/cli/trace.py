@@ -4,13 +4,14 @@ The stamp names a key id, which the master key and a list of licensees' names re
 file (plain, or protected with the master key), the weights are compared too: they carry the licensee's tables, also
 after somebody fine-tuned them a little. A file that was unlocked with its key has lost them, and tells nothing.
 
-FILE has one licensee's name on a line, as given to `keyseg rekey --licensee`; lines with # are comments.
+FILE has one licensee's name on a line, as given to `keyseg rekey --licensee`; lines with # are comments. Blanks around
+a name, and which form of Unicode an accent is written in, make no difference.
 
 examples:
   keyseg trace found.pth --master file:keys/master.key --licensees customers.txt
   keyseg trace found.pth --master file:keys/master.key --licensees customers.txt --original plain.pth
 
-exit status: 0 traced to a licensee, 1 an error, 3 not traced
+exit status: 0 traced to a licensee, 1 an error, 3 not traced, 4 its stamp was altered or forged, whatever else is found
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 from keyseg_mm.cli.console import master_key
 from keyseg_mm.errors import KeysegError
 
-NOT_TRACED = 3
+NOT_TRACED, FORGED = 3, 4
 _SHOWN = 5
 
 
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     master = master_key(args.master)
     tensors = unwrap(read_checkpoint(args.checkpoint)['state_dict'])
     said = by_stamp(tensors, master, names)
+    status = FORGED if said is not None and not said[1] else 0
     if said is None:
         print(f'stamp    none of a licensee on this list ({len(names)} names)')
     else:
@@ -52,10 +54,11 @@ def run(args: argparse.Namespace) -> int:
     if args.original is None:
         if said is None:
             print("         give --original, the owner's own file, to ask the weights")
-        return 0 if said and said[1] else NOT_TRACED
+        return status if said else NOT_TRACED
     original = unwrap(read_checkpoint(args.original)['state_dict'])
     owner = {key.id: key for key in (master, *map(master.licensee, names))}
-    return _ask_weights(_opened(tensors, owner), _opened(original, owner), master, names)
+    found = _ask_weights(_opened(tensors, owner), _opened(original, owner), master, names)
+    return status or found
 
 
 def _opened(tensors: dict[str, Any], keys: dict[str, Any]) -> dict[str, Any]:
@@ -88,11 +91,14 @@ def _ask_weights(tensors: dict[str, Any], original: dict[str, Any], master: Any,
 
 
 def _read_names(path: Path) -> list[str]:
+    from keyseg_mm.keys.content import text_of
+    from keyseg_mm.keys.key import licensee_name
+
     try:
-        lines = path.read_text(encoding='utf-8').splitlines()
+        lines = [line.strip() for line in text_of(path.read_bytes()).splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise KeysegError(f'{path}: could not be read as a list of names: {error}') from None
-    names = [line.strip() for line in lines if line.strip() and not line.strip().startswith('#')]
+    names = [licensee_name(line) for line in lines if line and not line.startswith('#')]
     if not names:
         raise KeysegError(f'{path}: no names in it; write one licensee on a line')
     return list(dict.fromkeys(names))

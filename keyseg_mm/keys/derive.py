@@ -17,10 +17,13 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
+from keyseg_mm.keys.secret import unseen
+
 _WORD = 8  # bytes in a word of the stream
 _LN2 = 0.6931471805599453
 
 
+@unseen
 def hkdf(key: bytes, label: str, fields: list[Any], salt: bytes = b'', length: int = 32) -> bytes:
     """HKDF-SHA256 (RFC 5869) with an unambiguous ``info``: the versioned label and the fields as canonical JSON.
 
@@ -40,6 +43,7 @@ class KeyStream:
 
     __slots__ = ('_encrypt', '_ahead')
 
+    @unseen
     def __init__(self, subkey: bytes) -> None:
         self._encrypt = Cipher(algorithms.ChaCha20(subkey, bytes(16)), mode=None).encryptor()
         self._ahead = np.empty(0, dtype=np.uint64)  # words given back

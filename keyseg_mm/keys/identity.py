@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 from cryptography.exceptions import InvalidTag
@@ -27,6 +26,7 @@ from cryptography.hazmat.primitives.hpke import (
 )
 
 from keyseg_mm.errors import IntegrityError, KeyFileError
+from keyseg_mm.keys.content import only_line, read_file
 from keyseg_mm.keys.key import (
     ALTERED_ENVELOPE,
     KEY_BYTES,
@@ -36,6 +36,7 @@ from keyseg_mm.keys.key import (
     read_text,
     write_text,
 )
+from keyseg_mm.keys.secret import unseen
 
 IDENTITY_PREFIX = 'KEYSEG-IDENTITY-1-'
 RECIPIENT_PREFIX = 'KEYSEG-RECIPIENT-1-'
@@ -93,6 +94,7 @@ class Recipient:
         """
         return cls(*_read(text, RECIPIENT_PREFIX, 'recipient', _PUBLIC_BYTES))
 
+    @unseen
     def wrap(self, payload: bytes, context: bytes) -> bytes:
         """Secrets for whoever has the identity: HPKE, ``context`` as its info."""
         return _SUITES[self.kind].encrypt(payload, self._key, info=context)
@@ -118,6 +120,7 @@ class Identity(Material):
     __slots__ = ('kind', 'recipient')
     prefix = 'ki1'
 
+    @unseen
     def __init__(self, material: bytes, kind: str = X25519) -> None:
         super().__init__(material)
         self.kind = kind
@@ -129,6 +132,7 @@ class Identity(Material):
         return cls(os.urandom(KEY_BYTES), kind)
 
     @classmethod
+    @unseen
     def from_text(cls, text: str) -> Identity:
         """Undo :meth:`to_text`.
 
@@ -138,10 +142,12 @@ class Identity(Material):
         kind, material = _read(text, IDENTITY_PREFIX, 'identity', dict.fromkeys(_SUITES, KEY_BYTES))
         return cls(material, kind)
 
+    @unseen
     def to_text(self) -> str:
         """The secret text form. For key files only: whoever reads it has the identity."""
         return write_text(_mark(self.kind) + self._material, IDENTITY_PREFIX)
 
+    @unseen
     def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
         """Undo :meth:`Recipient.wrap`.
 
@@ -153,13 +159,16 @@ class Identity(Material):
         except (InvalidTag, ValueError):
             raise IntegrityError(ALTERED_ENVELOPE) from None
 
+    @unseen
     def needles(self) -> dict[str, bytes]:
         return {**super().needles(), 'text': self.to_text()[len(IDENTITY_PREFIX) :].encode()}
 
+    @unseen
     def _private(self) -> Any:
         halves = self._halves()
         return MLKEM768X25519PrivateKey(*halves) if len(halves) > 1 else halves[0]
 
+    @unseen
     def _halves(self) -> list[Any]:
         """The private keys of the pair, that of ML-KEM first."""
         x25519 = X25519PrivateKey.from_private_bytes(self.subkey('keyseg_mm/identity/v1', [X25519], b''))
@@ -173,6 +182,7 @@ class Identity(Material):
 Key = SecretKey | Identity
 
 
+@unseen
 def read_key(text: str) -> Key:
     """The key or identity of a text form.
 
@@ -191,15 +201,8 @@ def read_recipient(text: str) -> Recipient:
         KeyFileError: no recipient there.
     """
     if text.startswith('file:'):
-        path = Path(text[len('file:') :]).expanduser()
-        try:
-            content = path.read_text('utf-8')[: 64 * 1024]
-        except (OSError, UnicodeDecodeError) as error:
-            raise KeyFileError(
-                f'could not read the recipient {path}: {getattr(error, "strerror", "no text")}'
-            ) from None
-        lines = [line for line in content.splitlines() if line.strip() and not line.startswith('#')]
-        text = lines[0] if len(lines) == 1 else ''
+        path = text[len('file:') :]
+        text = only_line(read_file(path, 'recipient file'), path, 'recipient file')
     return Recipient.from_text(text)
 
 
@@ -207,6 +210,7 @@ def _mark(kind: str) -> bytes:
     return next(mark for mark, found in _TEXT_KINDS.items() if found == kind)
 
 
+@unseen
 def _read(text: str, prefix: str, what: str, lengths: dict[str, int]) -> tuple[str, bytes]:
     raw = read_text(text, prefix, what)
     kind = _TEXT_KINDS.get(raw[:1], '')

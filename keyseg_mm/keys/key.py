@@ -11,6 +11,7 @@ import binascii
 import hmac
 import os
 import re
+import unicodedata
 from typing import TYPE_CHECKING, ClassVar
 
 from cryptography.exceptions import InvalidTag
@@ -19,7 +20,7 @@ from cryptography.hazmat.primitives.hashes import SHA256, Hash
 
 from keyseg_mm.errors import IntegrityError, KeyFileError
 from keyseg_mm.keys.derive import hkdf
-from keyseg_mm.keys.secret import Secret
+from keyseg_mm.keys.secret import Secret, unseen
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -47,6 +48,7 @@ class Material(Secret):
     #: What its public id begins with.
     prefix: ClassVar[str]
 
+    @unseen
     def __init__(self, material: bytes) -> None:
         if not isinstance(material, bytes) or len(material) != KEY_BYTES:
             raise KeyFileError(f'a key is {KEY_BYTES} bytes; make one with: keyseg keygen --out FILE')
@@ -67,6 +69,7 @@ class Material(Secret):
     def public_id(self) -> str:
         return self._id
 
+    @unseen
     def subkey(self, label: str, fields: list[object], salt: bytes) -> bytes:
         """32 bytes for one purpose; see :func:`keyseg_mm.keys.derive.hkdf`."""
         return hkdf(self._material, label, fields, salt)
@@ -80,6 +83,7 @@ class Material(Secret):
         """What all tables of a model with this salt are derived from."""
         return FeatureSecret(self.subkey('keyseg_mm/features/v1', [], salt))
 
+    @unseen
     def needles(self) -> dict[str, bytes]:
         """The forms under which this could be found in a file, for :mod:`keyseg_mm.runtime.leaks` only."""
         raw = self._material
@@ -128,6 +132,7 @@ class SecretKey(Material):
     kind = 'key'
 
     @classmethod
+    @unseen
     def from_text(cls, text: str) -> SecretKey:
         """The key of a text form; letter case, spaces and dashes between groups do not matter.
 
@@ -136,6 +141,7 @@ class SecretKey(Material):
         """
         return cls(read_text(text, TEXT_PREFIX, 'key'))
 
+    @unseen
     def to_text(self) -> str:
         """The secret text form. For key files only: whoever reads it has the key."""
         return write_text(self._material, TEXT_PREFIX)
@@ -145,11 +151,13 @@ class SecretKey(Material):
         """What files are sealed to, so that this key opens them: the key itself."""
         return self
 
+    @unseen
     def wrap(self, payload: bytes, context: bytes) -> bytes:
         """Secrets for whoever has this key: AES-256-GCM (NIST SP 800-38D) under a subkey, a random nonce before it."""
         nonce = os.urandom(_NONCE_BYTES)
         return nonce + self._cipher().encrypt(nonce, payload, context)
 
+    @unseen
     def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
         """Undo :meth:`wrap`.
 
@@ -164,16 +172,19 @@ class SecretKey(Material):
     def _cipher(self) -> AESGCM:
         return AESGCM(self.subkey('keyseg_mm/wrap/v1', [], b''))
 
+    @unseen
     def licensee(self, name: str) -> SecretKey:
         """The key of a licensee of this master key, by HKDF: the master opens it, and it tells nothing of the master.
 
         Args:
-            name: public name of the licensee; the same name always gives the same key.
-        """
-        if not name.strip():
-            raise KeyFileError('a licensee needs a name that is not blank')
-        return SecretKey(hkdf(self._material, 'keyseg_mm/licensee/v1', [name]))
+            name: public name of the licensee; the same name always gives the same key, see :func:`licensee_name`.
 
+        Raises:
+            KeyFileError: it is no name.
+        """
+        return SecretKey(hkdf(self._material, 'keyseg_mm/licensee/v1', [licensee_name(name)]))
+
+    @unseen
     def needles(self) -> dict[str, bytes]:
         text = self.to_text()[len(TEXT_PREFIX) :]
         base32 = text.replace('-', '')[:48]
@@ -185,6 +196,19 @@ class SecretKey(Material):
         }
 
 
+def licensee_name(name: str) -> str:
+    """A licensee's name in the one form of it that keys are made of: NFC (Unicode, UAX 15), single blanks, none around.
+
+    Raises:
+        KeyFileError: it is blank, begins with ``#`` as comments do in a list of names, or holds what is no text.
+    """
+    found = ' '.join(unicodedata.normalize('NFC', name).split())
+    if not found or found.startswith('#') or not found.isprintable():
+        raise KeyFileError("a licensee's name can be printed, is not blank, and does not begin with '#'")
+    return found
+
+
+@unseen
 def wrong_key(seed: str) -> SecretKey:
     """A key that anybody can make from a public seed: wrong on purpose, for tests and audits."""
     return SecretKey(hkdf(b'keyseg_mm: not a secret', 'keyseg_mm/wrong-key/v1', [seed]))
@@ -195,11 +219,13 @@ def public_id_of(prefix: str, digest: bytes) -> str:
     return prefix + base64.b32encode(digest[:ID_BYTES]).decode('ascii').lower()
 
 
+@unseen
 def write_text(raw: bytes, prefix: str) -> str:
     """Bytes and their checksum as text that people may copy: base32 (RFC 4648) in groups of eight."""
     return prefix + '-'.join(re.findall('.{1,8}', base64.b32encode(raw + _checksum(raw)).decode('ascii').rstrip('=')))
 
 
+@unseen
 def read_text(text: str, prefix: str, what: str) -> bytes:
     """Undo :func:`write_text`; letter case, spaces and dashes do not matter.
 

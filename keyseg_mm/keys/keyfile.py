@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import stat
+import unicodedata
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -21,19 +23,25 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from keyseg_mm.atomic import write_new
 from keyseg_mm.errors import KeyFileError
+from keyseg_mm.keys.content import from_environment, only_line, read_file
 from keyseg_mm.keys.identity import Identity, Key, read_key
+from keyseg_mm.keys.secret import Text, unseen
 
 SEALED_FORMAT = 'keyseg_mm sealed key'
 PASSPHRASE_VARIABLE = 'KEYSEG_PASSPHRASE'
 # 128 MiB and about 0.3 s a guess: the cost OWASP's password storage cheat sheet names for scrypt.
 SCRYPT_COST = {'n': 2**17, 'r': 8, 'p': 1}
-_LARGEST_COST = {'n': 2**20, 'r': 16, 'p': 4}  # what a file may ask for, so that a bad one cannot exhaust the machine
-_LARGEST_FILE = 64 * 1024
+# What a file may ask for, so that a bad one cannot exhaust the machine: n r p, four times as much. It takes 128 n r
+# bytes, and a time in proportion to the product.
+_LARGEST_WORK = 2**22
 
-AskPassphrase = Callable[[str], str]
+AskPassphrase = Callable[[str], str | Text]
 
 
-def write_key_file(path: str | os.PathLike[str], key: Key, passphrase: str | None = None, comment: str = '') -> None:
+@unseen
+def write_key_file(
+    path: str | os.PathLike[str], key: Key, passphrase: str | Text | None = None, comment: str = ''
+) -> None:
     """Write a new key file, mode 0600, never over an existing file.
 
     Args:
@@ -64,14 +72,29 @@ def read_key_file(path: str | os.PathLike[str], ask_passphrase: AskPassphrase | 
     Raises:
         KeyFileError: missing, unreadable, malformed, or the wrong passphrase. The content is never quoted.
     """
-    line = _key_line(path)
+    way_out = f'; make a key with: keyseg keygen --out {path}'
+    return parse_key(read_file(path, 'key file', way_out), str(path), ask_passphrase)
+
+
+@unseen
+def parse_key(content: bytes | str, where: str, ask_passphrase: AskPassphrase | None = None) -> Key:
+    """The key, or the identity, of a key file's content, wherever that comes from.
+
+    Args:
+        content: of a plain or sealed key file; its last line will do.
+        where: it was found, for the message.
+        ask_passphrase: see :func:`read_key_file`; called with ``where``.
+
+    Raises:
+        KeyFileError: malformed, or the wrong passphrase. The content is never quoted.
+    """
+    line = only_line(content, where, 'key file')
     if line.startswith('{'):
-        passphrase = (ask_passphrase or _passphrase_of_environment)(str(path))
-        return _unseal(path, line, passphrase)
+        return _unseal(where, line, (ask_passphrase or _passphrase_of_environment)(where))
     try:
         return read_key(line)
     except KeyFileError as error:
-        raise KeyFileError(f'{path}: {error}') from None
+        raise KeyFileError(f'{where}: {error}') from None
 
 
 def readable_by_others(path: str | os.PathLike[str]) -> bool:
@@ -79,26 +102,8 @@ def readable_by_others(path: str | os.PathLike[str]) -> bool:
     return os.name == 'posix' and bool(stat.S_IMODE(os.stat(path).st_mode) & 0o077)
 
 
-def _key_line(path: str | os.PathLike[str]) -> str:
-    try:
-        with open(path, 'rb') as file:
-            content = file.read(_LARGEST_FILE + 1)
-    except OSError as error:
-        raise KeyFileError(
-            f'could not read the key file {path}: {error.strerror}; make a key with: keyseg keygen --out {path}'
-        ) from None
-    try:
-        lines = [line.strip() for line in content.decode('utf-8').splitlines()]
-    except UnicodeDecodeError:
-        lines = []
-    lines = [line for line in lines if line and not line.startswith('#')]
-    if len(content) > _LARGEST_FILE or len(lines) != 1:
-        raise KeyFileError(f'{path} is no key file: one has a single line that is not a comment')
-    return lines[0]
-
-
-def _passphrase_of_environment(path: str) -> str:
-    passphrase = os.environ.get(PASSPHRASE_VARIABLE)
+def _passphrase_of_environment(path: str) -> str | Text:
+    passphrase = from_environment(PASSPHRASE_VARIABLE)
     if passphrase is None:
         raise KeyFileError(
             f'{path} is sealed with a passphrase; put it into the environment variable {PASSPHRASE_VARIABLE}'
@@ -106,13 +111,14 @@ def _passphrase_of_environment(path: str) -> str:
     return passphrase
 
 
-def _stretch(passphrase: str, salt: bytes, cost: dict[str, int]) -> ChaCha20Poly1305:
-    return ChaCha20Poly1305(Scrypt(salt=salt, length=32, **cost).derive(passphrase.encode('utf-8')))
-
-
-def _seal(key: Key, passphrase: str) -> str:
-    if not passphrase:
+def _stretch(passphrase: str | Text, salt: bytes, cost: dict[str, int]) -> ChaCha20Poly1305:
+    text = unicodedata.normalize('NFC', passphrase.reveal() if isinstance(passphrase, Text) else passphrase)
+    if not text:
         raise KeyFileError('an empty passphrase protects nothing; give one, or none at all for a plain key file')
+    return ChaCha20Poly1305(Scrypt(salt=salt, length=32, **cost).derive(text.encode('utf-8', 'surrogatepass')))
+
+
+def _seal(key: Key, passphrase: str | Text) -> str:
     salt, nonce = os.urandom(16), os.urandom(12)
     sealed = _stretch(passphrase, salt, SCRYPT_COST).encrypt(nonce, key.to_text().encode(), SEALED_FORMAT.encode())
     fields: dict[str, Any] = {'format': SEALED_FORMAT, 'version': 1, 'kdf': 'scrypt', **SCRYPT_COST}
@@ -121,20 +127,21 @@ def _seal(key: Key, passphrase: str) -> str:
     return json.dumps(fields)
 
 
-def _unseal(path: str | os.PathLike[str], line: str, passphrase: str) -> Key:
+def _unseal(where: str, line: str, passphrase: str | Text) -> Key:
     try:
         fields = json.loads(line)
         known = fields['format'] == SEALED_FORMAT and fields['version'] == 1 and fields['kdf'] == 'scrypt'
-        cost = {name: int(fields[name]) for name in SCRYPT_COST}
+        cost = {name: fields[name] for name in SCRYPT_COST}
         salt, nonce, sealed = (base64.b64decode(fields[name], validate=True) for name in ('salt', 'nonce', 'sealed'))
-    except (ValueError, KeyError, TypeError):
-        raise KeyFileError(f'{path} is a damaged sealed key file; restore it from a copy') from None
-    if not known or len(nonce) != 12 or any(not 1 <= cost[name] <= _LARGEST_COST[name] for name in cost):
-        raise KeyFileError(f'{path} is sealed in a way that this release does not read')
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise KeyFileError(f'{where} is a damaged sealed key file; restore it from a copy') from None
+    counts = all(type(value) is int and value > 0 for value in cost.values())
+    if not known or not counts or math.prod(cost.values()) > _LARGEST_WORK or len(nonce) != 12:
+        raise KeyFileError(f'{where} is sealed in a way that this release does not read')
     try:
         text = _stretch(passphrase, salt, cost).decrypt(nonce, sealed, SEALED_FORMAT.encode()).decode()
     except (InvalidTag, ValueError):
-        raise KeyFileError(f'{path}: the passphrase is wrong, or the file is damaged') from None
+        raise KeyFileError(f'{where}: the passphrase is wrong, or the file is damaged') from None
     return read_key(text)
 
 

@@ -1,10 +1,15 @@
-"""The base of everything that holds secret material."""
+"""The base of everything that holds secret material, and what keeps it out of tracebacks."""
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+import functools
+from collections.abc import Callable
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from keyseg_mm.errors import SecretExposedError
+
+_P = ParamSpec('_P')
+_R = TypeVar('_R')
 
 
 class Secret:
@@ -35,3 +40,44 @@ class Secret:
 
     def __deepcopy__(self, memo: Any) -> Secret:
         return self
+
+
+class Text(Secret):
+    """A secret text, such as a passphrase.
+
+    Args:
+        text: the text.
+        name: public; what it is.
+    """
+
+    __slots__ = ('_text', '_name')
+
+    def __init__(self, text: str, name: str) -> None:
+        self._text, self._name = text, name
+
+    @property
+    def public_id(self) -> str:
+        return self._name
+
+    def reveal(self) -> str:
+        """The secret itself."""
+        return self._text
+
+
+def unseen(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let errors leave a function without its frame and those below, whose variables hold secrets.
+
+    What prints tracebacks with their local variables (rich, cgitb, pytest -l, crash reporters) finds none there.
+    """
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:
+            found = error
+        del args, kwargs  # of this frame, which the traceback begins with
+        found.__context__ = found.__cause__ = None
+        raise found.with_traceback(None)
+
+    return call

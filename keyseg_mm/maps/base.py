@@ -18,7 +18,7 @@ from torch import Tensor
 
 from keyseg_mm.errors import TransformError
 from keyseg_mm.keys.derive import KeyStream
-from keyseg_mm.keys.secret import Secret
+from keyseg_mm.keys.secret import Secret, unseen
 from keyseg_mm.maps.order import SINGLE, table_tensor
 
 #: Secret tables as tensors.
@@ -125,6 +125,7 @@ class Map(Secret):
             self._inverse._inverse = self
         return self._inverse
 
+    @unseen
     def __call__(self, x: Tensor, dim: int = 1) -> Tensor:
         """Apply the transform.
 

@@ -12,11 +12,14 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
+from keyseg_mm.keys.secret import unseen
+
 _ROUNDS = 10
 # [P] of algorithm 7 for radix 2, eight digits and no tweak
 _HEAD = bytes([1, 2, 1, 0, 0, 2, _ROUNDS, 4, 0, 0, 0, 8, 0, 0, 0, 0])
 
 
+@unseen
 def byte_map(key: bytes) -> NDArray[np.uint8]:
     """The permutation of 0 to 255 that FF1 makes of a byte's eight bits (radix 2, no tweak), shape (256,).
 

@@ -9,13 +9,16 @@
 3. mmengine's torchrun launcher picks a GPU for each process even where torch has none. :func:`start_without_gpu` makes
    that a no-op on such a machine; only this package's tools call it. (Config for such runs: dist_cfg backend gloo and
    ``model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None)``.)
-4. The host's tools end without leaving their process group, and a process that is still at work in it when another one
+4. The host's ``--cfg-options`` drop blanks and cut at commas. :func:`keep_locators_whole` lets the locator of a key
+   through as it is, so that a file may be called what it likes; only this package's tools call it.
+5. The host's tools end without leaving their process group, and a process that is still at work in it when another one
    is gone may be aborted. Those that left are, once in some dozens of runs on a busy machine, aborted by threads that
    outlive the interpreter. :func:`end_together` lets all of them leave together, and end before that can happen.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
@@ -24,11 +27,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from mmengine.config import DictAction
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint
 
 from keyseg_mm.checkpoint.files import numpy_globals
+from keyseg_mm.keys.locator import is_locator
 
 TESTED = {  # the newest of each that the tests have run with
     'mmsegmentation': '1.2.2',
@@ -86,8 +91,24 @@ def start_without_gpu() -> None:
         torch.cuda.set_device = lambda device: None  # type: ignore[assignment,misc]
 
 
+def keep_locators_whole() -> None:
+    """Mend 4; once."""
+    old = DictAction.__call__
+    if hasattr(old, '__wrapped__'):
+        return
+
+    @functools.wraps(old)
+    def call(self: Any, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        pairs = [(value, *value.partition('=')[::2]) for value in values or ()]
+        whole = {n: text.strip('\'"') for _, n, text in pairs if n.endswith('.key') and is_locator(text.strip('\'"'))}
+        old(self, parser, namespace, [value for value, n, _ in pairs if n not in whole], option_string)
+        getattr(namespace, self.dest).update(whole)
+
+    DictAction.__call__ = call
+
+
 def end_together() -> None:
-    """Mend 4: ends this process, successfully, with the others of its run; does nothing in a run of one process."""
+    """Mend 5: ends this process, successfully, with the others of its run; does nothing in a run of one process."""
     if not (dist.is_available() and dist.is_initialized()):
         return
     dist.barrier()

@@ -11,6 +11,7 @@ Importing :mod:`keyseg_mm.mm` sets them up, once; mmengine does that as it build
 3. What is written sealed is written whole or not at all, as a killed run leaves it.
 4. Every Runner of a protected model has a :class:`keyseg_mm.mm.hooks.GuardHook`, whatever hooks its config lists.
 5. A config that came with a checkpoint as text may not name a program to be run for the key.
+6. A secret that was typed into a config is refused before a Runner writes the config to its log.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from keyseg_mm.atomic import write_new
 from keyseg_mm.checkpoint.files import read_content
 from keyseg_mm.errors import LockError, SecretExposedError
 from keyseg_mm.keys.held import held
+from keyseg_mm.keys.locator import refuse_written
 from keyseg_mm.locking import unlock_in_place
 from keyseg_mm.mm.compat import host_globals
 from keyseg_mm.mm.hooks import GuardHook
@@ -194,6 +196,18 @@ def _guard(runner_type: Any) -> None:
     runner_type.register_hooks = register_hooks
 
 
+def _refuse_typed(runner_type: Any) -> None:
+    """Look for secrets in a Runner's config before it is built; it logs the config before it builds the model."""
+    old = runner_type.from_cfg.__func__
+
+    @functools.wraps(old)
+    def from_cfg(cls: Any, cfg: Any) -> Any:
+        refuse_written(dict(cfg.items()))
+        return old(cls, cfg)
+
+    runner_type.from_cfg = classmethod(from_cfg)
+
+
 def _refuse_commands() -> None:
     """A config given as text, as inferencers take it out of a checkpoint, names no program to be run."""
     old = Config.fromstring
@@ -220,6 +234,7 @@ def set_up() -> None:
     _during(checkpoint, '_load_checkpoint_with_prefix', _Load.START)
     _open_for_parts()
     _save_whole()
-    _guard(Runner)
-    _guard(flexible.FlexibleRunner)
+    for runner_type in (Runner, flexible.FlexibleRunner):
+        _guard(runner_type)
+        _refuse_typed(runner_type)
     _refuse_commands()

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from keyseg_mm.bind import derive_cipher, derive_map, derive_order, open_envelope
 from keyseg_mm.keys.identity import Key
 from keyseg_mm.keys.key import FeatureSecret
+from keyseg_mm.keys.secret import Secret
 from keyseg_mm.stamp import Stamp
 
 _INTEGERS = ('<i1', '<i2', '<i4', '<i8')
@@ -48,13 +49,15 @@ class Leak:
         return f'{self.where}: {self.what}'
 
 
-class Needles:
+class Needles(Secret):
     """What to look for.
 
     Args:
         key: the secret key.
         stamps: stamps whose derived tables are to be looked for too.
     """
+
+    __slots__ = ('raw', 'forms')
 
     def __init__(self, key: Key, stamps: Iterable[Stamp] = ()) -> None:
         keys = key.needles()
@@ -76,8 +79,9 @@ class Needles:
             for form, how in _table_forms(table):
                 self.forms.setdefault(form, f'the {name} {where} ({how})')
 
-    def __repr__(self) -> str:
-        return f'<Needles, {len(self.forms)} of them>'
+    @property
+    def public_id(self) -> str:
+        return f'of {len(self.forms)} forms'
 
     def search(self, where: str, haystack: bytes, key_only: bool = False) -> list[Leak]:
         """All needles found in some bytes; ``key_only`` looks for the raw key alone, which is quick."""

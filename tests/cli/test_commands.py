@@ -16,8 +16,6 @@ from keyseg_mm import read_key_file
 from keyseg_mm.cli import COMMANDS
 from keyseg_mm.cli.host import host_tool
 from keyseg_mm.cli.scan import FOUND
-from keyseg_mm.errors import SecretExposedError
-from keyseg_mm.keys.locator import refuse_secret
 from tests.support.cli import keyseg
 from tests.support.configs import keyed_cfg, tiny_model_cfg
 
@@ -188,9 +186,3 @@ def test_host_tools_are_found_and_take_no_secrets(name, key, capsys):
         assert keyseg(name, 'config.py', '--cfg-options', argument) == 1
         captured = ''.join(capsys.readouterr())
         assert 'burnt' in captured and key.to_text() not in captured and hexadecimal not in captured
-
-
-def test_a_path_that_is_as_long_as_a_key_is_no_secret():
-    refuse_secret('/a/folder/of/exactly/so/many/characters/abc', by_shape=False)
-    with pytest.raises(SecretExposedError):
-        refuse_secret('/a/folder/of/exactly/so/many/characters/abc')

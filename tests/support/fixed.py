@@ -20,6 +20,8 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.utils import ManagerMixin
 
+from keyseg_mm.keys import content
+
 _urandom, _monotonic = os.urandom, time.monotonic
 
 
@@ -114,6 +116,7 @@ def put_back() -> Iterator[None]:
     environment, folder, arguments, path = dict(os.environ), Path.cwd(), list(sys.argv), list(sys.path)
     dtype, threads, grad = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
     disabled = logging.root.manager.disable
+    content._taken.clear()
     yield
     if dict(os.environ) != environment:
         os.environ.clear()

@@ -18,11 +18,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any, TypeVar
 
 from keyseg_mm.errors import KeysegError
+from keyseg_mm.keys.content import handed_on
 
 J = TypeVar('J')
 R = TypeVar('R')
@@ -152,7 +154,9 @@ class _Local(_SideBySide):
     def _submit(self, place: futures.Executor, function: Callable[[Any], Any], job: Any) -> futures.Future[Any]:
         # the mask is inherited: also while a process starts, Ctrl-C is the caller's business
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        future = place.submit(_attempt_or_end, function, job)
+        resource_tracker.ensure_running()  # which needs no key, and would inherit it
+        with handed_on():  # whoever does a job follows its locators
+            future = place.submit(_attempt_or_end, function, job)
         self._processes.update(place._processes.values())  # type: ignore[attr-defined]
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return future
