@@ -40,17 +40,11 @@ PLAIN = 'plain'
 
 @dataclass(frozen=True)
 class Similarity:
-    """How like the file the copy of one licensee is.
+    """How like the file the copy of one licensee is."""
 
-    Attributes:
-        name: the licensee; :data:`PLAIN` for the plain weights.
-        score: 1 for the very same weights, 0 for what chance gives.
-        transform: what their copy was taken to be locked with.
-    """
-
-    name: str
-    score: float
-    transform: str
+    name: str  # the licensee; :data:`PLAIN` for the plain weights
+    score: float  # 1 for the very same weights, 0 for what chance gives
+    transform: str  # what their copy was taken to be locked with
 
     @property
     def is_certain(self) -> bool:
@@ -76,13 +70,7 @@ def by_stamp(tensors: Mapping[str, Any], master: SecretKey, names: Iterable[str]
 def by_weights(
     tensors: Mapping[str, Any], original: Mapping[str, Any], master: SecretKey, names: Iterable[str]
 ) -> list[Similarity]:
-    """How like the file each licensee's copy is, the likest first.
-
-    Args:
-        tensors: state_dict of the file in question; a stamp in it is not looked at.
-        original: the owner's: plain, or protected with the master key.
-        master: the master key.
-        names: of the licensees.
+    """How like the file each licensee's copy is, the likest first; a stamp in the file is not looked at.
 
     Raises:
         LockError: the two have no layers in common, or the original takes encrypted images.
@@ -115,48 +103,32 @@ def by_weights(
     return list(best.values())
 
 
-def _entries(tensors: Mapping[str, Any], plain: Mapping[str, Any], stamp: Stamp | None) -> tuple[MapEntry, ...]:
-    """Points of the largest weights that both have: the original's, or else the inputs of all layers."""
-    sizes = {
-        name: theirs.numel()
-        for name, mine in plain.items()
-        if isinstance(mine, Tensor) and isinstance(theirs := tensors.get(name), Tensor) and mine.shape == theirs.shape
-        if mine.dim() >= _LOCKED_DIMS and mine.shape[1] >= _FEWEST_CHANNELS
-    }
-    if stamp is not None:
-        sizes = {name: size for name, size in sizes.items() if any(name in entry.weights for entry in stamp.maps)}
-    largest = sorted(sizes, key=lambda name: -sizes[name])[:_LAYERS]
-    if stamp is not None:
-        return tuple(entry for entry in stamp.maps if set(entry.weights) & set(largest))
-    points = [(name, f'in:{name.removesuffix(".weight")}') for name in largest if name.endswith('.weight')]
-    return tuple(MapEntry(point, plain[name].shape[1], {}, (name,)) for name, point in points)
-
-
 def _candidates(tensors: Mapping[str, Any], plain: Mapping[str, Any], stamp: Stamp | None) -> list[Stamp]:
-    """How a licensee's copy may be locked: as the original is, or, where that is plain, in any way; of some layers."""
-    salt = bytes(SALT_BYTES)
-    if stamp is not None and stamp.tensors:
-        orders = _tensor_entries(tensors, plain, stamp.tensors)
-        return [Stamp('', salt, orders)] if orders else []
-    entries = _entries(tensors, plain, stamp)
+    """How a licensee's copy may be locked: as the original is, or, where that is plain, in any way; of some layers.
+
+    These are the largest that carry maps, and of tensors those whose orders are long enough to tell and no longer.
+    """
+    both = {n: t for n, t in plain.items() if isinstance(t, Tensor) and isinstance(tensors.get(n), Tensor)}
+    both = {n: t for n, t in both.items() if t.shape == tensors[n].shape}
+    wide = [n for n, t in both.items() if t.dim() >= _LOCKED_DIMS and t.shape[1] >= _FEWEST_CHANNELS]
     if stamp is not None:
-        return [Stamp('', salt, entries)] if entries else []
-    specs = [normal_form(name) for name in CHANNEL_MAPS] if entries else []
-    ways = [Stamp('', salt, tuple(replace(e, transform=spec) for e in entries)) for spec in specs]
-    every = {'type': 'TensorPermutation'}  # how many values another scheme moves, a plain file cannot say
-    whole = [TensorEntry((n,), t.numel(), every) for n, t in plain.items() if not why_not(t)]
-    orders = _tensor_entries(tensors, plain, whole)
-    return [*ways, Stamp('', salt, orders)] if orders else ways
-
-
-def _tensor_entries(
-    tensors: Mapping[str, Any], plain: Mapping[str, Any], entries: Iterable[TensorEntry]
-) -> tuple[TensorEntry, ...]:
-    """Those of tensors that both have, whose orders are long enough to tell and no longer than they need be."""
-    fitting = [
-        e for e in entries if isinstance(t := tensors.get(e.names[0]), Tensor) and t.shape == plain[e.names[0]].shape
-    ]
-    return tuple(sorted(fitting, key=lambda e: abs(math.log(e.count / _TELLING_VALUES)))[:_LAYERS])
+        wide = [name for name in wide if any(name in entry.weights for entry in stamp.maps)]
+    largest = sorted(wide, key=lambda name: -both[name].numel())[:_LAYERS]
+    if stamp is not None:
+        ways = [tuple(entry for entry in stamp.maps if {*entry.weights} & {*largest})]
+        ordered = [entry for entry in stamp.tensors if entry.names[0] in both]
+    else:
+        layers = [name.removesuffix('.weight') for name in largest if name.endswith('.weight')]
+        ways = [
+            tuple(
+                MapEntry(f'in:{n}', both[f'{n}.weight'].shape[1], normal_form(kind), (f'{n}.weight',)) for n in layers
+            )
+            for kind in CHANNEL_MAPS
+        ]
+        every = {'type': 'TensorPermutation'}  # how many values another scheme moves, a plain file cannot say
+        ordered = [TensorEntry((n,), t.numel(), every) for n, t in both.items() if not why_not(t)]
+    orders = tuple(sorted(ordered, key=lambda entry: abs(math.log(entry.count / _TELLING_VALUES)))[:_LAYERS])
+    return [Stamp('', bytes(SALT_BYTES), entries) for entries in (*ways, orders) if entries]
 
 
 def _similarity(tensors: Mapping[str, Any], plain: Mapping[str, Any], maps: Mapping[str, WeightMap | None]) -> float:

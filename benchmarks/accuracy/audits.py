@@ -28,8 +28,8 @@ from locking import keyseg
 from run import HERE, keyed_as, suffix_of, train
 
 from keyseg_mm import SecretKey, write_key_file
+from keyseg_mm.audit.engine.attack import ModelSuite
 from keyseg_mm.audit.engine.audit import audit as run_audit
-from keyseg_mm.audit.engine.suites import ModelSuite
 from keyseg_mm.audit.model.audit import ModelOrder
 from keyseg_mm.audit.model.report import ModelReport, advantage
 from keyseg_mm.errors import LockError

@@ -21,17 +21,18 @@ from mmengine.config import Config
 
 import keyseg_mm.mm  # noqa: F401 - the mends, before a config is read
 from keyseg_mm import SecretKey, read_key_file, write_key_file
-from keyseg_mm.audit.engine.results import Result
-from keyseg_mm.audit.engine.suites import ModelSuite
-from keyseg_mm.audit.model.audit import ModelOrder, ModelStage, set_up
+from keyseg_mm.audit.engine.attack import ModelSuite
+from keyseg_mm.audit.engine.audit import report_of
+from keyseg_mm.audit.engine.runner import Result
+from keyseg_mm.audit.model.audit import ModelOrder
 
 SUITE = ModelSuite(60, 60.0, 24, None, 256, (0.01, 0.05, 0.1))  # as audits.py, and time enough for all steps
 STARTS = ('from-ciphertext', 'from-scratch')
 
 
-def stage_of(args: argparse.Namespace, locked: Path, seed: int) -> ModelStage:
-    """An audit of the file, set up."""
-    order = ModelOrder(
+def order_of(args: argparse.Namespace, locked: Path, seed: int) -> ModelOrder:
+    """An audit of the file."""
+    return ModelOrder(
         config=args.out / 'config.py',
         checkpoint=locked,
         key=f'file:{args.out}/ciphertext.key',
@@ -41,7 +42,6 @@ def stage_of(args: argparse.Namespace, locked: Path, seed: int) -> ModelStage:
         limits=SUITE,
         bars=False,
     )
-    return set_up(order, read_key_file(args.out / 'ciphertext.key'), print)
 
 
 def main() -> None:
@@ -65,13 +65,14 @@ def main() -> None:
         keyseg('lock', args.checkpoint, '--config', args.config, '--key', f'file:{key}', '--out', locked)
     found: dict[str, dict[float, list[float]]] = {name: {} for name in STARTS}
     for seed in range(args.seeds):
-        stage = stage_of(args, locked, seed)
+        order = order_of(args, locked, seed)
+        stage = order.stage(read_key_file(args.out / 'ciphertext.key'), print)
         if not seed:
-            for check in stage.checks:
+            for check in report_of(order, stage).checks:
                 print(f'  {"passed" if check.passed else "FAILED"}  {check.name}: {check.figure} ({check.bound})')
-        for runner, run in stage.planned:
+        for run in stage.runs:
             if run.attack.name in STARTS:
-                outcome = runner.run(run)
+                outcome = stage.runner.run(run)
                 assert isinstance(outcome, Result), outcome
                 found[run.attack.name].setdefault(run.scenario.share, []).append(outcome.score.miou)
                 print(f'seed {seed}, {run.title}, {run.scenario.title}: {outcome.score.miou:.2f}', flush=True)

@@ -18,8 +18,8 @@ from pathlib import Path
 from run import LAYOUTS
 
 from keyseg_mm import SecretKey, write_key_file
-from keyseg_mm.audit.engine.suites import IMAGE_SUITES
-from keyseg_mm.audit.images.report import Gain
+from keyseg_mm.audit.engine.attack import IMAGE_SUITES
+from keyseg_mm.audit.images.audit import Gain
 from keyseg_mm.audit.report.page import Summary
 
 METHODS = ('SHF', 'NP', 'FFX')

@@ -3,6 +3,6 @@
 Importing this package makes them known to the core's registries, without the host's packages.
 """
 
-from keyseg_mm.baselines import blockwise, images, parameters, patches
+from keyseg_mm.baselines import blockwise, parameters, patches
 
-__all__ = ['blockwise', 'images', 'parameters', 'patches']
+__all__ = ['blockwise', 'parameters', 'patches']

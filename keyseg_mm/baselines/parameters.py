@@ -57,9 +57,7 @@ class Parameters(Scheme):
         self.carry(back, '', bound, None)
         changed = [name for name, value in weights.items() if not _same_bits(value, back.get(name))]
         if changed:
-            raise LockError(
-                f'these weights did not come back as they were: {", ".join(changed[:5])}. Nothing was written'
-            )
+            raise LockError(f'weights did not come back as they were: {", ".join(changed[:5])}. Nothing was written')
         model.load_state_dict(tensors, strict=False)
         try:
             found = bench.agreement(plain, bench.run(model))
@@ -84,14 +82,7 @@ class Parameters(Scheme):
         transform: dict[str, Any],
         counts: Callable[[list[tuple[str, ...]]], Mapping[str, int]],
     ) -> Plan:
-        """A plan for the tensors whose values can be moved.
-
-        Args:
-            model: says which names are of one tensor.
-            weights: plain ones.
-            transform: for the entries.
-            counts: gives for those tensors, each by all of its names, how many values to move, by the first name.
-        """
+        """A plan for the tensors whose values can be moved: as many of each as ``counts`` gives, by its first name."""
         left_out = {name: why for name, value in weights.items() if (why := why_not(value))}
         groups = _groups(model, [name for name in weights if name not in left_out])
         wanted = counts(groups)
@@ -195,8 +186,8 @@ def sensitivity(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Te
     Raises:
         PointError: it could not be run, or its output does not depend on its weights.
     """
+    from keyseg_mm.mm.bench import SIDE, pictures
     from keyseg_mm.mm.dryrun import watch_module  # which need the host
-    from keyseg_mm.mm.inputs import SIDE, pictures
 
     model = copy.deepcopy(model)  # state_dict may be its own
     model.load_state_dict(state_dict, strict=False)
@@ -204,7 +195,7 @@ def sensitivity(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Te
 
 
 def _scores(double: nn.Module, passes: Passes) -> dict[str, Tensor]:
-    from keyseg_mm.mm.inputs import tensors_of
+    from keyseg_mm.mm.bench import tensors_of
 
     parameters = {name: p for name, p in double.named_parameters() if p.is_floating_point()}
     with torch.enable_grad():

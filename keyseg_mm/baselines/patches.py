@@ -1,4 +1,4 @@
-"""A trained vision transformer made to take encrypted images: its patch embedding is turned, the rest stays plain.
+"""Models that take encrypted images: a trained vision transformer whose patch embedding is turned, or any, by training.
 
 A patch embedding is a linear map of each block's values, so what the cipher does to a block can be undone in its
 weights beforehand, without the key being there when the model runs: the weights are permuted and negated with the
@@ -9,6 +9,9 @@ Nagamori, Iijima and Kiya, arXiv 2208.13135, and Kiya, Iijima and Nagamori, arXi
 Permuted and negated weights keep all their bits, and so unlock bit for bit, where the channels' std are equal or values
 stay in their channel (``permute='channel'``); otherwise they are scaled by the ratio of two std, in float64, and
 rounded once. The constant is computed in float64 and rounded once.
+
+Models that are trained on images encrypted by SHF, NP or FFX (MaungMaung and Kiya, arXiv 2105.14756; 2107.09362) learn
+to read these alone: nothing in the weights is turned, so there is nothing to lock, unlock or rekey.
 """
 
 from __future__ import annotations
@@ -23,17 +26,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from keyseg_mm.bind import Bound, derive_cipher
-from keyseg_mm.entries import EmbeddingEntry, Entry
+from keyseg_mm.entries import EmbeddingEntry, Entry, ImageEntry
 from keyseg_mm.errors import LockError
 from keyseg_mm.keys.identity import Key
 from keyseg_mm.keys.key import wrong_key
 from keyseg_mm.locking.plan import Plan
 from keyseg_mm.locking.proof import Bench, Proof
 from keyseg_mm.locking.scheme import Scheme, register
-from keyseg_mm.maps.keyspace import bits_of_patches
+from keyseg_mm.maps.keyspace import bits_of_images, bits_of_patches
 from keyseg_mm.maps.pixels import COLOURS, TOP, BlockTables, check_steps
 
 _NOTHING = 1e-2  # a change of the output below it is none
+_TRAINED = 'a model learns to read encrypted images as it is trained; put keyseg_mm.EncryptImage into its pipelines'
 
 
 @register
@@ -194,3 +198,25 @@ def _shifted(tensors: Mapping[str, Any], prefix: str, entry: EmbeddingEntry, off
     else:
         new = new + offset
     return new.to(found.dtype)
+
+
+@register
+class Images(Scheme):
+    """The model reads encrypted images, since it was trained on such."""
+
+    name = 'images'
+    entry = ImageEntry
+
+    def plan(self, model: nn.Module, weights: Mapping[str, Any], **options: Any) -> Plan:
+        """Raises LockError."""
+        raise LockError(_TRAINED)
+
+    def carry(
+        self, tensors: dict[str, Any], prefix: str, before: Bound | None, after: Bound | None, own: bool = False
+    ) -> None:
+        raise LockError(_TRAINED)
+
+    def key_space(self, entry: Entry) -> float:
+        if not isinstance(entry, ImageEntry):
+            raise TypeError
+        return bits_of_images(entry.method, entry.block)

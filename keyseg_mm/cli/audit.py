@@ -43,29 +43,21 @@ _WIDE = 44  # characters of a title
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``keyseg audit``."""
-    parser.add_argument('config', type=Path, help='config of the model, protected or plain, with its data sets')
-    parser.add_argument('checkpoint', nargs='?', type=Path, help='protected checkpoint')
+    add, of_model = parser.add_argument, parser.add_argument_group('of a model').add_argument
+    add('config', type=Path, help='config of the model, protected or plain, with its data sets')
+    add('checkpoint', nargs='?', type=Path, help='protected checkpoint')
     add_key(parser, 'locator of the key: only the referee gets it')
-    parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder for results and report')
-    parser.add_argument(
-        '--suite',
-        choices=SUITES,
-        default='standard',
-        help='how thorough: quick takes minutes on a small model, standard hours, full days (standard)',
-    )
-    parser.add_argument('--seed', type=whole_number(0), default=0, metavar='N', help='of everything drawn (0)')
-    parser.add_argument('--images', action='store_true', help='audit the encrypted images, not CHECKPOINT')
+    add('--out', type=Path, required=True, metavar='DIR', help='folder for results and report')
+    thorough = 'how thorough: quick takes minutes on a small model, standard hours, full days (standard)'
+    add('--suite', choices=SUITES, default='standard', help=thorough)
+    add('--seed', type=whole_number(0), default=0, metavar='N', help='of everything drawn (0)')
+    add('--images', action='store_true', help='audit the encrypted images, not CHECKPOINT')
     add_jobs(parser, 'attacks')
-    model = parser.add_argument_group('of a model')
-    model.add_argument('--public', type=Path, metavar='FILE', help='public plain weights that an attacker may have')
-    model.add_argument('--second', type=Path, metavar='FILE', help="another customer's checkpoint or another release")
-    model.add_argument(
-        '--data-share',
-        type=shares,
-        metavar='LIST',
-        help='shares of the training photos that attackers have (quick 0.1, standard 0.01,0.1, full 0.01,0.05,0.1)',
-    )
-    model.add_argument('--device', help='where to compute, as cpu or cuda:0 (a GPU if there is one)')
+    of_model('--public', type=Path, metavar='FILE', help='public plain weights that an attacker may have')
+    of_model('--second', type=Path, metavar='FILE', help="another customer's checkpoint or another release")
+    given = 'shares of the training photos that attackers have (quick 0.1, standard 0.01,0.1, full 0.01,0.05,0.1)'
+    of_model('--data-share', type=shares, metavar='LIST', help=given)
+    of_model('--device', help='where to compute, as cpu or cuda:0 (a GPU if there is one)')
 
 
 def shares(text: str) -> tuple[float, ...]:
@@ -97,14 +89,10 @@ def run(args: argparse.Namespace) -> int:
     with make_executor(args.jobs, args.scheduler) if asked else contextlib.nullcontext() as executor:
         _, summary = audit(_order(args, of_images), key, executor, say)
     print(f'\n{summary.verdict}\n')
-    cells = [
-        (
-            row.title,
-            *(text for one in (row.attack, row.control) for text in (one.about.title[:_WIDE], str(one.score))),
-            f'{row.advantage:+.2f}',
-        )
-        for row in summary.advantages
-    ]
+    cells = []
+    for row in summary.advantages:
+        sides = [text for one in (row.attack, row.control) for text in (one.about.title[:_WIDE], str(one.score))]
+        cells.append((row.title, *sides, f'{row.advantage:+.2f}'))
     print_table(('the attacker has', 'best attack', '', 'best control', '', 'advantage'), cells)
     print('\nwhat to do:', *summary.change, sep='\n  ')
     for text in summary.warnings:
@@ -118,10 +106,8 @@ def _order(args: argparse.Namespace, of_images: bool) -> Order:
     from keyseg_mm.audit.images.audit import ImageOrder
     from keyseg_mm.audit.model.audit import ModelOrder
 
-    both: dict[str, Any] = {
-        name: getattr(args, name) for name in ('config', 'checkpoint', 'key', 'out', 'suite', 'seed')
-    }
-    both['bars'] = sys.stderr.isatty()
+    names = ('config', 'checkpoint', 'key', 'out', 'suite', 'seed')
+    both: dict[str, Any] = {'bars': sys.stderr.isatty(), **{name: getattr(args, name) for name in names}}
     if of_images:
         return ImageOrder(**both)
     named = {'public': args.public, 'second': args.second, 'shares': args.data_share}

@@ -69,11 +69,9 @@ def run(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
     from keyseg_mm.audit.engine.executor import make_executor
-    from keyseg_mm.compare import report
     from keyseg_mm.compare.configs import read_plain
-    from keyseg_mm.compare.methods import pick
-    from keyseg_mm.compare.rows import FAILED, Options
-    from keyseg_mm.compare.run import begin, compare, locator_of
+    from keyseg_mm.compare.methods import FAILED, Options, pick
+    from keyseg_mm.compare.run import HEAD, begin, cells, compare, locator_of, write
 
     methods = pick(args.methods)
     if args.plain is not None and not args.plain.is_file():
@@ -85,9 +83,9 @@ def _compare(args: argparse.Namespace) -> int:
     begin(args.out, options, cfg)
     with make_executor(args.jobs, args.scheduler) as executor:
         found = compare(args.out, cfg, options, methods, __package__, executor, say)
-    path = report.write(args.out, found)
-    rows = [report.cells(found, row) for row in found.rows]
-    print_table(report.HEAD, [[textwrap.shorten(cell, _CELL, placeholder=' ...') for cell in row] for row in rows])
+    path = write(args.out, found)
+    rows = [cells(found, row) for row in found.rows]
+    print_table(HEAD, [[textwrap.shorten(cell, _CELL, placeholder=' ...') for cell in row] for row in rows])
     for row in found.rows:
         if row.why:
             print(f'{row.title}: {row.status}: {row.why}')

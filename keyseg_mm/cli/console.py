@@ -33,13 +33,8 @@ def add_out(parser: argparse.ArgumentParser, what: str, required: bool = True) -
 
 def add_recipients(parser: argparse.ArgumentParser, what: str) -> None:
     """``--to``: who can open what is made."""
-    parser.add_argument(
-        '--to',
-        action='append',
-        default=[],
-        metavar='RECIPIENT',
-        help=f'who can open it, {what}; repeatable: the line that `keyseg keygen --identity` prints, or file:PATH',
-    )
+    opens = f'who can open it, {what}; repeatable: the line that `keyseg keygen --identity` prints, or file:PATH'
+    parser.add_argument('--to', action='append', default=[], metavar='RECIPIENT', help=opens)
 
 
 def recipients_of(args: argparse.Namespace) -> tuple[Any, ...]:
@@ -51,20 +46,17 @@ def recipients_of(args: argparse.Namespace) -> tuple[Any, ...]:
 
 def add_opening(parser: argparse.ArgumentParser) -> None:
     """What opening a protected checkpoint takes besides its key."""
-    parser.add_argument('--config', type=Path, help='its config, if it was trained with the key')
-    parser.add_argument(
-        '--no-verify', action='store_true', help='accept signed weights that were altered since they were written'
-    )
+    add = parser.add_argument
+    add('--config', type=Path, help='its config, if it was trained with the key')
+    add('--no-verify', action='store_true', help='accept signed weights that were altered since they were written')
 
 
 def add_jobs(parser: argparse.ArgumentParser, what: str) -> None:
     """``--jobs`` and ``--scheduler``: what runs side by side."""
-    parser.add_argument(
-        '--jobs', type=whole_number(1), default=1, metavar='N', help=f'{what} side by side, each in a process (1)'
-    )
-    parser.add_argument(
-        '--scheduler', metavar='ADDRESS', help=f'run the {what} on the workers of this Dask cluster, as tcp://HOST:8786'
-    )
+    add = parser.add_argument
+    add('--jobs', type=whole_number(1), default=1, metavar='N', help=f'{what} side by side, each in a process (1)')
+    where = f'run the {what} on the workers of this Dask cluster, as tcp://HOST:8786'
+    add('--scheduler', metavar='ADDRESS', help=where)
 
 
 def add_block_steps(parser: argparse._ActionsContainer) -> None:

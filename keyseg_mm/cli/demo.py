@@ -19,14 +19,11 @@ from keyseg_mm.cli.console import whole_number
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``keyseg demo``."""
-    parser.add_argument('--out', type=Path, default=Path('demo_out'), help='folder for all that it makes (demo_out)')
-    parser.add_argument(
-        '--overwrite', action='store_true', help='first remove what an earlier demo made in that folder, its key too'
-    )
-    parser.add_argument('--iterations', type=whole_number(1), default=500, help='length of the training (500)')
-    parser.add_argument(
-        '--seed', type=whole_number(0), default=0, help='of scenes and training (0); the key is random always'
-    )
+    add = parser.add_argument
+    add('--out', type=Path, default=Path('demo_out'), help='folder for all that it makes (demo_out)')
+    add('--overwrite', action='store_true', help='first remove what an earlier demo made in that folder, its key too')
+    add('--iterations', type=whole_number(1), default=500, help='length of the training (500)')
+    add('--seed', type=whole_number(0), default=0, help='of scenes and training (0); the key is random always')
 
 
 def run(args: argparse.Namespace) -> int:

@@ -27,14 +27,13 @@ from keyseg_mm.errors import KeysegError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``keyseg encrypt-image``."""
-    parser.add_argument('source', type=Path, metavar='IN', help='image, or folder of images')
-    parser.add_argument('target', type=Path, metavar='OUT', help='PNG file, or folder, to make')
+    add = parser.add_argument
+    add('source', type=Path, metavar='IN', help='image, or folder of images')
+    add('target', type=Path, metavar='OUT', help='PNG file, or folder, to make')
     add_key(parser)
-    parser.add_argument(
-        '--checkpoint', type=Path, required=True, metavar='FILE', help='the model, whose stamp says how'
-    )
-    parser.add_argument('--config', type=Path, help='do first what the test pipeline of this config does to images')
-    parser.add_argument('--decrypt', action='store_true', help='the other way round')
+    add('--checkpoint', type=Path, required=True, metavar='FILE', help='the model, whose stamp says how')
+    add('--config', type=Path, help='do first what the test pipeline of this config does to images')
+    add('--decrypt', action='store_true', help='the other way round')
 
 
 def run(args: argparse.Namespace) -> int:

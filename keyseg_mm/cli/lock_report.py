@@ -119,41 +119,29 @@ def read_public(path: Path | None, weights: dict[str, Any]) -> Public | None:
 def show_public(plan: Plan, weights: dict[str, Any], public: Public | None, cfg: Any) -> None:
     """Warn of layers that are close to the public weights, or name those that a config starts from."""
     names = pretrained_files(cfg)
-    if not plan.maps:
-        return
-    if public is not None:
-        _show_distances(_distances(plan, weights, public.weights), public.path)
-    elif names:
+    if plan.maps and public is None and names:
         print(
             f'\nhint: this config starts from {", ".join(names)}; if others can have that, give the file as --public: '
             'whoever has it can realign layers that are still close to it'
         )
-
-
-def _distances(plan: Plan, weights: dict[str, Any], public: dict[str, Tensor]) -> dict[str, float]:
-    """Relative differences of the weights that are to be locked to the public ones, by name, the nearest first."""
-    names = {name for entry in plan.maps for name in carriers(entry)}
-    pairs = {name: (weights[name].double(), public[name].double()) for name in names & {*public}}
-    same = {name: pair for name, pair in pairs.items() if pair[0].shape == pair[1].shape}
-    found = {
-        name: float((ours - theirs).norm() / theirs.norm().clamp_min(1e-12)) for name, (ours, theirs) in same.items()
-    }
-    return dict(sorted(found.items(), key=lambda item: item[1]))
-
-
-def _show_distances(found: dict[str, float], path: Path) -> None:
-    nearest = ', '.join(f'{n.removesuffix(".weight")} ({value:.3f})' for n, value in list(found.items())[:_NEAREST])
-    close = sum(value < CLOSE for value in found.values())
+    if not plan.maps or public is None:
+        return
+    found = []  # relative difference to the public weights, and layer
+    for name in {name for entry in plan.maps for name in carriers(entry)} & {*public.weights}:
+        ours, theirs = weights[name].double(), public.weights[name].double()
+        if ours.shape == theirs.shape:
+            distance = float((ours - theirs).norm() / theirs.norm().clamp_min(1e-12))
+            found.append((distance, name.removesuffix('.weight')))
+    nearest = ', '.join(f'{name} ({distance:.3f})' for distance, name in sorted(found)[:_NEAREST])
+    close = sum(distance < CLOSE for distance, _ in found)
     if not found:
-        print(f'\nnone of the layers to be locked is in {path}: nothing was compared')
+        print(f'\nnone of the layers to be locked is in {public.path}: nothing was compared')
     elif not close:
-        print(
-            f'\nnone of {len(found)} layers is close to the public weights {path}; the nearest, by distance: {nearest}'
-        )
+        print(f'\nnone of {len(found)} layers is close to {public.path}; the nearest, by distance: {nearest}')
     else:
         print(
-            f'\nWARNING: {close} of {len(found)} layers are close to public weights ({path}): whoever has those can '
-            f'realign them. The nearest, by distance (0 is the same, below {CLOSE} is close, 1.4 is unrelated): '
+            f'\nWARNING: {close} of {len(found)} layers are close to public weights ({public.path}): whoever has those '
+            f'can realign them. The nearest, by distance (0 is the same, below {CLOSE} is close, 1.4 is unrelated): '
             f'{nearest}. Train with the key from random weights instead, or fine-tune longer before you lock'
         )
 
@@ -163,8 +151,7 @@ def show_use(stamp: Stamp, out: Path) -> None:
     if stamp.embeddings:
         print('  it runs without a key, with its plain config, on images encrypted as follows:')
         show_encryption(out)
-        return
-    if stamp.tensors:
+    elif stamp.tensors:
         show_opening()
     else:
         print("  run it with its maps: model=dict(type='keyseg_mm.Keyed', of=<the model's type>, protection=dict(")

@@ -52,12 +52,7 @@ def read_plain(path: Path, options: Sequence[str] = ()) -> Config:
 
 
 def protect(cfg: Config, method: Method, key: str) -> None:
-    """Turn a plain config into a method's, and find out whether it fits the model, before anything long begins.
-
-    Args:
-        cfg: is changed.
-        method: the method.
-        key: locator of its key.
+    """Turn a plain config into a method's, with a locator of its key, and find out whether it fits the model.
 
     Raises:
         KeysegError: the method cannot be applied to this data or model.

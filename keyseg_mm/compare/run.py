@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,38 +13,39 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from keyseg_mm.atomic import make_folder, write_json
+from keyseg_mm import __version__
+from keyseg_mm.atomic import make_folder, write_json, write_new
+from keyseg_mm.audit.engine.attack import Say
 from keyseg_mm.audit.engine.executor import Executor, Failed
-from keyseg_mm.audit.engine.suites import Say
+from keyseg_mm.audit.engine.runner import to_json
 from keyseg_mm.audit.model.loading import num_classes_of
+from keyseg_mm.audit.report.page import figure, page
 from keyseg_mm.compare.configs import protect
-from keyseg_mm.compare.methods import PLAIN, Method
-from keyseg_mm.compare.rows import DONE, FAILED, NOT_APPLICABLE, Options, Row
+from keyseg_mm.compare.methods import DONE, FAILED, NONE, NOT_APPLICABLE, PLAIN, Method, Options, Row
 from keyseg_mm.compare.trial import Trial
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.keys.keyfile import write_key_file
+from keyseg_mm.maps.keyspace import KEY_BITS
 from keyseg_mm.mm.config import build_plain_model
 from keyseg_mm.mm.floor import floor_of_dataset
 
 NOTED, KEY = 'options.json', 'compare.key'
+FIGURES, PAGE = 'compare.json', 'compare.html'
+HEAD = (
+    'method', 'right key', 'drop', 'no key', 'a wrong key', 'floor', 'seconds', 'key space, bits', 'audit advantage',
+)  # fmt: skip
+_NOTHING = '–'
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came out.
+    """What came out."""
 
-    Attributes:
-        options: what it depends on.
-        methods: the plain model first.
-        floor: constant-prediction floor, mIoU in percent.
-        rows: of the methods.
-    """
-
-    options: Options
-    methods: Sequence[Method]
-    floor: float
-    rows: Sequence[Row]
+    options: Options  # what it depends on
+    methods: Sequence[Method]  # the plain model first
+    floor: float  # constant-prediction floor, mIoU in percent
+    rows: Sequence[Row]  # of the methods
 
 
 def locator_of(out: Path) -> str:
@@ -80,16 +82,9 @@ def begin(out: Path, options: Options, cfg: Config) -> None:
 def compare(
     out: Path, cfg: Config, options: Options, methods: Sequence[Method], commands: str, executor: Executor, say: Say
 ) -> Comparison:
-    """Apply the methods to a config.
+    """Apply the methods, the plain model first, to a plain config, in a folder that :func:`begin` took into use.
 
-    Args:
-        out: folder, which :func:`begin` took into use.
-        cfg: the plain config.
-        options: what results depend on.
-        methods: the plain model first.
-        commands: the module whose ``main`` runs the commands of ``keyseg``.
-        executor: does what is independent.
-        say: told what is done.
+    What is independent is done by the executor, with the commands of ``keyseg`` that the ``main`` of a module runs.
     """
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     try:
@@ -134,3 +129,32 @@ def _attempt(trials: Sequence[Trial], rows: dict[str, Row], executor: Executor, 
         say(': '.join(filter(None, (trial.method.title, row.status, row.why))))
 
     executor.run(Trial.attempt, trials, done)
+
+
+def write(out: Path, found: Comparison) -> Path:
+    """Write what was found, all of it public; returns the page's path."""
+    header = {'format': 'keyseg_mm compare', 'version': 1, 'made_by': __version__, 'when': time.strftime('%Y-%m-%d')}
+    write_json(out / FIGURES, {**header, **to_json(found)})
+    text = as_page(found, header['when'])
+    write_new(out / PAGE, lambda file: file.write(text.encode('utf-8')), overwrite=True)
+    return out / PAGE
+
+
+def as_page(found: Comparison, when: object) -> str:
+    """The page."""
+    words = {'head': HEAD, 'cells': cells, 'key_bits': KEY_BITS, 'made_by': __version__}
+    return page('compare.html.j2', Path(__file__).parent, found=found, when=when, **words)
+
+
+def cells(found: Comparison, row: Row) -> list[str]:
+    """A row of the table, in the order of :data:`HEAD`."""
+    plain, bits = found.rows[0].right, row.key_space
+    drop = None if row.right is None or plain is None or row.name == PLAIN else plain - row.right
+    mious = [figure(value, 2) for value in (row.right, drop, row.miou.get(NONE), row.worst, found.floor)]
+    return [
+        row.title,
+        *mious,
+        figure(row.seconds, 3),
+        f'{bits:,.0f}' if bits is not None else _NOTHING if row.name == PLAIN else 'not countable',
+        row.audit or _NOTHING,
+    ]

@@ -22,8 +22,7 @@ import torch
 
 from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.compare.configs import key_options
-from keyseg_mm.compare.methods import Method
-from keyseg_mm.compare.rows import NONE, RIGHT, Options, Row
+from keyseg_mm.compare.methods import NONE, RIGHT, Method, Options, Row
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.locking.scheme import key_space
 from keyseg_mm.mm.config import read_config
@@ -43,21 +42,13 @@ class RefusedError(KeysegError):
 
 @dataclass(frozen=True)
 class Trial:
-    """A method, its folder, and all that its commands have to know.
+    """A method, its folder, and all that its commands have to know."""
 
-    Attributes:
-        method: the method.
-        folder: for all that is made; ``config.py`` in it is the method's config.
-        options: of the comparison.
-        commands: the module whose ``main`` runs the commands of ``keyseg``.
-        plain: the trial of the plain model; None for itself.
-    """
-
-    method: Method
-    folder: Path
-    options: Options
-    commands: str
-    plain: Trial | None
+    method: Method  # the method
+    folder: Path  # for all that is made; ``config.py`` in it is the method's config
+    options: Options  # of the comparison
+    commands: str  # the module whose ``main`` runs the commands of ``keyseg``
+    plain: Trial | None  # the trial of the plain model; None for itself
 
     @property
     def config(self) -> Path:
@@ -157,11 +148,7 @@ class Trial:
             return None, f'none: {error}'
 
     def _step(
-        self,
-        name: str,
-        given: Iterable[object],
-        read: Callable[[], _Found],
-        source: Path | None = None,
+        self, name: str, given: Iterable[object], read: Callable[[], _Found], source: Path | None = None
     ) -> _Found:
         """Run a command, unless its mark holds and what it left behind can be read; gives what is read of that.
 

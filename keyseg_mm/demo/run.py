@@ -10,21 +10,25 @@ import shutil
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from keyseg_mm.atomic import is_key_file, make_folder, refuse_existing, write_json
 from keyseg_mm.checkpoint.files import stamps_in
 from keyseg_mm.checkpoint.operations import unlock_file
-from keyseg_mm.demo.report import BARE, NONE, RIGHT, WRONG, Result, draw, meaning, table
 from keyseg_mm.errors import KeyMismatchError, KeysegError, LeakError
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.keys.keyfile import write_key_file
-from keyseg_mm.mm.floor import constant_prediction_floor
+from keyseg_mm.mm.floor import PROMISE, constant_prediction_floor
 from keyseg_mm.mm.scenes import HEIGHT, WIDTH, write_scenes
 from keyseg_mm.runtime.leaks import find_leaks
 
@@ -40,6 +44,10 @@ _NEXT = """\
   keyseg test {config} {checkpoint} --cfg-options model.protection.key=none      test it with whatever key
   keyseg keygen --out my.key                   make a key for a model of your own
   three lines marked in {config} protect a config of your own"""
+RIGHT, NONE = 'sealed file, right key', 'sealed file, no key'
+BARE, WRONG = 'opened, no tables', 'opened, wrong tables'
+_BAR = 26  # characters of the longest bar
+_SHOWN = 4  # scenes in the picture
 
 
 def prepare(out: Path, overwrite: bool) -> None:
@@ -72,11 +80,7 @@ def prepare(out: Path, overwrite: bool) -> None:
 def run(out: Path, iterations: int, seed: int, say: Callable[[str], object]) -> None:
     """Make scenes and a key, train with it, test with and without it, and tell what came out.
 
-    Args:
-        out: folder that it writes to, prepared.
-        iterations: length of the training.
-        seed: of scenes and training; the key does not depend on it.
-        say: told what is done; what libraries print goes to a log.
+    The folder is prepared; what libraries print goes to a log in it. The key does not depend on the seed.
 
     Raises:
         KeysegError: something failed; the log has the whole story.
@@ -128,11 +132,13 @@ def _run(out: Path, iterations: int, seed: int, say: Callable[[str], object]) ->
     say('\nWhat to do next:\n' + _NEXT.format(**quoted))
 
 
-def _test(out: Path, checkpoint: Path, result: Result, cfg: Any = None) -> None:
+def _test(out: Path, checkpoint: Path, result: Result) -> None:
     """Test a checkpoint with somebody's key."""
-    cfg = cfg or read(out)
+    cfg = read(out)
     cfg.load_from = str(checkpoint.resolve())
-    cfg.experiment_name = f'{checkpoint.stem}-{result.key}'.replace(':', '-')  # the host's registers go by it
+    cfg.experiment_name = f'{checkpoint.stem}-{Path(result.key).name}'.replace(
+        ':', '-'
+    )  # the host's registers go by it
     cfg.work_dir = str(out.resolve() / TEST / cfg.experiment_name)
     if result.who != RIGHT:
         cfg.model.protection.key = result.key
@@ -141,11 +147,8 @@ def _test(out: Path, checkpoint: Path, result: Result, cfg: Any = None) -> None:
 
 def _refused(out: Path, checkpoint: Path) -> str:
     """What somebody with another key is told."""
-    other = Result(RIGHT, f'file:{OTHER}')
-    cfg = read(out)
-    cfg.model.protection.key = f'file:{out.resolve() / OTHER}'
     try:
-        _test(out, checkpoint, other, cfg)
+        _test(out, checkpoint, Result('another key', f'file:{out.resolve() / OTHER}'))
     except KeyMismatchError as error:
         return f'refused. {error}'
     raise LeakError('another key opened the checkpoint; please report this')
@@ -166,13 +169,7 @@ def _report(out: Path, results: list[Result], facts: dict[str, Any]) -> float:
 
 
 def config_text(iterations: int, seed: int, batch: int) -> str:
-    """The config that is trained, as a file's text; key, scenes and work dir lie in its own folder.
-
-    Args:
-        iterations: length of the training.
-        seed: of the run; the key does not depend on it.
-        batch: scenes in each iteration.
-    """
+    """The config that is trained, as a file's text; key, scenes and work dir lie in its own folder."""
     names = {'key': KEY, 'scenes': SCENES, 'work_dir': TRAIN, 'height': HEIGHT, 'width': WIDTH}
     template = Path(__file__).with_name('protected.py.in').read_text(encoding='utf-8')
     return template % {'iterations': iterations, 'seed': seed, 'batch': batch, **names}
@@ -208,3 +205,77 @@ def watched(cfg: Any, event: str, call: Callable[[Any], object]) -> Any:
     runner = Runner.from_cfg(cfg)
     runner.register_hook(type('Watch', (Hook,), {event: at_event})())
     return runner
+
+
+@dataclass
+class Result:
+    """One test of the checkpoint."""
+
+    who: str  # who tests
+    key: str  # the key, by its locator
+    miou: float = 0.0  # in percent
+    images: list[str] = field(default_factory=list)  # files of the scenes
+    truth: list[NDArray[np.integer[Any]]] = field(default_factory=list)  # their true label maps (H, W)
+    labels: list[NDArray[np.integer[Any]]] = field(default_factory=list)  # the label maps that the model gave them
+
+    def add(self, samples: Sequence[Any]) -> None:
+        """Take in scenes, as the host's test loop hands them out."""
+        for sample in samples:
+            self.images.append(sample.img_path)
+            self.truth.append(sample.gt_sem_seg.data[0].cpu().numpy())
+            self.labels.append(sample.pred_sem_seg.data[0].cpu().numpy())
+
+
+def table(results: Sequence[Result], floor: float, majority: str) -> str:
+    """The results, and the constant-prediction floor: that of the class of most pixels, ``majority``."""
+    rows = [(r.who, r.key, r.miou) for r in results] + [('constant guess', f'"{majority}" everywhere', floor)]
+    wide, longest = max(len(key) for _, key, _ in rows), max(miou for _, _, miou in rows)
+    head = f'{"who":<22} {"key":<{wide}} {"mIoU":>6} {"x floor":>8}'
+    lines = [head, '-' * (len(head) + 2 + _BAR)]
+    for who, key, miou in rows:
+        bar = '#' * round(_BAR * miou / longest)
+        lines.append(f'{who:<22} {key:<{wide}} {miou:6.2f} {miou / floor:8.1f}  {bar}'.rstrip())
+    return '\n'.join(lines)
+
+
+def meaning(results: Sequence[Result], floor: float) -> str:
+    """What the figures say, in a few sentences that depend on them."""
+    right = next(r.miou for r in results if r.who == RIGHT)
+    times = max(r.miou for r in results if r.who in (BARE, WRONG)) / floor
+    if right < 2 * PROMISE * floor:
+        return 'The model has not learnt enough for the key to matter: run the demo with more --iterations.'
+    said = (
+        'All of these are one model on the same scenes. Its file is sealed by a cipher: without the key it is noise, '
+        'and stays so whatever else one has. Weights that were taken out of memory, behind their maps and without the '
+        'tables, '
+        f'score at most {times:.1f} times what a constant guess without any model does'
+    )
+    if times > PROMISE:
+        return f'{said}, more than the {PROMISE} that a well trained model leaves; the key is new in every run.'
+    return f'{said}; what could be made of those with training data is what `keyseg audit` measures.'
+
+
+def draw(path: Path, results: Sequence[Result], classes: Sequence[str], palette: Sequence[Sequence[int]]) -> None:
+    """Draw scenes, ground truth, and the first result of each kind, side by side, as a PNG.
+
+    Classes have a name and an RGB colour, by label.
+    """
+    first = {result.who: result for result in reversed(results)}
+    right, colours = first[RIGHT], np.array(palette, np.uint8)
+    # The scenes with most classes in them: chosen by the ground truth alone, not by what came out well.
+    shown = np.argsort([len(np.unique(truth)) for truth in right.truth])[-_SHOWN:]
+    photos = [cv2.cvtColor(cv2.imread(image), cv2.COLOR_BGR2RGB) for image in right.images]
+    columns = [('street scene\n', photos), ('ground truth\n', [colours[truth] for truth in right.truth])]
+    for who, result in reversed(first.items()):
+        columns.append((f'{who}\nmIoU {result.miou:.1f}', [colours[labels] for labels in result.labels]))
+    figure = Figure(figsize=(3 * len(columns), 1.5 * len(shown) + 1.6), dpi=130, layout='constrained')
+    for row, cells in zip(shown, figure.subplots(len(shown), len(columns), squeeze=False)):
+        for cell, (title, panels) in zip(cells, columns):
+            cell.imshow(panels[row], interpolation='nearest')
+            cell.set_axis_off()
+            if row == shown[0]:
+                cell.set_title(title, loc='left', size=14)
+    present = np.unique([right.truth[row] for row in shown])
+    squares = [Patch(color=colours[label] / 255, label=classes[label]) for label in present]
+    figure.legend(handles=squares, loc='outside lower center', ncols=len(squares), frameon=False, handlelength=1)
+    figure.savefig(path)

@@ -39,10 +39,6 @@ def register(cls: _Class) -> _Class:
 def normal_form(transform: str | Mapping[str, Any], table: Mapping[str, Any] = TRANSFORMS) -> dict[str, Any]:
     """A transform as configs write it, checked: ``'NAME'`` or ``dict(type='NAME', ...)`` to the latter.
 
-    Args:
-        transform: the transform.
-        table: what there is.
-
     Raises:
         TransformError: unknown name, unknown parameter, or a bad value.
     """

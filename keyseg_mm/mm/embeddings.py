@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from keyseg_mm.errors import LockError
 from keyseg_mm.maps.pixels import COLOURS
+from keyseg_mm.mm.bench import preprocess, whole_side
 from keyseg_mm.mm.dryrun import watch_module
-from keyseg_mm.mm.inputs import preprocess, whole_side
 from keyseg_mm.model.consumers import find_image_readers
 from keyseg_mm.model.layers import WeightIndex
 from keyseg_mm.model.passes import Passes
@@ -48,11 +48,9 @@ def find_embeddings(model: nn.Module) -> dict[str, nn.Conv2d]:
         readers = ', '.join(sorted(found.others | found.layers))
         raise LockError(f'its images are read by {readers}: more than patch embeddings, and the rest would see rubbish')
     layers: dict[str, Any] = {name: module_of(model, name) for name in sorted(found.layers)}
-    problems = [f'{name}: {why}' for name, layer in layers.items() if (why := _why_not(layer))]
     weights, plain = WeightIndex(model), {'type': 'ChannelPermutation'}
-    problems = problems or [
-        f'{name}: {why}' for name, layer in layers.items() if (why := weights.why_not(layer, COLOURS, plain))
-    ]
+    reasons = {name: _why_not(layer) or weights.why_not(layer, COLOURS, plain) for name, layer in layers.items()}
+    problems = [f'{name}: {why}' for name, why in reasons.items() if why]
     if not problems and len({layer.kernel_size for layer in layers.values()}) != 1:
         problems = [f'{len(layers)} layers read its images, with patches of several sizes']
     if problems:

@@ -104,9 +104,6 @@ def convert_folder(images: Mapping[Path, Path], target: Path, convert: Convert) 
 def preparation(cfg: Any) -> Convert:
     """What a config's test pipeline does to an image before it is encrypted: resizing, mostly.
 
-    Args:
-        cfg: a whole config, with ``test_dataloader`` or ``test_pipeline``.
-
     Raises:
         KeysegError: there is no such pipeline, or it has several branches.
     """

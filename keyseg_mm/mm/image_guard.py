@@ -178,7 +178,7 @@ def _encryptions(runner: Any) -> Iterator[tuple[str, list[EncryptImage]]]:
 def _refuse_other_key(key: Key, key_id: str) -> None:
     if key.id != key_id:
         raise KeyMismatchError(
-            f'the images are encrypted with key {key.id}, and the model with {key_id}: take one key for both'
+            f'images are encrypted with key {key.id}, and the model with {key_id}: take one key for both'
         )
 
 

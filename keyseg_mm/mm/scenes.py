@@ -63,12 +63,7 @@ def make_scene(seed: int, split: str, index: int) -> tuple[Image, Image]:
 
 
 def write_scenes(root: Path, seed: int, counts: dict[str, int]) -> None:
-    """Write scenes as Cityscapes lays them out, for mmsegmentation's own CityscapesDataset.
-
-    Args:
-        root: folder to make; gets leftImg8bit/SPLIT/TOWN and gtFine/SPLIT/TOWN.
-        seed: what the scenes depend on.
-        counts: number of scenes by split, of ``train`` and ``val``.
+    """Write so many scenes of each split, as Cityscapes lays them out: leftImg8bit/SPLIT/TOWN and gtFine/SPLIT/TOWN.
 
     Raises:
         KeysegError: a file could not be written.
@@ -126,12 +121,8 @@ def _paint_street(c: _Canvas, rng: np.random.Generator) -> None:
     half, walk = rng.uniform(3.6, 5.6), rng.uniform(1.8, 3.4)
     middle = -rng.uniform(0.2, 0.55) * half  # the camera drives on the right
     c.ground((-400, 400), (1, 900), (96, 110, 62) + rng.normal(0, 16, 3), Label.TERRAIN)
-    c.ground(
-        (middle - half - walk, middle + half + walk),
-        (1, 900),
-        rng.uniform(105, 185) + rng.normal(0, 9, 3),
-        Label.SIDEWALK,
-    )
+    wide = (middle - half - walk, middle + half + walk)
+    c.ground(wide, (1, 900), rng.uniform(105, 185) + rng.normal(0, 9, 3), Label.SIDEWALK)
     c.ground((middle - half, middle + half), (1, 900), rng.uniform(70, 125) + rng.normal(0, 4, 3), Label.ROAD)
     for z in np.arange(rng.uniform(1, 6), _FAR, 6):
         c.ground((middle - 0.1, middle + 0.1), (z, z + 3), _WHITE, Label.ROAD)
@@ -186,11 +177,8 @@ def _person(c: _Canvas, rng: np.random.Generator, x: float, z: float) -> None:
 
 
 def _car(c: _Canvas, rng: np.random.Generator, x: float, z: float) -> None:
-    paint, end, near = (
-        rng.uniform(25, 230) + rng.normal(0, 40, 3),
-        z + 4.2,
-        x - copysign(0.9, x),
-    )  # the side that is seen
+    paint, end = rng.uniform(25, 230) + rng.normal(0, 40, 3), z + 4.2
+    near = x - copysign(0.9, x)  # the side that is seen
     for y, shorter in (((0.25, 0.9), 0.0), ((0.9, 1.5), 0.7)):
         c.side(near, y, (z + shorter, end - shorter), paint * 0.75, Label.CAR)
         c.front((x - 0.9, x + 0.9), y, z + shorter, paint, Label.CAR)

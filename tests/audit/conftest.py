@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from keyseg_mm.audit.model.data import PhotoSource
+from keyseg_mm.audit.model.loading import PhotoSource
 from keyseg_mm.audit.model.training import Recipe, train
 from keyseg_mm.bind import stamp_tensor
 from keyseg_mm.stamp import MapEntry, Stamp

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from keyseg_mm.audit.engine.budget import Budget
+from keyseg_mm.audit.engine.attack import Budget
 from keyseg_mm.audit.model.attack import ATTACKS, Case, Target
 from keyseg_mm.audit.model.attacks.points import AttackedPoint, array_of
-from keyseg_mm.audit.model.attacks.standins import SoftMap
+from keyseg_mm.audit.model.attacks.substitutes import SoftMap
 from tests.support.grants import grants
 from tests.support.locks import (
     CLASSES,

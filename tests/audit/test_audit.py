@@ -14,12 +14,9 @@ import torch
 from torch import nn
 
 from keyseg_mm import attach, entries_at, find_leaks
-from keyseg_mm.audit.engine.attack import Registry, Run, Scenario
-from keyseg_mm.audit.engine.budget import Budget
+from keyseg_mm.audit.engine.attack import Budget, ModelSuite, Registry
 from keyseg_mm.audit.engine.datasets import nested_shares
-from keyseg_mm.audit.engine.results import Failure, Result
-from keyseg_mm.audit.engine.runner import Runner
-from keyseg_mm.audit.engine.suites import ModelSuite
+from keyseg_mm.audit.engine.runner import Failure, Result, Run, Runner, Scenario
 from keyseg_mm.audit.model import audit as suite
 from keyseg_mm.audit.model.attack import (
     ATTACKS,
@@ -31,13 +28,12 @@ from keyseg_mm.audit.model.attack import (
     Photos,
     PublicWeights,
 )
+from keyseg_mm.audit.model.attacks.finetuning import FromPublic, FromScratch, PublicAsIs
 from keyseg_mm.audit.model.ciphertext import file_checks
-from keyseg_mm.audit.model.controls import FromPublic, FromScratch, PublicAsIs
 from keyseg_mm.audit.model.forward import logits, predict
 from keyseg_mm.audit.model.loading import architecture, fitting_sites, read_protected, read_public
-from keyseg_mm.audit.model.referee import Referee
+from keyseg_mm.audit.model.referee import Referee, Score, confusion, kappa, miou, right_share, score
 from keyseg_mm.audit.model.report import advantage, summarise
-from keyseg_mm.audit.model.scoring import Score, confusion, kappa, miou, right_share, score
 from keyseg_mm.audit.model.training import Recipe, train
 from keyseg_mm.bind import derive_map, memory_stamp, stamp_tensor
 from keyseg_mm.cli import main

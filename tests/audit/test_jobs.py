@@ -8,10 +8,10 @@ import pickle
 import pytest
 
 from keyseg_mm import write_key_file
+from keyseg_mm.audit.engine.attack import ModelSuite
 from keyseg_mm.audit.engine.audit import Job, audit, perform
 from keyseg_mm.audit.engine.executor import make_executor
 from keyseg_mm.audit.engine.runner import Runner
-from keyseg_mm.audit.engine.suites import ModelSuite
 from keyseg_mm.audit.model.audit import ModelOrder
 from keyseg_mm.errors import KeyFileError
 

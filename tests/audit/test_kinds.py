@@ -10,13 +10,11 @@ import pytest
 import torch
 
 from keyseg_mm import SecretKey, attach, detach, entries_at, find_leaks, lock
-from keyseg_mm.audit.engine.budget import Budget
-from keyseg_mm.audit.engine.suites import ModelSuite
+from keyseg_mm.audit.engine.attack import Budget, ModelSuite
 from keyseg_mm.audit.model import audit as suite
 from keyseg_mm.audit.model.attack import ALL, ATTACKS, Case, LabelledPhotos, PublicWeights, Target
-from keyseg_mm.audit.model.attacks.standins import in_blocks
-from keyseg_mm.audit.model.forward import predict
-from keyseg_mm.audit.model.input_cipher import ImageEncryption, Pixels
+from keyseg_mm.audit.model.attacks.substitutes import in_blocks
+from keyseg_mm.audit.model.forward import ImageEncryption, Pixels, predict
 from keyseg_mm.audit.model.referee import Referee, encryption
 from keyseg_mm.audit.model.training import Recipe, train
 from keyseg_mm.bind import derive_cipher, memory_stamp, stamp_tensor
@@ -294,7 +292,7 @@ def test_a_model_of_encrypted_images_is_audited(tiny_cityscapes, tmp_path, key, 
 
 
 def test_photos_of_an_audit_are_plain(tiny_cityscapes, tmp_path, key_file):
-    from keyseg_mm.audit.model.data import PhotoSource
+    from keyseg_mm.audit.model.loading import PhotoSource
 
     cfg = runner_cfg(tiny_cityscapes, tmp_path / 'work', small_model_cfg())
     cfg.dump(str(tmp_path / 'plain.py'))

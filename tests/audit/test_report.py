@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from keyseg_mm.audit.engine.results import Result, read_result, to_json
+from keyseg_mm.audit.engine.runner import Result, read_result, to_json
+from keyseg_mm.audit.model.referee import Score
 from keyseg_mm.audit.model.report import summarise
-from keyseg_mm.audit.model.scoring import Score
-from keyseg_mm.audit.report.page import render
-from keyseg_mm.audit.report.pictures import painted, png, unpng
+from keyseg_mm.audit.report.page import painted, png, render, unpng
 from tests.support.audits import made_run, make_report
 from tests.support.pages import PHONE, SCREEN, Page, look
 

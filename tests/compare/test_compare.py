@@ -13,13 +13,11 @@ import torch
 from mmengine.config import Config
 
 from keyseg_mm import KeysegError
-from keyseg_mm.audit.engine.suites import SUITES, ModelSuite
+from keyseg_mm.audit.engine.attack import SUITES, ModelSuite
 from keyseg_mm.cli import main as commands_main
 from keyseg_mm.compare import configs, trial
-from keyseg_mm.compare.methods import METHODS, pick
-from keyseg_mm.compare.report import HEAD, as_page, cells
-from keyseg_mm.compare.rows import FAILED, Options, Row
-from keyseg_mm.compare.run import Comparison
+from keyseg_mm.compare.methods import FAILED, METHODS, Options, Row, pick
+from keyseg_mm.compare.run import HEAD, Comparison, as_page, cells
 from keyseg_mm.entries import ImageEntry, MapEntry
 from keyseg_mm.locking.scheme import key_space
 from keyseg_mm.maps.keyspace import bits_of_half, bits_of_permutation

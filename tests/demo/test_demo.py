@@ -13,7 +13,7 @@ from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in
 from keyseg_mm.cli import main
 from keyseg_mm.cli.console import INTERRUPTED
 from keyseg_mm.demo import run as demo
-from keyseg_mm.demo.report import BARE, NONE, RIGHT, WRONG, Result, meaning, table
+from keyseg_mm.demo.run import BARE, NONE, RIGHT, WRONG, Result, meaning, table
 from keyseg_mm.mm.floor import constant_prediction_floor
 from keyseg_mm.mm.scenes import make_scene
 from keyseg_mm.seal.sections import sealed_stamp

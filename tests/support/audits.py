@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from keyseg_mm.audit.engine.budget import Budget
-from keyseg_mm.audit.engine.results import About, Check, Failure, Result
+from keyseg_mm.audit.engine.attack import Budget
+from keyseg_mm.audit.engine.runner import About, Check, Failure, Result
 from keyseg_mm.audit.model.attack import LabelledPhotos, Target
+from keyseg_mm.audit.model.referee import Score
 from keyseg_mm.audit.model.report import ModelReport, Pictures, Place
-from keyseg_mm.audit.model.scoring import Score
-from keyseg_mm.audit.report.pictures import colour_png, png
+from keyseg_mm.audit.report.page import colour_png, png
 from keyseg_mm.bind import derive_map
 from tests.support.configs import tiny_model_cfg
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from keyseg_mm.audit.engine.budget import Budget
+from keyseg_mm.audit.engine.attack import Budget
 from keyseg_mm.audit.model.attack import ATTACKS, Attempt, Case, LabelledPhotos
 from keyseg_mm.audit.model.attacks.points import AttackedPoint, array_of
 from keyseg_mm.audit.model.forward import logits

@@ -1,4 +1,4 @@
-"""What an attacker holds, what an attack is, and in which scenarios it is run.
+"""What an attacker holds, what they may spend, and what an attack is.
 
 Cases follow Kerckhoffs: what is public are fields of a case. Whatever else a scenario grants (photos, public weights,
 part of the key) is a :class:`Grant`, each a type of its own, so that an attack says by types what it needs and gets
@@ -8,26 +8,120 @@ exactly that. A case that holds a secret refuses to be built, so an attack canno
 from __future__ import annotations
 
 import dataclasses
+import random
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
-from keyseg_mm.audit.engine.budget import Budget, Progress
-from keyseg_mm.audit.engine.results import About, Kind
-from keyseg_mm.audit.engine.secrecy import refuse_secrets
+import numpy as np
+import torch
+
+from keyseg_mm.audit.engine.contents import refuse_secrets
 from keyseg_mm.errors import KeysegError
+
+#: Called with the share done, 0 to 1, and a few words on where the attack stands.
+Progress = Callable[[float, str], None]
+#: Told what is going on, a line at a time.
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an attack may spend: optimisation steps (or queries, or tries) and seconds of wall time."""
+
+    steps: int
+    seconds: float
+
+    def clock(self) -> Clock:
+        """A clock that starts now."""
+        return Clock(self)
+
+
+class Clock:
+    """Counts an attack's steps and seconds against its budget.
+
+    Attributes:
+        steps: steps taken.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget, self.steps, self._start = budget, 0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._start
+
+    @property
+    def share(self) -> float:
+        """How much of the budget is gone, 0 to 1, by whichever of steps and seconds is further."""
+        return min(1.0, max(self.steps / max(self.budget.steps, 1), self.seconds / max(self.budget.seconds, 1e-9)))
+
+    @property
+    def out_of_time(self) -> bool:
+        """The seconds are used up."""
+        return self.seconds >= self.budget.seconds
+
+    def tick(self, steps: int = 1) -> bool:
+        """Take steps; False, with nothing taken, if the budget has none left."""
+        if self.steps + steps > self.budget.steps or self.out_of_time:
+            return False
+        self.steps += steps
+        return True
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of torch, numpy and Python: an attack may draw from any of them."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """How thorough a suite is."""
+
+    steps: int  # optimisation steps of a run
+    seconds: float  # of a run
+    scored: int | None  # photos that are scored on, or images under attack, at most; None for all there are
+    photos: int | None  # the attacker's own, at most
+    longest: int | None  # longer side of all of them, at most; larger ones are scaled down
+
+    def budget(self) -> Budget:
+        """What each run may spend."""
+        return Budget(self.steps, self.seconds)
+
+
+@dataclass(frozen=True)
+class ModelSuite(Suite):
+    """Of an audit of a model."""
+
+    shares: tuple[float, ...] = (0.01, 0.1)  # of the training photos that attackers have
+    total: float | None = None  # seconds of all runs together, aimed at by giving each less; None for no aim
+
+
+SUITES = {
+    'quick': ModelSuite(60, 12.0, 16, 32, 384, (0.1,), 200.0),
+    'standard': ModelSuite(400, 300.0, 60, 256, 768, (0.01, 0.1)),
+    'full': ModelSuite(2000, 3600.0, None, None, None, (0.01, 0.05, 0.1)),
+}
+IMAGE_SUITES = {
+    'quick': Suite(150, 30.0, 16, 32, 192),
+    'standard': Suite(2000, 400.0, 40, 200, 512),
+    'full': Suite(10000, 3600.0, 60, 200, None),
+}
 
 
 class Grant:
-    """Base of all that may be granted; subclasses are frozen dataclasses.
+    """Base of all that may be granted; subclasses are frozen dataclasses."""
 
-    Attributes:
-        name: for reports.
-    """
-
-    name: ClassVar[str]
+    name: ClassVar[str]  # for reports
 
 
 _G = TypeVar('_G', bound=Grant)
+
+
 _Case = TypeVar('_Case', bound='BaseCase')
 
 
@@ -37,18 +131,13 @@ class BaseCase:
 
     ``kind in case`` tells whether a kind of grant is there, and ``case[kind]`` gives it.
 
-    Attributes:
-        grants: what the attacker has besides what is public.
-        seed: of all that an attack draws.
-        budget: what it may spend.
-
     Raises:
         SecretExposedError: a field or grant holds a key, a map, or a model with a protection attached.
     """
 
-    grants: tuple[Grant, ...] = ()
-    seed: int = 0
-    budget: Budget = Budget(200, 300.0)
+    grants: tuple[Grant, ...] = ()  # what the attacker has besides what is public
+    seed: int = 0  # of all that an attack draws
+    budget: Budget = Budget(200, 300.0)  # what it may spend
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
@@ -75,18 +164,15 @@ class BaseCase:
 
 @dataclass(kw_only=True)
 class BaseAttempt:
-    """What all attacks hand back; each arena adds its own.
+    """What all attacks hand back; each arena adds its own."""
 
-    Attributes:
-        exhausted: the budget ended it before it was done by its own measure.
-        notes: what a reader should know of this attempt, in a sentence or two.
-    """
-
-    exhausted: bool = False
-    notes: str = ''
+    exhausted: bool = False  # the budget ended it before it was done by its own measure
+    notes: str = ''  # what a reader should know of this attempt, in a sentence or two
 
 
 C = TypeVar('C', bound=BaseCase)
+
+
 A = TypeVar('A', bound=BaseAttempt)
 
 
@@ -122,6 +208,8 @@ class BaseAttack(Generic[C, A]):
 
 
 _K = TypeVar('_K', bound=BaseAttack[Any, Any])
+
+
 _R = TypeVar('_R', bound=BaseAttack[Any, Any])
 
 
@@ -141,57 +229,3 @@ class Registry(dict[str, type[_K]], Generic[_K]):
             raise KeysegError(f'{cls.name}: two attacks of this name: {known.__name__} and {cls.__name__}')
         self[cls.name] = cls  # type: ignore[assignment]
         return cls
-
-
-@dataclass(frozen=True)
-class Scenario(Generic[C]):
-    """What an attacker may be granted besides what is public, and the case that comes of it."""
-
-    name: str  # for files, as photos-0.1
-    title: str
-    case: C
-    new: frozenset[type[Grant]] = frozenset()  # kinds of grants; an attack that uses none of them was run before
-    share: float | None = None  # of the training photos
-    photos: int = 0  # number of the attacker's
-
-    def wants(self, attack: type[BaseAttack[C, Any]]) -> bool:
-        """Whether the attack is to be run here: it makes sense, all that it needs is there, and some of it is new."""
-        used = tuple(attack.needs | attack.helped_by)
-        fresh = not self.new or any(issubclass(kind, used) for kind in self.new)
-        return fresh and attack.possible(self.case)
-
-
-@dataclass(frozen=True)
-class Run(Generic[C, A]):
-    """One attack, or control, in one scenario."""
-
-    attack: type[BaseAttack[C, A]]
-    scenario: Scenario[C]
-    kind: Kind = 'attack'
-
-    @property
-    def name(self) -> str:
-        """For files."""
-        return f'{self.kind}-{self.attack.name}-{self.scenario.name}'
-
-    @property
-    def title(self) -> str:
-        """For people."""
-        return f'{self.attack.title}, {self.scenario.title}'
-
-    def about(self) -> About:
-        """What a report says of it."""
-        attack, where = self.attack, self.scenario
-        return About(
-            kind=self.kind,
-            name=attack.name,
-            title=attack.title,
-            needs=tuple(sorted(kind.name for kind in attack.needs)),
-            source=attack.source,
-            cost=attack.cost,
-            family=attack.kind,
-            scenario=where.name,
-            scenario_title=where.title,
-            share=where.share,
-            photos=where.photos,
-        )

@@ -6,23 +6,34 @@ import abc
 import dataclasses
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from keyseg_mm.audit.engine.attack import Run
+from keyseg_mm.audit.engine.attack import Say
 from keyseg_mm.audit.engine.executor import Executor, Failed
-from keyseg_mm.audit.engine.results import Failure, Result
-from keyseg_mm.audit.engine.runner import Runner
-from keyseg_mm.audit.engine.suites import Say
+from keyseg_mm.audit.engine.runner import Failure, Outcome, Run, Runner
 from keyseg_mm.audit.report.page import write_report
 from keyseg_mm.keys.identity import Key
 from keyseg_mm.keys.locator import locate_real
 
-Outcome = Result[Any] | Failure
-#: Runs, each with what runs it.
-Planned = Sequence[tuple[Runner, Run[Any, Any]]]
+
+@dataclass(frozen=True)
+class Stage:
+    """Everything read, checked and set up for an audit.
+
+    Attributes:
+        runner: does the runs.
+        runs: all of them, controls first: an interrupted audit then has something to compare with.
+        report: gives what was audited, without results: all public; takes what all reports have in common.
+        summarise: gives what a report comes to, a ``Summary``.
+    """
+
+    runner: Runner
+    runs: Sequence[Run[Any, Any]]
+    report: Callable[..., Any]
+    summarise: Callable[[Any], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,21 +57,6 @@ class Order(abc.ABC):
         """
 
 
-class Stage(abc.ABC):
-    """Everything read, checked and set up for an audit."""
-
-    summarise: ClassVar[Any]  # gives what a report comes to, a Summary
-
-    @property
-    @abc.abstractmethod
-    def planned(self) -> Planned:
-        """All runs, controls first: an interrupted audit then has something to compare with."""
-
-    @abc.abstractmethod
-    def report(self) -> Any:
-        """What was audited and how the referee's checks came out, without results: all public."""
-
-
 def audit(
     order: Order, key: Key | None = None, executor: Executor | None = None, say: Say = lambda text: None
 ) -> tuple[Any, Any]:
@@ -81,14 +77,27 @@ def audit(
     start = time.monotonic()
     stage = order.stage(key or locate_real(order.key, 'key'), say)
     say('the referee checks itself')
-    report = stage.report()
+    report = report_of(order, stage)
     if not report.positive.passed:
         say('WARNING: the true key does not score full marks in the way guesses are scored: do not trust this audit')
-    outcomes = tuple(run_all(order, stage.planned, executor, say))
+    outcomes = tuple(_run_all(order, stage, executor, say))
     report = dataclasses.replace(report, outcomes=outcomes, seconds=round(time.monotonic() - start, 1))
     summary = stage.summarise(report)
     write_report(order.out, report, summary)
     return report, summary
+
+
+def report_of(order: Order, stage: Stage) -> Any:
+    """What was audited and how the referee's checks came out, without results."""
+    referee = stage.runner.judge
+    return stage.report(
+        suite=order.suite,
+        seed=order.seed,
+        config=order.config.name,
+        checkpoint=order.checkpoint.name if order.checkpoint else None,
+        positive=referee.positive_control(),
+        negative=referee.negative_control(order.seed),
+    )
 
 
 @dataclass(frozen=True)
@@ -101,50 +110,36 @@ class Job:
 
 def perform(job: Job) -> Outcome:
     """Do a job, in whatever process this is; what its order asks for is set up there once."""
-    runner, run = _set_up(job.order)[job.run]
-    return runner.attempt(run)
+    stage = _set_up(job.order)
+    return stage.runner.attempt(next(run for run in stage.runs if run.name == job.run))
 
 
 @functools.lru_cache(maxsize=1)
-def _set_up(order: Order) -> Mapping[str, tuple[Runner, Run[Any, Any]]]:
-    stage = order.stage(_key_of(order), lambda text: None)
-    return {run.name: (runner, run) for runner, run in stage.planned}
+def _set_up(order: Order) -> Stage:
+    return order.stage(locate_real(order.key, '--key'), lambda text: None)
 
 
-def run_all(order: Order, planned: Planned, executor: Executor | None, say: Say) -> list[Outcome]:
-    """All runs of an audit, taking over what is finished.
-
-    Args:
-        order: what was asked for.
-        planned: what was set up from it.
-        executor: what runs jobs side by side; None: one after another, in this process.
-        say: told what is going on, a line at a time.
-
-    Returns:
-        What came of each, in the order of ``planned``.
-    """
-    found: dict[int, Outcome] = {i: kept for i, (runner, run) in enumerate(planned) if (kept := runner.kept(run))}
-    left = [number for number in range(len(planned)) if number not in found]
+def _run_all(order: Order, stage: Stage, executor: Executor | None, say: Say) -> list[Outcome]:
+    """What comes of all runs of an audit, in their order; what is finished is taken over."""
+    runner, runs = stage.runner, stage.runs
+    found: dict[str, Outcome] = {run.name: kept for run in runs if (kept := runner.kept(run))}
+    left = [run for run in runs if run.name not in found]
 
     def store(index: int, outcome: Outcome | Failed) -> None:
-        runner, run = planned[left[index]]
+        run = left[index]
         if isinstance(outcome, Failed):
             outcome = Failure(run.about(), runner.digest(run), 0.0, outcome.why)
-        found[left[index]] = runner.keep(run, outcome)
-        say(f'{len(found)}/{len(planned)}  {run.kind}: {run.title}')
+        found[run.name] = runner.keep(run, outcome)
+        say(f'{len(found)}/{len(runs)}  {run.kind}: {run.title}')
 
     if executor is not None and left:
-        _key_of(order)  # an error now, and not in every process
+        locate_real(order.key, '--key')  # an error now, and not in every process
         there = _portable(order)
-        executor.run(perform, [Job(there, planned[number][1].name) for number in left], store)
+        executor.run(perform, [Job(there, run.name) for run in left], store)
     else:
-        for index, number in enumerate(left):
-            store(index, planned[number][0].attempt(planned[number][1]))
-    return [found[number] for number in range(len(planned))]
-
-
-def _key_of(order: Order) -> Key:
-    return locate_real(order.key, '--key')
+        for index, run in enumerate(left):
+            store(index, runner.attempt(run))
+    return [found[run.name] for run in runs]
 
 
 def _portable(order: Order) -> Order:

@@ -94,14 +94,7 @@ def common_size(size: Sequence[int], step: int, longest: int | None, least: int 
 
 
 def nested_shares(total: int, shares: Sequence[float], seed: int, most: int | None) -> dict[float, list[int]]:
-    """Numbers of photos for each share, the smaller ones contained in the larger ones.
-
-    Args:
-        total: photos in all.
-        shares: each above 0, at most 1.
-        seed: of the choice.
-        most: no more than this many; None for no limit.
-    """
+    """Numbers of photos for each share of all, ``most`` at most, the smaller ones contained in the larger ones."""
     order = np.random.default_rng(seed).permutation(total).tolist()
     counts = {share: min(max(1, round(share * total)), most or total) for share in shares}
     return {share: order[:count] for share, count in counts.items()}
@@ -122,9 +115,7 @@ def pipeline_of(cfg: Config) -> list[Any]:
     try:
         return [copy.deepcopy(step) for step in _innermost(cfg.test_dataloader.dataset)['pipeline']]
     except (KeyError, AttributeError, TypeError):
-        raise KeysegError(
-            'this config has no test_dataloader.dataset with a pipeline: nothing says how its photos are read'
-        ) from None
+        raise KeysegError('this config has no test_dataloader.dataset with a pipeline to read photos by') from None
 
 
 def _innermost(settings: Any) -> Any:

@@ -91,8 +91,13 @@ def _attempt(function: Callable[[Any], Any], job: Any) -> Any:
         with _ALONE:
             return function(job)
     except Exception as error:  # whatever it is, the other jobs are still worth running
-        where = extract_tb(error.__traceback__)[-1]
-        return Failed(f'{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})')
+        return Failed(reason(error))
+
+
+def reason(error: Exception) -> str:
+    """An error in a line, with where it came from."""
+    where = extract_tb(error.__traceback__)[-1]
+    return f'{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})'
 
 
 class _SideBySide(Executor):

@@ -39,14 +39,10 @@ IGNORED = 255  # label of pixels that do not count, as everywhere in the host
 
 @dataclass(frozen=True)
 class Photos(Grant):
-    """Images as the model wants them.
-
-    Attributes:
-        images: (N, 3, H, W) float32, after the data preprocessor (normalised, channels in the model's order).
-    """
+    """Images as the model wants them."""
 
     name: ClassVar[str] = 'unlabelled'
-    images: Tensor
+    images: Tensor  # (N, 3, H, W) float32, after the data preprocessor (normalised, channels in the model's order)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -54,14 +50,10 @@ class Photos(Grant):
 
 @dataclass(frozen=True)
 class LabelledPhotos(Photos):
-    """Images with labels; they serve as unlabelled ones too.
-
-    Attributes:
-        labels: (N, H, W) int64; pixels of :data:`IGNORED` do not count.
-    """
+    """Images with labels; they serve as unlabelled ones too."""
 
     name: ClassVar[str] = 'labelled'
-    labels: Tensor
+    labels: Tensor  # (N, H, W) int64; IGNORED pixels do not count
 
     def take(self, index: Any) -> LabelledPhotos:
         """Some of them: an index tensor, list or slice."""

@@ -6,17 +6,15 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from keyseg_mm.audit.engine.attack import Grant, Run, Scenario
-from keyseg_mm.audit.engine.audit import Order, Planned, Stage
-from keyseg_mm.audit.engine.budget import Budget
-from keyseg_mm.audit.engine.runner import Runner
-from keyseg_mm.audit.engine.suites import SUITES, ModelSuite, Say
-from keyseg_mm.audit.model import attacks, controls  # noqa: F401 - registers all of them
+from keyseg_mm.audit.engine.attack import SUITES, Budget, Grant, ModelSuite, Say
+from keyseg_mm.audit.engine.audit import Order, Stage
+from keyseg_mm.audit.engine.runner import Run, Runner, Scenario, runs_of
+from keyseg_mm.audit.model import attacks  # noqa: F401 - registers all of them
 from keyseg_mm.audit.model.attack import (
     ATTACKS,
     CONTROLS,
@@ -28,10 +26,10 @@ from keyseg_mm.audit.model.attack import (
     SecondFile,
     Target,
 )
-from keyseg_mm.audit.model.ciphertext import FileCheck, file_checks, weights_of
-from keyseg_mm.audit.model.data import Album
-from keyseg_mm.audit.model.input_cipher import ImageEncryption, Pixels
+from keyseg_mm.audit.model.ciphertext import file_checks, weights_of
+from keyseg_mm.audit.model.forward import ImageEncryption, Pixels
 from keyseg_mm.audit.model.loading import (
+    Album,
     Protected,
     architecture,
     fitting_sites,
@@ -41,7 +39,7 @@ from keyseg_mm.audit.model.loading import (
 )
 from keyseg_mm.audit.model.referee import Referee
 from keyseg_mm.audit.model.report import ModelReport, Pictures, Place, summarise
-from keyseg_mm.audit.report.pictures import colour_png, png
+from keyseg_mm.audit.report.page import colour_png, png
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.keys.identity import Key
 from keyseg_mm.mm.config import read_config
@@ -62,106 +60,74 @@ class ModelOrder(Order):
     shares: tuple[float, ...] | None = None  # of the training photos, in place of the suite's own
     device: str = 'cpu'
 
-    def stage(self, key: Key, say: Say) -> ModelStage:
-        return set_up(self, key, say)
+    def stage(self, key: Key, say: Say) -> Stage:
+        suite, device, cfg = self.limits or SUITES[self.suite], torch.device(self.device), read_config(self.config)
+        suite = dataclasses.replace(suite, shares=self.shares or suite.shares)
+        say(f'reading {self.checkpoint}')
+        protected = read_protected(self.checkpoint, device, key)
+        second = read_protected(self.second, device, key) if self.second else None
+        build = architecture(cfg, device, self.seed)
+        model = build()
+        sites = fitting_sites(build, protected, self.config)
+        classes, grants = num_classes_of(model), _grants(self, protected, model)
+        case = Case(protected.stamp, protected.weights, build, classes, sites, grants=grants, seed=self.seed)
+        if second and case.target is not Target.MAPS:
+            what = case.target.value
+            raise KeysegError(f'--second is for models with encrypted feature maps; here the {what} are encrypted')
+        album = Album.read(cfg, model, suite, self.seed, device, say)
+        say('scoring the authorised model')
+        referee = Referee(key, protected.own, case, album.held_out, protected.prefix)
+        runner = Runner(referee, self.out / 'results', most_varied(album), self.bars)
+        runs = _planned(case, album.shares, SecondFile(second.stamp, second.weights) if second else None, suite)
+
+        def report(**common: Any) -> ModelReport:
+            sealed = protected.sealed
+            checks = () if sealed is None else file_checks(sealed, key, public_of(case))
+            return _report(self, referee, album, checks=checks, budget=runs[0].scenario.case.budget, **common)
+
+        return Stage(runner, runs, report, summarise)
 
 
-@dataclass(frozen=True)
-class ModelStage(Stage):
-    """Everything read, checked and set up for an audit."""
-
-    order: ModelOrder
-    suite: ModelSuite
-    referee: Referee
-    album: Album
-    runs: Planned
-    checks: tuple[FileCheck, ...]  # of a sealed file
-    summarise: ClassVar = staticmethod(summarise)
-
-    @property
-    def planned(self) -> Planned:
-        return self.runs
-
-    def report(self) -> ModelReport:
-        order, referee, case, labels = self.order, self.referee, self.referee.case, self.album.held_out.labels
-        no_key, bare = referee.judge(Attempt())  # the file as it is
-        return ModelReport(
-            suite=order.suite,
-            seed=order.seed,
-            config=order.config.name,
-            checkpoint=order.checkpoint.name,
-            public=order.public.name if order.public else None,
-            second=order.second.name if order.second else None,
-            key_id=case.stamp.key_id,
-            target=case.target,
-            places=_places(case),
-            budget=self.runs[0][1].scenario.case.budget,
-            device=order.device,
-            held_out=len(labels),
-            train_photos=len(self.album.train),
-            photo_size=tuple(labels.shape[1:]),
-            floor=constant_prediction_floor([x.cpu().numpy() for x in labels], case.num_classes),
-            authorised=referee.full,
-            no_key=no_key,
-            positive=referee.positive_control(),
-            negative=referee.negative_control(order.seed),
-            pictures=_pictures(self.album, referee, bare),
-            checks=self.checks,
-        )
+def _report(order: ModelOrder, referee: Referee, album: Album, **known: Any) -> ModelReport:
+    case, labels = referee.case, album.held_out.labels
+    no_key, bare = referee.judge(Attempt())  # the file as it is
+    return ModelReport(
+        public=order.public.name if order.public else None,
+        second=order.second.name if order.second else None,
+        key_id=case.stamp.key_id,
+        target=case.target,
+        places=_places(case),
+        device=order.device,
+        held_out=len(labels),
+        train_photos=len(album.train),
+        photo_size=tuple(labels.shape[1:]),
+        floor=constant_prediction_floor([x.cpu().numpy() for x in labels], case.num_classes),
+        authorised=referee.full,
+        no_key=no_key,
+        pictures=_pictures(album, referee, bare),
+        **known,
+    )
 
 
-def set_up(order: ModelOrder, key: Key, say: Say) -> ModelStage:
-    """Read and check all that an audit needs, and plan its runs.
-
-    Raises:
-        KeysegError: config, checkpoints, key and photos do not belong together.
-    """
-    suite, device, cfg = order.limits or SUITES[order.suite], torch.device(order.device), read_config(order.config)
-    suite = dataclasses.replace(suite, shares=order.shares or suite.shares)
-    say(f'reading {order.checkpoint}')
-    protected = read_protected(order.checkpoint, device, key)
-    second = read_protected(order.second, device, key) if order.second else None
-    build = architecture(cfg, device, order.seed)
-    model = build()
-    sites = fitting_sites(build, protected, order.config)
-    classes, grants = num_classes_of(model), _grants(order, protected, model)
-    case = Case(protected.stamp, protected.weights, build, classes, sites, grants=grants, seed=order.seed)
-    if second and case.target is not Target.MAPS:
-        what = case.target.value
-        raise KeysegError(f'--second is for models with encrypted feature maps; here the {what} are encrypted')
-    album = Album.read(cfg, model, suite, order.seed, device, say)
-    say('scoring the authorised model')
-    referee = Referee(key, protected.own, case, album.held_out, protected.prefix)
-    other = SecondFile(second.stamp, second.weights) if second else None
-    runner = Runner(referee, order.out / 'results', most_varied(album), order.bars)
-    runs = planned(case, album.shares, other, suite)
-    checks = () if protected.sealed is None else file_checks(protected.sealed, key, public_of(case))
-    return ModelStage(order, suite, referee, album, [(runner, run) for run in runs], checks)
-
-
-def planned(
+def _planned(
     file: Case, shares: Mapping[float, LabelledPhotos], second: SecondFile | None, suite: ModelSuite
 ) -> list[Run[Case, Attempt]]:
-    """All runs, controls first: an interrupted audit then has something to compare with.
-
-    Args:
-        file: what somebody with the file alone, and public weights, holds.
-        shares: photos by the attacker's share of the training set; the scenarios go from the poorest to the richest.
-        second: another protected file, if there is one.
-        suite: what they may spend.
-    """
+    """All runs, controls first."""
     public = ' and public weights' if PublicWeights in file else ''
     found = [Scenario('file', f'the file alone{public}', file)]
     for share, photos in shares.items():
         title, new = f'{len(photos)} photos ({100 * share:g} %){public}', frozenset({LabelledPhotos})
         found.append(Scenario(f'photos-{share:g}', title, file.granting(photos), new, share=share, photos=len(photos)))
-    tried = [Run(cls, where, 'control') for where in found for cls in CONTROLS.values() if where.wants(cls)]
+    tried = runs_of(found, CONTROLS, 'control')
     if second is not None:
         more = dataclasses.replace(found[-1], case=found[-1].case.granting(second), new=frozenset({SecondFile}))
         found.append(dataclasses.replace(more, name='second', title='a second checkpoint'))
-    tried += [Run(cls, where) for where in found for cls in ATTACKS.values() if where.wants(cls)]
-    budget = _budget(suite, len(tried))
-    cases = {run.scenario.name: dataclasses.replace(run.scenario.case, budget=budget) for run in tried}
+    tried += runs_of(found, ATTACKS)
+    seconds = suite.seconds
+    if suite.total:
+        seconds = min(seconds, max(_LEAST_SECONDS, suite.total / max(1, len(tried))))
+    budget = Budget(suite.steps, round(seconds, 1))
+    cases = {where.name: dataclasses.replace(where.case, budget=budget) for where in found}  # one for all runs of it
     return [
         dataclasses.replace(run, scenario=dataclasses.replace(run.scenario, case=cases[run.scenario.name]))
         for run in tried
@@ -171,12 +137,6 @@ def planned(
 def public_of(case: Case) -> Mapping[str, Tensor] | None:
     """The public weights, where they were granted."""
     return case[PublicWeights].weights if PublicWeights in case else None
-
-
-def _budget(suite: ModelSuite, number: int) -> Budget:
-    """What each of a number of runs may spend."""
-    seconds = min(suite.seconds, max(_LEAST_SECONDS, suite.total / max(1, number))) if suite.total else suite.seconds
-    return Budget(suite.steps, round(seconds, 1))
 
 
 def _grants(order: ModelOrder, protected: Protected, model: nn.Module) -> tuple[Grant, ...]:

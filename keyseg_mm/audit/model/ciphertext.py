@@ -30,42 +30,30 @@ _SHRUNK = 0.999  # what a compressor leaves of random bytes is more than this
 
 @dataclass(frozen=True)
 class FileCheck:
-    """One property of a ciphertext.
+    """One property of a ciphertext."""
 
-    Attributes:
-        name: what was looked at.
-        figure: what was found.
-        bound: what it may be at most in magnitude, or, of the compressor, at least.
-        passed: whether it is.
-    """
-
-    name: str
-    figure: float
-    bound: float
-    passed: bool
+    name: str  # what was looked at
+    figure: float  # what was found
+    bound: float  # what it may be at most in magnitude, or, of the compressor, at least
+    passed: bool  # whether it is
 
 
 def file_checks(
     sealed: Mapping[str, Any], key: Key, public: Mapping[str, Tensor] | None = None
 ) -> tuple[FileCheck, ...]:
-    """Look at the sealed weights of a file.
-
-    Args:
-        sealed: its state_dict, as it was read.
-        key: of one of its recipients: what the bytes are compared with is opened by it.
-        public: public weights that the model may come from, by the names of its own.
-    """
+    """Look at the sealed weights of a state_dict; what they are compared with is opened by the key."""
     plain = unseal_section(key, sealed)
     noise = weights_of(sealed)
     content = b''.join(map(_bytes, noise.values()))[:_MOST]
     again = weights_of(seal_checkpoint({WEIGHTS: plain}, Sealing(key))[WEIGHTS])
     values = np.frombuffer(content, dtype=np.uint8)
+    common = _common(content, again)
     squeezed = len(zlib.compress(content)) / max(1, len(content))
     found = [
         _normal('bytes are equally frequent', _uniformity(values)),
         _normal('neighbouring bytes do not go together', _correlation(values[:-1], values[1:])),
         FileCheck('a compressor finds nothing', squeezed, _SHRUNK, squeezed > _SHRUNK),
-        _none('blocks of 16 bytes in common with a second file of the same weights', _common(content, again)),
+        FileCheck('blocks of 16 bytes in common with a second file of the same weights', common, 0, common == 0),
         _normal('values do not go with the plain ones', _likeness(noise, weights_of(plain))),
     ]
     if public is not None:
@@ -84,10 +72,6 @@ def _bytes(tensor: Tensor) -> bytes:
 
 def _normal(name: str, figure: float) -> FileCheck:
     return FileCheck(name, round(figure, 2), _FAR, abs(figure) <= _FAR)
-
-
-def _none(name: str, figure: float) -> FileCheck:
-    return FileCheck(name, figure, 0, figure == 0)
 
 
 def _uniformity(values: NDArray[np.uint8]) -> float:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from keyseg_mm.audit.engine.budget import Budget
-from keyseg_mm.audit.engine.results import About, Check, Failure, Result, Scored, finished
+from keyseg_mm.audit.engine.attack import Budget
+from keyseg_mm.audit.engine.runner import About, Result, Scored, finished
 from keyseg_mm.audit.model.attack import Target
 from keyseg_mm.audit.model.ciphertext import FileCheck
-from keyseg_mm.audit.model.scoring import Score
-from keyseg_mm.audit.report.page import FALLEN, Report, Summary, is_void, run_warnings, words
+from keyseg_mm.audit.model.referee import Score
+from keyseg_mm.audit.report.page import FALLEN, Report, Summary, run_warnings, words
 
 #: mIoU points below which an advantage is no more than the noise of small trainings and few photos.
 NOISE = 1.0
@@ -49,12 +49,10 @@ class Pictures:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelReport(Report):
-    """Of a whole audit; ``config``, ``checkpoint``, ``public`` and ``second`` are names of files."""
+    """Of a whole audit; ``public`` and ``second`` are names of files, too."""
 
     FORMAT: ClassVar[str] = 'keyseg_mm audit'
     TEMPLATE: ClassVar[str] = 'model.html.j2'
-    config: str
-    checkpoint: str
     public: str | None
     second: str | None
     key_id: str
@@ -68,11 +66,8 @@ class ModelReport(Report):
     floor: float  # mIoU of the best constant guess
     authorised: Score  # with the right key
     no_key: Score  # the file as it is
-    positive: Check[Score]  # the true key scores full marks
-    negative: Check[Score]  # a random key does not
     pictures: Pictures
     checks: tuple[FileCheck, ...] = ()  # of a sealed file; empty where the weights are in the open
-    outcomes: tuple[Result[Score] | Failure, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,30 +87,24 @@ class Advantage:
         return f'{self.photos or "no"} photos'
 
 
-@dataclass(frozen=True)
-class ModelSummary(Summary[Advantage]):
-    """What an audit of a model comes to."""
-
-    headline: Advantage  # the largest one
-
-
-def summarise(report: ModelReport) -> ModelSummary:
+def summarise(report: ModelReport) -> Summary[Advantage]:
     """Headline, verdict and advice from the figures of a report."""
     shares = sorted({one.about.share for one in report.outcomes if one.about.share is not None})
     advantages = tuple(advantage(report, share) for share in (None, *shares))
-    headline, found = max(advantages, key=lambda a: a.advantage), _most_recovered(report)
+    headline = max(advantages, key=lambda a: a.advantage)
+    # the attack that found most of the key, if that is more than chance
+    recovered = [r for r in finished(report.outcomes, 'attack') if (r.score.recovery or 0.0) > _BY_CHANCE]
+    found = max(recovered, key=lambda r: r.score.recovery or 0.0, default=None)
     level = _level(report, headline, found)
-    warnings = list(run_warnings(report.outcomes))
-    if report.held_out < _FEW:
-        warnings.append(f'Scored on {report.held_out} photos only: differences of a point or two may be chance.')
-    return ModelSummary(
+    few = f'Scored on {report.held_out} photos only: differences of a point or two may be chance.'
+    return Summary(
         advantages=advantages,
         headline=headline,
         level=level,
         verdict=' '.join(words(_WORDS, 'verdict', report=report, best=headline, level=level)),
         means=words(_WORDS, 'means', report=report, level=level, recovered=found),
         change=words(_WORDS, 'change', report=report, attack=headline.attack, level=level),
-        warnings=tuple(warnings),
+        warnings=(*run_warnings(report), *([few] if report.held_out < _FEW else [])),
     )
 
 
@@ -127,22 +116,17 @@ def advantage(report: ModelReport, share: float | None) -> Advantage:
     constant = About('control', 'constant', 'one class everywhere', family='retrain', scenario='file')
     attacks, controls = [Scored(bare, report.no_key)], [Scored(constant, Score(report.floor, kappa=0.0))]
     for result in usable:
-        (attacks if result.about.kind == 'attack' else controls).append(result.bare())
+        side = attacks if result.about.kind == 'attack' else controls
+        side.append(Scored(result.about, result.score))
     attack, control = (max(found, key=lambda best: best.score.miou) for found in (attacks, controls))
     photos = max((r.about.photos for r in usable if r.about.share == share), default=0)
     gain, gap = attack.score.miou - control.score.miou, report.authorised.miou - control.score.miou
     return Advantage(share, photos, attack, control, gain, gain / gap if gap > LITTLE else None)
 
 
-def _most_recovered(report: ModelReport) -> Result[Score] | None:
-    """The attack that found most of the key, if that is more than chance."""
-    found = [r for r in finished(report.outcomes, 'attack') if (r.score.recovery or 0.0) > _BY_CHANCE]
-    return max(found, key=lambda r: r.score.recovery or 0.0, default=None)
-
-
 def _level(report: ModelReport, headline: Advantage, found: Result[Score] | None) -> str:
     """``void``, ``idle``, ``holds``, ``leaks`` or ``falls``."""
-    if is_void([report.positive.passed, report.negative.passed], report.outcomes):
+    if report.is_void:
         return 'void'
     if report.authorised.miou - report.floor < LITTLE:
         return 'idle'

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from keyseg_mm.audit.engine.budget import Budget, Clock, Progress
+from keyseg_mm.audit.engine.attack import Budget, Clock, Progress
 from keyseg_mm.audit.model.attack import IGNORED, LabelledPhotos
 from keyseg_mm.audit.model.forward import logits
 from keyseg_mm.mm.dryrun import data_samples
@@ -30,13 +30,7 @@ _CLIP = 10.0  # largest norm of a gradient: a scrambled model's first ones are l
 
 
 def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy of the model's scores, over the labelled pixels; zero where there are none.
-
-    Args:
-        model: from images to scores.
-        images: (B, 3, H, W), normalised.
-        labels: (B, H, W).
-    """
+    """Mean cross entropy of the model's scores, over the labelled pixels; zero where there are none."""
     scores = logits(model, images)
     if not (labels != IGNORED).any():
         return 0.0 * scores.sum()
@@ -76,15 +70,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Course:
-    """What became of a training.
+    """What became of a training."""
 
-    Attributes:
-        exhausted: the seconds ended it before all the steps were taken.
-        losses: of every step.
-    """
-
-    exhausted: bool
-    losses: list[float]
+    exhausted: bool  # the seconds ended it before all the steps were taken
+    losses: list[float]  # of every step
 
     @property
     def last(self) -> float:
@@ -145,7 +134,7 @@ def _descend(
 def _batches(photos: LabelledPhotos, recipe: Recipe, draw: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches without end, with one random crop window and a flip for each photo."""
     height, width = photos.images.shape[2:]
-    tall, wide = (_side(side, recipe.crop) for side in (height, width))
+    tall, wide = (min(side, max(32, round(side * recipe.crop / 32) * 32)) for side in (height, width))
     count = min(_BATCH, max(2, len(photos)))  # batch norms refuse a single value for each channel
     while True:
         images, labels = [], []
@@ -160,10 +149,6 @@ def _batches(photos: LabelledPhotos, recipe: Recipe, draw: torch.Generator) -> I
             images.append(image)
             labels.append(label)
         yield torch.stack(images), torch.stack(labels)
-
-
-def _side(side: int, crop: float) -> int:
-    return min(side, max(32, round(side * crop / 32) * 32))
 
 
 def _rate(step: int, steps: int) -> float:

@@ -19,10 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
-from keyseg_mm.audit.engine.budget import Clock, Progress
-from keyseg_mm.audit.images.attack import ImageAttack, ImageCase, OwnPhotos, Restored, register
-from keyseg_mm.audit.images.attacks.statistics import MOST_VALUES, TOP, Floats, enough, negated_places
-from keyseg_mm.audit.images.scheme import Blocks, Images, block_map, cut
+from keyseg_mm.audit.engine.attack import Clock, Progress
+from keyseg_mm.audit.images.attack import (
+    Blocks,
+    ImageAttack,
+    ImageCase,
+    Images,
+    OwnPhotos,
+    Restored,
+    block_map,
+    cut,
+    register,
+)
+from keyseg_mm.audit.images.attacks.values import MOST_VALUES, TOP, Floats, enough, negated_places
 from keyseg_mm.maps.pixels import COLOURS
 
 Order = NDArray[np.int64]
@@ -122,14 +131,7 @@ class Statistics:
 def find_order(
     encrypted: Blocks, photos: Blocks, moves: str, clock: Clock, tell: Callable[[float, str], None]
 ) -> tuple[Order, bool]:
-    """The permutation of a block's values, ``e[k] = v[order[k]]``.
-
-    Args:
-        encrypted: blocks under attack.
-        photos: blocks of photos.
-        moves: ``'all'`` or ``'channel'``.
-        clock: of the attack's budget.
-        tell: told how far it is.
+    """The order of encrypted blocks, ``e[k] = v[order[k]]``, by blocks of photos.
 
     Returns:
         The order, and whether time ran out.

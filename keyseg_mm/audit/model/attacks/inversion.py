@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from keyseg_mm.audit.engine.budget import Progress
+from keyseg_mm.audit.engine.attack import Progress
 from keyseg_mm.audit.model.attack import Attack, Attempt, Case, Photos, carriers, register
 from keyseg_mm.audit.model.attacks.points import AttackedPoint, Guesses, Matrix, array_of, points_of
 from keyseg_mm.audit.model.forward import logits
@@ -40,8 +40,7 @@ class NormInversion(Attack):
     of the budget are shared out evenly among the points.
     """
 
-    name = 'norm-inversion'
-    title = 'inversion of norm statistics'
+    name, title = 'norm-inversion', 'inversion of norm statistics'
     needs = frozenset({Photos})
     source = 'activation matching in Git Re-Basin, arXiv 2209.04836; batch norm statistics in Yin et al., CVPR 2020'
     cost = 'a forward pass and a search of seconds to minutes for each point; no labels'
@@ -173,14 +172,7 @@ def _equations(case: Case, name: str, norm: nn.Module, patches: Tensor) -> NormE
 def invert(
     point: AttackedPoint, equations: list[NormEquations], seconds: float, rng: np.random.Generator
 ) -> ChannelMap:
-    """The map under which the readers' statistics meet those of the norms behind them.
-
-    Args:
-        point: where.
-        equations: of its readers.
-        seconds: that it may take.
-        rng: of starts and of the order of moves.
-    """
+    """The map under which the statistics of a point's readers meet those of the norms behind them, found in time."""
     until, ends = time.monotonic() + seconds, list[tuple[float, Matrix]]()
     while len(ends) < MOST_RUNS and (not ends or time.monotonic() < until):
         matrix = _exchanged(point, equations, until, rng)

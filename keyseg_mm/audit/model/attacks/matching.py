@@ -14,12 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from keyseg_mm.audit.engine.budget import Progress
-from keyseg_mm.audit.images.scheme import block_map
+from keyseg_mm.audit.engine.attack import Progress
+from keyseg_mm.audit.images.attack import block_map
 from keyseg_mm.audit.model.attack import Attack, Attempt, Case, PublicWeights, SecondFile, Target, carriers, register
 from keyseg_mm.audit.model.attacks.points import AttackedPoint, Guesses, array_of, assign, points_of
-from keyseg_mm.audit.model.forward import load_weights
-from keyseg_mm.audit.model.input_cipher import ImageEncryption, WithInput, encryption_by
+from keyseg_mm.audit.model.forward import ImageEncryption, WithInput, encryption_by, load_weights
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.maps import ChannelMap
 from keyseg_mm.maps.order import places, raw
@@ -82,8 +81,7 @@ class DirectionMatching(Attack):
     order. The table of the cosines of all input channels is matched by :func:`match`.
     """
 
-    name = 'match-public'
-    title = 'direction matching with public weights'
+    name, title = 'match-public', 'direction matching with public weights'
     needs = frozenset({PublicWeights})
     source = 'ArrowMatch, USENIX Security 2025; GroupCover, ICML 2024; Procrustes: Schoenemann, Psychometrika 1966'
     cost = 'an assignment for each point, O(c^3): seconds; no images'
@@ -104,8 +102,7 @@ class TwoFiles(Attack):
     twice, and then whatever breaks one file breaks the other.
     """
 
-    name = 'two-files'
-    title = 'two protected files against each other'
+    name, title = 'two-files', 'two protected files against each other'
     needs = frozenset({SecondFile})
     source = 'collusion of customers, arXiv 2602.11088'
     cost = 'an assignment for each point: seconds; no images'
@@ -130,8 +127,7 @@ class RankMatching(Attack):
     from the stamp and the magnitudes.
     """
 
-    name = 'rank-matching'
-    title = 'values in the order of public weights'
+    name, title = 'rank-matching', 'values in the order of public weights'
     needs = frozenset({PublicWeights})
     against = frozenset({Target.WEIGHTS})
     kind = 'retrain'
@@ -142,22 +138,15 @@ class RankMatching(Attack):
         public, weights = case[PublicWeights].weights, dict(case.weights)
         for at, entry in enumerate(case.stamp.tensors):
             known, mine = public.get(entry.names[0]), weights[entry.names[0]]
-            if known is not None and known.shape == mine.shape:
-                weights.update(dict.fromkeys(entry.names, _in_order(mine, known, entry.count)))
+            moved = places(raw(mine), entry.count)
+            if known is not None and known.shape == mine.shape and moved is not None:
+                values, ranks = mine.detach().clone().flatten(), known.detach().flatten()[moved].argsort().argsort()
+                values[moved] = values[moved].sort().values[ranks]
+                weights.update(dict.fromkeys(entry.names, values.view_as(mine)))
             progress((at + 1) / len(case.stamp.tensors), entry.names[0])
         model = case.build()
         load_weights(model, weights)
         return Attempt(model=model.eval())
-
-
-def _in_order(mine: Tensor, known: Tensor, count: int) -> Tensor:
-    values, guide = mine.detach().clone().flatten(), known.detach().flatten()
-    moved = places(raw(mine), count)
-    if moved is None:
-        return mine
-    ranks = guide[moved].argsort().argsort()
-    values[moved] = values[moved].sort().values[ranks]
-    return values.view_as(mine)
 
 
 @register
@@ -168,8 +157,7 @@ class MatchPatches(Attack):
     absolute cosines tells where each was, and the signs of these whether it was negated. That is the images' cipher.
     """
 
-    name = 'match-patches'
-    title = 'patch embedding matched to public weights'
+    name, title = 'match-patches', 'patch embedding matched to public weights'
     needs = frozenset({PublicWeights})
     against = frozenset({Target.IMAGES})
     kind = 'retrain'

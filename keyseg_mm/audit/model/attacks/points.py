@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
-from keyseg_mm.audit.model.attack import Case
+from keyseg_mm.audit.engine.attack import Progress
+from keyseg_mm.audit.model.attack import Attack, Attempt, Case, register
 from keyseg_mm.entries import MapEntry
 from keyseg_mm.maps import ChannelMap, ChannelPermutation, ChannelRotation, SignedChannelPermutation
 from keyseg_mm.maps.channels import DEFAULT_BLOCK
@@ -20,11 +21,7 @@ Guesses = dict[str, ChannelMap]  # by the text of the point
 
 @dataclass(frozen=True)
 class AttackedPoint:
-    """One point of a stamp.
-
-    Attributes:
-        entry: of the stamp.
-    """
+    """One point of a stamp, by its entry there."""
 
     entry: MapEntry
 
@@ -54,7 +51,9 @@ class AttackedPoint:
     def round(self, matrix: NDArray[Any]) -> ChannelMap:
         """The map of this kind that is nearest to a matrix: the one with the largest sum of products with it."""
         if self.turned:
-            return _rotation([polar(matrix[b, b]) for b in self.blocks()])
+            blocks = [polar(matrix[b, b]) for b in self.blocks()]  # the last of which may be smaller
+            full = [block for block in blocks if len(block) == len(blocks[0])]
+            return ChannelRotation(np.stack(full), np.empty((0, 0)) if len(full) == len(blocks) else blocks[-1])
         table = assign(np.abs(matrix) if self.signed else matrix)
         if not self.signed:
             return ChannelPermutation(table)
@@ -78,13 +77,19 @@ def polar(matrix: NDArray[Any]) -> Matrix:
     return np.asarray(u @ v, dtype=np.float64)
 
 
-def _rotation(blocks: list[Matrix]) -> ChannelRotation:
-    """A rotation from the matrices of its blocks, the last of which may be smaller."""
-    size = len(blocks[0])
-    rest = blocks[-1] if len(blocks[-1]) != size else np.empty((0, 0))
-    return ChannelRotation(np.stack([b for b in blocks if len(b) == size]), rest)
-
-
 def array_of(guess: ChannelMap) -> Matrix:
     """A guess as a (c, c) float64 array."""
     return np.asarray(guess.matrix().numpy(), dtype=np.float64)
+
+
+@register
+class RandomKeys(Attack):
+    """Draw a key at random: what it gives is the floor of every recovery."""
+
+    name, title = 'random-keys', 'a random key'
+    source = 'every paper on access control; Ito et al., arXiv 2206.05422'
+    cost = 'nothing'
+
+    def run(self, case: Case, progress: Progress) -> Attempt:
+        rng = np.random.default_rng(case.seed)
+        return Attempt({point.entry.point: point.random(rng) for point in points_of(case)})
