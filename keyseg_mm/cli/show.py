@@ -100,9 +100,12 @@ _SEALS = {
 
 
 def _show_checkpoint(path: Path) -> None:
-    from keyseg_mm.checkpoint.files import stamps_in
+    from keyseg_mm.checkpoint.files import read_checkpoint
+    from keyseg_mm.locking.parts import fitted
+    from keyseg_mm.stamp import below, stamps_of
 
-    stamps = stamps_in(path)
+    tensors = read_checkpoint(path)['state_dict']
+    stamps = stamps_of(tensors)
     if not stamps:
         print(f'{path}: a plain checkpoint, it carries no stamp')
     for prefix, stamp in stamps.items():
@@ -119,6 +122,8 @@ def _show_checkpoint(path: Path) -> None:
             lines = [(entry.point, f'{entry.channels:5} channels', entry.transform) for entry in stamp.maps]
             made_by = 'locking a trained model' if stamp.is_carried else 'training with the key'
             _show_lines(made_by, 'points ', lines)
+            for point in fitted(stamp, below(tensors, prefix and f'{prefix}.'))[1]:
+                print(f'  absent  {point}: of a part that this file does not have')
         if stamp.embeddings:
             _show_embeddings(stamp, path)
         for image in stamp.images:

@@ -19,11 +19,12 @@ from keyseg_mm.keys.identity import Key
 from keyseg_mm.keys.key import FeatureSecret
 from keyseg_mm.locking.features import DEFAULT_TRANSFORM, complete, refuse_block_wise
 from keyseg_mm.locking.fitting import fit
+from keyseg_mm.locking.parts import fit_to_file
 from keyseg_mm.locking.plan import Plan
 from keyseg_mm.locking.scheme import SCHEMES, Scheme, scheme_of
 from keyseg_mm.model.sites import Trace, module_of
 from keyseg_mm.seal.sections import sealed_stamp, unseal_section
-from keyseg_mm.stamp import Stamp, fresh_salt, stamps_of
+from keyseg_mm.stamp import Stamp, below, fresh_salt, stamps_of
 
 
 def lock(
@@ -207,6 +208,7 @@ def _opened(
     for where, stamp in sorted(stamps.items(), key=lambda item: -len(item[0])):
         prefix = where + '.' if where else ''
         features = open_envelope(key, stamp, check).features
+        stamp = fit_to_file(stamp, below(tensors, prefix))
         refuse_unknown(stamp)
         refuse_block_wise(entry.transform for entry in stamp.maps)
         if not stamp.is_carried:

@@ -184,16 +184,22 @@ def _replace(name: str, new: Any) -> None:
 
 
 def _guard(runner_type: Any) -> None:
-    """Register a GuardHook after the hooks of a config, where the model is protected and none is there."""
-    old = runner_type.register_hooks
+    """Register a GuardHook where the model is protected and none is there: after the hooks of a config, or later."""
 
-    @functools.wraps(old)
-    def register_hooks(self: Any, *args: Any, **kwargs: Any) -> None:
-        old(self, *args, **kwargs)
-        if GuardHook.is_needed(self.model) and not any(isinstance(hook, GuardHook) for hook in self.hooks):
-            self.register_hook(GuardHook())
+    def guarded(name: str) -> None:
+        old = getattr(runner_type, name)
 
-    runner_type.register_hooks = register_hooks
+        @functools.wraps(old)
+        def new(self: Any, *args: Any, **kwargs: Any) -> Any:
+            found = old(self, *args, **kwargs) if name == 'register_hooks' else None
+            if GuardHook.is_needed(self.model) and not any(isinstance(hook, GuardHook) for hook in self.hooks):
+                self.register_hook(GuardHook())
+            return found if name == 'register_hooks' else old(self, *args, **kwargs)
+
+        setattr(runner_type, name, new)
+
+    for name in ('register_hooks', 'train', 'val', 'test', 'save_checkpoint'):
+        guarded(name)
 
 
 def _refuse_typed(runner_type: Any) -> None:

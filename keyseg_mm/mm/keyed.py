@@ -42,7 +42,7 @@ def Keyed(of: Any, protection: dict[str, Any], **kwargs: Any) -> nn.Module:  # n
     """Build the module named by ``of`` with all other arguments, and protect it.
 
     In a config: ``model=dict(type='keyseg_mm.Keyed', of='EncoderDecoder', protection=dict(...), ...)``, or the same
-    around a backbone, neck or head. The result is an ordinary ``of``: same class, same state_dict keys, and the stamp.
+    around a backbone, neck or head. The result is an ordinary ``of``: its class, its state_dict keys, and the stamp.
 
     Args:
         of: registered name or class of the module to build.

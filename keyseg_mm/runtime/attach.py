@@ -1,7 +1,7 @@
 """Protecting live models, and looking for what protects them.
 
-Class of the model, parameters, buffers and state_dict keys stay as they are; only modules at encrypted points get a
-class of the same name, see :mod:`keyseg_mm.runtime.gates`.
+Parameters, buffers and state_dict keys stay as they are; the model and its modules at encrypted points get a class of
+the same name, derived from their own, see :mod:`keyseg_mm.runtime.gates`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from keyseg_mm.locking.features import complete
 from keyseg_mm.locking.places import entry_at
 from keyseg_mm.maps import TRANSFORMS, normal_form
 from keyseg_mm.maps.order import SINGLE
+from keyseg_mm.model.points import ROOT
 from keyseg_mm.model.sites import Site, Trace
-from keyseg_mm.runtime.gates import remove_gates
+from keyseg_mm.runtime.gates import add_gates, remove_gates
 from keyseg_mm.runtime.protection import Protection, Rules, State
+from keyseg_mm.runtime.witness import TestsOnly
 from keyseg_mm.stamp import Stamp, fresh_salt
 
 _STAMP_HOOKS = ('_state_dict_hooks', '_load_state_dict_pre_hooks')
@@ -97,7 +99,9 @@ def await_checkpoint(model: nn.Module, key: Key, rules: Rules) -> Protection:
 
 def run_without_key(model: nn.Module) -> Protection:
     """Let a model run without a key, on purpose: a stamp that is loaded is no error, and is handed on."""
-    return _watch(model, _new(model, None, Rules(deliberate=True)))
+    protection = _new(model, None, Rules(deliberate=True))
+    add_gates(model, [(ROOT, TestsOnly())])
+    return _watch(model, protection)
 
 
 def detach(model: nn.Module) -> int:

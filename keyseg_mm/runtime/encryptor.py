@@ -13,7 +13,7 @@ from keyseg_mm.maps import Map
 from keyseg_mm.model.points import ROOT
 from keyseg_mm.model.sites import Site, module_of
 from keyseg_mm.runtime.export import refuse_export
-from keyseg_mm.runtime.gates import Gate, add_gates, gates_of, is_bypassed
+from keyseg_mm.runtime.gates import Gate, Watch, add_gates, gates_of, is_bypassed
 
 
 class Encryptor(Gate):
@@ -28,12 +28,14 @@ class Encryptor(Gate):
         site: where it works.
         map: the secret map.
         calls: how often it encrypted a feature map. What torch.compile made of it does not count.
+        seen: where it marks that it has worked, by its point; see :class:`keyseg_mm.runtime.witness.Witness`.
     """
 
-    __slots__ = ('site', 'map', 'calls', '_kind', '_like', '_tables', '_inverse')
+    __slots__ = ('site', 'map', 'calls', 'seen', '_name', '_kind', '_like', '_tables', '_inverse')
 
     def __init__(self, site: Site, secret: Map, device: torch.device, dtype: torch.dtype) -> None:
-        self.site, self.calls = site, 0
+        self.site, self.calls, self._name = site, 0, str(site.point)
+        self.seen: dict[str, bool] = {}
         self._like = torch.empty(0, device=device, dtype=dtype)
         self.use(secret)
 
@@ -58,6 +60,7 @@ class Encryptor(Gate):
             return output
         refuse_export()
         index = self.site.index_in(output)
+        self.seen[self._name] = True
         if index is None:  # this pass hands on fewer maps, and not this one
             return output
         return replace_tensor(output, index, self._encrypt)
@@ -68,6 +71,7 @@ class Encryptor(Gate):
 
     def _encrypt(self, x: Tensor) -> Tensor:
         refuse_export()
+        self.seen[self._name] = True
         if not torch.compiler.is_dynamo_compiling():
             self.calls += 1
             return self.map(x, self.site.dim)
@@ -99,8 +103,8 @@ def _first_weight(module: nn.Module, default: Tensor) -> Tensor:
     return next((p for p in module.parameters() if p.is_floating_point()), default)
 
 
-def add_encryptors(model: nn.Module, encryptors: Iterable[Encryptor]) -> list[Gate]:
-    """Put encryptors at the modules of their sites, all or none.
+def add_encryptors(model: nn.Module, encryptors: Iterable[Encryptor], watches: Iterable[Watch] = ()) -> list[Gate]:
+    """Put encryptors at the modules of their sites, and watches at the model, all or none.
 
     Returns:
         All gates that were put. Besides the encryptors there is one at each of torch's transformer layers around them,
@@ -114,6 +118,7 @@ def add_encryptors(model: nn.Module, encryptors: Iterable[Encryptor]) -> list[Ga
         inside = f'{name}.' if name else ''
         if isinstance(module, nn.TransformerEncoderLayer) and any(where.startswith(inside) for where, _ in gates):
             gates.append((name or ROOT, Gate()))
+    gates += [(ROOT, watch) for watch in watches]
     add_gates(model, gates)
     return [gate for _, gate in gates]
 

@@ -24,6 +24,9 @@ from keyseg_mm.runtime.export import REFUSED
 
 _GATES = '_keyseg_gates'  # in a module's __dict__
 _PLAIN = '_keyseg_plain_class'  # in a gated class: the one that it was made of
+#: The method by which models of the host are trained; those that have none are trained by their ``forward``.
+TRAINING = 'loss'
+_RUNS = (TRAINING, 'predict', 'encode_decode', '_forward')  # methods by which models are run, besides ``forward``
 
 
 class Gate(Secret):
@@ -45,6 +48,22 @@ class Gate(Secret):
 
     def move(self, change: Callable[[Tensor], Tensor]) -> None:
         """Go where the module goes: ``change`` is what ``module.to()`` does to each of its tensors."""
+
+
+class Watch(Gate):
+    """A gate that is asked at every run of a module, by whichever of its methods."""
+
+    __slots__ = ()
+
+    def begin(self, model: nn.Module, name: str) -> bool:
+        """A run begins, by the method of this name; tells whether it is to be checked."""
+        raise NotImplementedError
+
+    def check(self, model: nn.Module, name: str, output: Any) -> None:
+        """A run has come to a result, which is about to be returned."""
+
+    def end(self) -> None:
+        """A run that began is over, whether it came to a result or to an error."""
 
 
 class Refusal(Gate):
@@ -132,13 +151,19 @@ def _set_gates(module: nn.Module, gates: tuple[Gate, ...]) -> None:
         module.__class__ = vars(kind)[_PLAIN]
         return
     module.__dict__[_GATES] = gates
-    if _gated_class(module) is None:
-        module.__class__ = _gated(kind)
+    gated, watched = _gated_class(module), any(isinstance(gate, Watch) for gate in gates)
+    if gated is None or gated is kind:
+        module.__class__ = _gated(kind if gated is None else vars(gated)[_PLAIN], watched)
 
 
 @functools.cache
-def _gated(base: Any) -> Any:
-    """The subclass of a class whose modules lead what enters and what leaves through their gates."""
+def _gated(base: Any, watched: bool) -> Any:
+    """The subclass of a class whose modules lead what enters and what leaves through their gates.
+
+    Args:
+        base: the class.
+        watched: there is a :class:`Watch` among the gates.
+    """
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         for gate in self._keyseg_gates:
@@ -154,13 +179,13 @@ def _gated(base: Any) -> Any:
             gate.move(fn)
         return self
 
-    functools.update_wrapper(forward, base.forward)
-    del forward.__wrapped__  # type: ignore[attr-defined]  # TorchScript would compile that
-    forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]
-    # torch.compile keeps a few versions of each code object: let classes not compete for them
-    forward.__code__ = forward.__code__.replace()
     members: dict[str, Any] = {name: getattr(base, name) for name in ('__module__', '__qualname__', '__doc__')}
-    members |= {_PLAIN: base, 'forward': forward, '_apply': _apply, '__prepare_scriptable__': _refuse_script}
+    members |= {_PLAIN: base, _GATES: (), '_apply': _apply, '__prepare_scriptable__': _refuse_script}
+    members['forward'] = _dressed(forward, base.forward)
+    if watched:
+        runs = [name for name in _RUNS if hasattr(base, name)]
+        for name in runs if TRAINING in runs else [*runs, 'forward']:
+            members[name] = _dressed(_watched(name, members.get(name) or getattr(base, name)), getattr(base, name))
     members |= {'__reduce_ex__': Secret.__reduce_ex__, '__copy__': _copy}
     members['__deepcopy__'] = getattr(base, '__deepcopy__', _deepcopy)
     if issubclass(base, nn.TransformerEncoderLayer):
@@ -169,6 +194,34 @@ def _gated(base: Any) -> Any:
         return type(base)(base.__name__, (base, *base.__bases__), members)
     except TypeError:  # not every base may be named twice; Generic, for one
         return type(base)(base.__name__, (base,), members)
+
+
+def _watched(name: str, old: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a module whose runs are watched."""
+
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        watches = [gate for gate in self._keyseg_gates if isinstance(gate, Watch)]
+        asked = [watch for watch in watches if watch.begin(self, name)]
+        try:
+            output = old(self, *args, **kwargs)
+            for watch in asked:
+                watch.check(self, name, output)
+            return output
+        finally:
+            for watch in watches:
+                watch.end()
+
+    return run
+
+
+def _dressed(new: Any, old: Any) -> Any:
+    """A method that looks like the one in whose place it stands."""
+    functools.update_wrapper(new, old)
+    del new.__wrapped__  # TorchScript would compile that
+    new.__signature__ = inspect.signature(old)
+    # torch.compile keeps a few versions of each code object: let classes not compete for them
+    new.__code__ = new.__code__.replace()
+    return new
 
 
 def _refuse_script(self: nn.Module) -> NoReturn:

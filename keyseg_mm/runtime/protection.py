@@ -23,12 +23,15 @@ from keyseg_mm.keys.identity import Key
 from keyseg_mm.keys.key import FeatureSecret, Material
 from keyseg_mm.keys.secret import Secret
 from keyseg_mm.locking.features import complete
+from keyseg_mm.locking.parts import fit_to_file, fit_to_model
 from keyseg_mm.locking.scheme import carry_maps
 from keyseg_mm.model.points import ROOT
 from keyseg_mm.model.sites import Site
 from keyseg_mm.runtime.encryptor import Encryptor, add_encryptors, encryptors_for, why_idle
-from keyseg_mm.runtime.gates import Gate, Refusal, add_gates, remove_gates, takes_gates
+from keyseg_mm.runtime.gates import Gate, Refusal, Watch, add_gates, remove_gates, takes_gates
 from keyseg_mm.runtime.rules import Rules, State
+from keyseg_mm.runtime.unwritten import Unwritten
+from keyseg_mm.runtime.witness import TestsOnly, Witness
 from keyseg_mm.seal.sections import Sealing, unseal_section
 from keyseg_mm.stamp import Stamp, below, stamp_names, stamp_of_value
 
@@ -75,7 +78,7 @@ class Protection(Secret):
             KeyMismatchError: it has no key to write them with.
         """
         if self.key is None or self.rules.deliberate:
-            raise KeyMismatchError('this model runs without its key, on purpose: nothing is written of it')
+            raise KeyMismatchError(_NOT_WRITTEN)
         return Sealing(self.key, (self.key, *self.rules.recipients), self.rules.mode)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Protection:
@@ -118,26 +121,31 @@ class Protection(Secret):
         self._change(model, State.KEYED, stamp, encryptors_for(model, sites, maps))
 
     def _change(self, model: nn.Module, state: State, stamp: Stamp, encryptors: Sequence[Encryptor]) -> None:
-        old, self._gates = self._gates, add_encryptors(model, encryptors)
+        watches: list[Watch] = [Witness(model, encryptors, self.check)] if encryptors else []
+        watches += [TestsOnly()] if self.rules.deliberate else []
+        old, self._gates = self._gates, add_encryptors(model, encryptors, watches)
         remove_gates(model, old)
         self.state, self.stamp = state, stamp
 
-    def put_stamp(self, model: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:
+    def put_stamp(self, model: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any) -> Any:
         """state_dict hook: add the stamp. It is one for memory: files are sealed as they are written.
+
+        What may not be written, for it would not be what it is called, is given in a dict that refuses to be.
 
         Raises:
             NotFiredError: the model is not what its stamp says.
         """
         if self.state is State.WAITING:  # the host looks into the state_dict of a model before it loads a checkpoint
-            return
+            return Unwritten(state_dict, NotFiredError(_WAITS)) if not prefix else None
         self.check(model)
-        if self.state is not State.PLAIN and self.stamp.entries:
+        if self.state is State.KEYED and self.stamp.entries:
             if self._spoken is None or self._spoken[0] is not self.stamp:
                 stamp = self.stamp
                 if isinstance(self.features, FeatureSecret) and self.key is not None:
                     stamp = memory_stamp(self.key, stamp, self.features)
                 self._spoken = self.stamp, stamp_tensor(stamp)
             state_dict[prefix + self.stamp.name] = self._spoken[1].clone()
+        return Unwritten(state_dict, KeyMismatchError(_NOT_WRITTEN)) if self.rules.deliberate and not prefix else None
 
     def take_stamp(self, model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
         """load_state_dict pre-hook: take the stamp out, check it and the weights, and be what it says.
@@ -163,10 +171,12 @@ class Protection(Secret):
             )
             self.stamp = stamp  # its seal too: what it is of stays noise
         elif self._has_key(self.key, stamp):
-            self._check_entries(stamp)
-            self._take(*self._open(self.key, stamp, model, state_dict, prefix), model, state_dict, prefix)
+            fitting = fit_to_model(stamp, model)
+            self._check_entries(fitting)
+            features, bare = self._open(self.key, stamp, model, state_dict, prefix)
+            self._take(features, replace(bare, entries=fitting.entries), model, state_dict, prefix)
         else:
-            self._take_foreign(self.key, stamp, model, state_dict, prefix)
+            self._take_foreign(self.key, fit_to_model(stamp, model), model, state_dict, prefix)
         for name in stamp_names(state_dict, prefix):
             del state_dict[name]
 
@@ -244,7 +254,8 @@ class Protection(Secret):
         """Be what an accepted stamp says."""
         same, self.features = features == self.features, features
         if self.rules.unlock:
-            maps = Bound(features, complete(stamp, model)).weight_maps()
+            turned = fit_to_file(stamp, below(state_dict, prefix))
+            maps = Bound(features, complete(turned, model)).weight_maps()
             # straight into the parameters: the host, given a parameter itself, has nothing to copy
             parameters = dict(model.named_parameters(remove_duplicate=False))
             carry_maps(state_dict, {name: found.inverse() for name, found in maps.items()}, prefix, parameters)
@@ -268,6 +279,7 @@ def _bare(stamp: Stamp, key: Key) -> Stamp:
 
 
 _WAITS = 'no protected checkpoint was loaded, and the model takes its points from one: give load_from or the file'
+_NOT_WRITTEN = 'this model runs without its key, on purpose: nothing is written of it'
 _TAKES_IMAGES = (
     'this checkpoint takes encrypted images (see `keyseg show`): it runs with its plain config, without a key, on '
     'images of `keyseg encrypt-image` or of keyseg_mm.EncryptImage in the pipeline; `keyseg unlock` makes a plain one'

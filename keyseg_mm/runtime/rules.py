@@ -23,7 +23,7 @@ class State(Enum):
     WAITING = 'waiting for a checkpoint'  # which tells its points; refuses to run, to be trained and to be saved
     KEYED = 'keyed'  # runs encrypted and saves its stamp
     PLAIN = 'opened in memory'  # runs plain weights without encryptors; its state_dict has no stamp, its files a seal
-    WITHOUT = 'without a key'  # on purpose: runs degraded, and hands on the stamp that it was loaded with
+    WITHOUT = 'without a key'  # on purpose: runs degraded, and is neither trained nor written
 
 
 @dataclass(frozen=True)

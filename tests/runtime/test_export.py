@@ -41,6 +41,7 @@ EXPORTERS = {
     'make_fx': lambda m, x: make_fx(m)(x),
     'make_fx, fake': lambda m, x: make_fx(m, tracing_mode='fake', _allow_non_fake_inputs=True)(x),
     'make_fx, symbolic': lambda m, x: make_fx(m, tracing_mode='symbolic', _allow_non_fake_inputs=True)(x),
+    'torch.fx': lambda m, x: torch.fx.symbolic_trace(m),
     'torch.fx, in a module that is no leaf': lambda m, x: torch.fx.symbolic_trace(Around(m)),
     'TorchScript': lambda m, x: torch.jit.script(m),
 }
@@ -56,10 +57,10 @@ def test_export_is_refused_while_keyed(keyed, name):
     EXPORTERS[name](model, x)
 
 
-def test_symbolic_trace_holds_no_table(keyed):
-    """fx does not look into the layers of torch: its graph calls the keyed ones."""
+def test_a_symbolic_trace_around_the_layers_of_torch_holds_no_table(keyed):
+    """fx does not look into them: its graph calls the keyed ones."""
     model, x = keyed
-    graph = torch.fx.symbolic_trace(model)
+    graph = torch.fx.symbolic_trace(nn.Sequential(*model))
     assert torch.equal(graph(x), model(x))
     assert not [n for n, b in graph.named_buffers() if not n.startswith(('0.', '2.'))]
     assert 'index_select' not in graph.code

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
 
-from keyseg_mm import Trace, detach, lock, plan_lock, protections, resolve, unlock_model
+from keyseg_mm import Trace, detach, lock, plan_lock, protections, resolve, save, unlock_model
 from keyseg_mm.errors import (
     KeyMismatchError,
     KeysegError,
@@ -166,11 +167,43 @@ def test_a_waiting_model_runs_by_no_way_at_all():
     model(x)
 
 
-def test_a_model_without_key_hands_the_stamp_on():
-    content = locked()
-    model = loaded(without_key(), dict(content))
-    name = next(name for name in content if name.startswith('keyseg_stamp'))
-    assert torch.equal(model.state_dict()[name], content[name])
+NOT_TO_BE_WRITTEN = {
+    'waiting': (waiting, NotFiredError, 'no protected checkpoint'),
+    'given parameters by hand': (lambda: filled(waiting()), NotFiredError, 'no protected checkpoint'),
+    'without key': (lambda: loaded(without_key(), locked()), KeyMismatchError, 'nothing is written'),
+    'with a wrong key': (lambda: keyed(SALTS[1], rules=Rules(deliberate=True)), KeyMismatchError, 'nothing is written'),
+}
+
+
+def filled(model):
+    with torch.no_grad():
+        for mine, theirs in zip(model.parameters(), layers(1).parameters()):
+            mine.copy_(theirs)
+    return model
+
+
+@pytest.mark.parametrize('name', NOT_TO_BE_WRITTEN)
+def test_what_would_not_be_what_it_is_called_is_not_written(name, tmp_path):
+    make, error, words = NOT_TO_BE_WRITTEN[name]
+    model = make()
+    found = model.state_dict()
+    for content in (found, {'state_dict': found}, copy.copy(found), copy.deepcopy(found), found.copy()):
+        with pytest.raises(error, match=words):
+            torch.save(content, tmp_path / 'model.pth')
+        with pytest.raises(error, match=words):
+            pickle.dumps(content)
+    with pytest.raises(error, match=words):
+        save(model, tmp_path / 'sealed.pth')
+    assert not (tmp_path / 'sealed.pth').exists()
+    twin = layers(7)
+    weights = {name: value for name, value in found.items() if not name.startswith('keyseg_stamp')}
+    twin.load_state_dict(weights)
+    assert torch.equal(twin[4].weight, model[4].weight) and not torch.equal(layers(7)[4].weight, model[4].weight)
+    torch.save(loaded(waiting(), locked()).state_dict(), tmp_path / 'model.pth')
+
+
+def test_a_model_without_key_puts_no_stamp_on_its_weights():
+    assert not [name for name in loaded(without_key(), locked()).state_dict() if name.startswith('keyseg_stamp')]
 
 
 def test_a_copy_shares_the_key_and_nothing_else():
