@@ -14,14 +14,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from cryptography.hazmat.primitives.hashes import SHA256, Hash
 from numpy.typing import NDArray
 from torch import Tensor
 
 from keyseg_mm.entries import SALT_BYTES, EmbeddingEntry, ImageEntry, MapEntry, TensorEntry, describe
 from keyseg_mm.envelope import Wrapped
 from keyseg_mm.errors import IntegrityError, KeyMismatchError, LockError, StampError, TransformError
-from keyseg_mm.keys.derive import KeyStream, hkdf
+from keyseg_mm.keys.derive import KeyStream, hkdf, sha256
 from keyseg_mm.keys.identity import Key, Recipient
 from keyseg_mm.keys.key import (
     ALTERED_ENVELOPE,
@@ -180,9 +179,13 @@ def derive_map(key: Material, salt: bytes, entry: MapEntry) -> Map:
     """
     if entry.transform['type'] not in TRANSFORMS:
         raise StampError(f'its stamp names {describe(entry.transform)}, not known here: install a newer keyseg_mm')
-    subkey = key.features(salt).subkey('keyseg_mm/subkey/v1', [entry.point, entry.channels, entry.transform], salt)
     spec = dict(entry.transform)
-    return TRANSFORMS[spec.pop('type')].derive(KeyStream(subkey), entry.channels, **spec)
+    return TRANSFORMS[spec.pop('type')].derive(KeyStream(map_subkey(key, salt, entry)), entry.channels, **spec)
+
+
+def map_subkey(key: Material, salt: bytes, entry: MapEntry) -> bytes:
+    """What the keystream of an entry's map is of."""
+    return key.features(salt).subkey('keyseg_mm/subkey/v1', [entry.point, entry.channels, entry.transform], salt)
 
 
 def derive_channel_map(key: Material, salt: bytes, entry: MapEntry) -> ChannelMap:
@@ -277,11 +280,8 @@ def licensee_salt(master: SecretKey, name: str, tensors: Mapping[str, Any], encr
 
 def digest(tensor: Tensor) -> bytes:
     """SHA-256 of a small tensor's values, in the order of its indices and in little-endian bytes."""
-    hasher = Hash(SHA256())
-    if tensor.numel():
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        hasher.update(flat.view(torch.uint8).numpy().data)
-    return hasher.finalize()
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return sha256(flat.view(torch.uint8).numpy().data if flat.numel() else b'')
 
 
 def stamp_tensor(stamp: Stamp, room: int = 1) -> Tensor:

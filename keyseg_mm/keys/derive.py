@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
-from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hashes import SHA256, Hash
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
@@ -36,6 +36,14 @@ def hkdf(key: bytes, label: str, fields: list[Any], salt: bytes = b'', length: i
     """
     info = json.dumps([label, *fields], sort_keys=True, separators=(',', ':'), ensure_ascii=True)
     return HKDF(SHA256(), length, salt or None, info.encode('ascii')).derive(key)
+
+
+def sha256(*parts: Any) -> bytes:
+    """SHA-256 (FIPS 180-4) of bytes, one after another."""
+    state = Hash(SHA256())
+    for part in parts:
+        state.update(part)
+    return state.finalize()
 
 
 class KeyStream:

@@ -15,7 +15,6 @@ from typing import Any
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.hashes import SHA256, Hash
 from cryptography.hazmat.primitives.hpke import (
     AEAD,
     KDF,
@@ -27,6 +26,7 @@ from cryptography.hazmat.primitives.hpke import (
 
 from keyseg_mm.errors import IntegrityError, KeyFileError
 from keyseg_mm.keys.content import only_line, read_file
+from keyseg_mm.keys.derive import sha256
 from keyseg_mm.keys.key import (
     ALTERED_ENVELOPE,
     KEY_BYTES,
@@ -72,9 +72,7 @@ class Recipient:
     @property
     def id(self) -> str:
         """Public id: ``kr1`` and 16 characters, of a SHA-256 of kind and public key."""
-        digest = Hash(SHA256())
-        digest.update(b'keyseg_mm/recipient-id/v1' + self.kind.encode() + self.public)
-        return public_id_of(_ID_PREFIX, digest.finalize())
+        return public_id_of(_ID_PREFIX, sha256(b'keyseg_mm/recipient-id/v1', self.kind.encode(), self.public))
 
     @property
     def recipient(self) -> Recipient:
@@ -160,10 +158,6 @@ class Identity(Material):
             raise IntegrityError(ALTERED_ENVELOPE) from None
 
     @unseen
-    def needles(self) -> dict[str, bytes]:
-        return {**super().needles(), 'text': self.to_text()[len(IDENTITY_PREFIX) :].encode()}
-
-    @unseen
     def _private(self) -> Any:
         halves = self._halves()
         return MLKEM768X25519PrivateKey(*halves) if len(halves) > 1 else halves[0]
@@ -178,7 +172,7 @@ class Identity(Material):
         return [MLKEM768PrivateKey.from_seed_bytes(seed), x25519]
 
 
-#: Whatever opens files: both have ``id``, ``kind``, ``recipient``, ``subkey``, ``features``, ``unwrap``, ``needles``.
+#: Whatever opens files: both have ``id``, ``kind``, ``recipient``, ``subkey``, ``features``, ``unwrap``, ``material``.
 Key = SecretKey | Identity
 
 

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256, Hash
 
 from keyseg_mm.errors import IntegrityError, KeyFileError
-from keyseg_mm.keys.derive import hkdf
+from keyseg_mm.keys.derive import hkdf, sha256
 from keyseg_mm.keys.secret import Secret, unseen
 
 if TYPE_CHECKING:
@@ -76,22 +75,12 @@ class Material(Secret):
 
     @property
     def material(self) -> bytes:
-        """The secret bytes themselves, to be wrapped for a recipient."""
+        """The secret bytes themselves, to be wrapped for a recipient, or looked for where they do not belong."""
         return self._material
 
     def features(self, salt: bytes) -> FeatureSecret:
         """What all tables of a model with this salt are derived from."""
         return FeatureSecret(self.subkey('keyseg_mm/features/v1', [], salt))
-
-    @unseen
-    def needles(self) -> dict[str, bytes]:
-        """The forms under which this could be found in a file, for :mod:`keyseg_mm.runtime.leaks` only."""
-        raw = self._material
-        forms = {'raw': raw, 'hex': raw.hex().encode(), 'HEX': raw.hex().upper().encode()}
-        for name, encode in (('base64', base64.b64encode), ('urlsafe base64', base64.urlsafe_b64encode)):
-            for shift in range(3):  # base64 looks different at each offset modulo 3 inside a longer text
-                forms[f'{name}, offset {shift}'] = encode(bytes(shift) + raw)[4 if shift else 0 : -4]
-        return forms
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and hmac.compare_digest(self._material, other._material)
@@ -184,17 +173,6 @@ class SecretKey(Material):
         """
         return SecretKey(hkdf(self._material, 'keyseg_mm/licensee/v1', [licensee_name(name)]))
 
-    @unseen
-    def needles(self) -> dict[str, bytes]:
-        text = self.to_text()[len(TEXT_PREFIX) :]
-        base32 = text.replace('-', '')[:48]
-        return {
-            **super().needles(),
-            'text': text.encode(),
-            'base32': base32.encode(),
-            'base32 in lower case': base32.lower().encode(),
-        }
-
 
 def licensee_name(name: str) -> str:
     """A licensee's name in the one form of it that keys are made of: NFC (Unicode, UAX 15), single blanks, none around.
@@ -247,6 +225,4 @@ def read_text(text: str, prefix: str, what: str) -> bytes:
 
 
 def _checksum(raw: bytes) -> bytes:
-    digest = Hash(SHA256())
-    digest.update(b'keyseg_mm/key-text/v1' + raw)
-    return digest.finalize()[:_CHECK_BYTES]
+    return sha256(b'keyseg_mm/key-text/v1', raw)[:_CHECK_BYTES]

@@ -18,7 +18,8 @@ from keyseg_mm.mm.registry import HOOKS
 from keyseg_mm.runtime.attach import protected_modules
 from keyseg_mm.runtime.encryptor import Encryptor
 from keyseg_mm.runtime.export import CAN_COMPILE
-from keyseg_mm.runtime.leaks import Leak, Needles, search_object
+from keyseg_mm.runtime.haystack import Leak
+from keyseg_mm.runtime.leaks import Needles, search_object
 from keyseg_mm.runtime.protection import Protection, State
 from keyseg_mm.seal.sections import seal_checkpoint
 from keyseg_mm.stamp import stamp_names

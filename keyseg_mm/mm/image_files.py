@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from keyseg_mm.atomic import write_new
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.runtime.leaks import files_below
 
 Convert = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]  # of an image (H, W, 3), blue first
 
@@ -54,7 +53,7 @@ def images_below(folder: Path) -> dict[Path, Path]:
         KeysegError: there are none, or two would get one name.
     """
     named: dict[Path, Path] = {}
-    for path in files_below(folder):
+    for path in sorted(path for path in Path(folder).rglob('*') if path.is_file()):
         if path.suffix.lower() in SUFFIXES:
             name = path.relative_to(folder).with_suffix('.png')
             if name in named:

@@ -1,16 +1,12 @@
-"""Looking for a key and its derived tables in what a run wrote.
+"""Looking for a key, and for all that is derived from it, in what a run wrote.
 
-A haystack is any sequence of bytes: a file, a tensor, a text. The needles are the key in raw, hex, base32, base64 and
-text form, and every derived table as little-endian integers and floats of each width, as text, and as pickled numbers.
-Compressed members of zip archives (``.pth``, ``.npz``) are searched unpacked too.
+Looked for are the key, a model's secret, a file's content key and the subkey of each map, in each way to write 32
+bytes; and every table, as numbers of each width, as text, pickled. See :mod:`keyseg_mm.runtime.needles`.
 """
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +14,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from keyseg_mm.bind import derive_cipher, derive_map, derive_order, open_envelope
+from keyseg_mm.bind import derive_cipher, derive_map, derive_order, map_subkey, open_envelope
+from keyseg_mm.errors import KeysegError
 from keyseg_mm.keys.identity import Key
-from keyseg_mm.keys.key import FeatureSecret
-from keyseg_mm.keys.secret import Secret
+from keyseg_mm.keys.key import FeatureSecret, Material
+from keyseg_mm.keys.secret import Secret, unseen
+from keyseg_mm.runtime.haystack import Leak, Search, files_in, search_file
+from keyseg_mm.runtime.needles import OVERLAP, Form, Pile, forms_of_secret, forms_of_table
 from keyseg_mm.stamp import Stamp
 
-_INTEGERS = ('<i1', '<i2', '<i4', '<i8')
-_FLOATS = ('<f2', '<f4', '<f8')
-_SEPARATORS = (',', ', ', ' ', '\n', ',\n')
-# A run of this many entries is looked for, not the whole table: a leak may be cut into lines or pages. Even of signs,
-# 64 in a row do not come about by chance.
-_RUN = 24
-_RUN_OF_SIGNS = 64
-# Shorter tables turn up anywhere: a handful of small integers in any file, and signs that all happen to be +1 in every
-# fresh batch norm.
-_SHORTEST = 8
-_SHORTEST_OF_SIGNS = 32
+__all__ = ['Leak', 'Needles', 'find_leaks', 'search_object']
+
 _LARGE = 2**20  # bytes
-
-
-@dataclass(frozen=True)
-class Leak:
-    """Something secret that was found; names what and where, never the secret itself."""
-
-    where: str
-    what: str
-
-    def __str__(self) -> str:
-        return f'{self.where}: {self.what}'
 
 
 class Needles(Secret):
@@ -54,39 +33,58 @@ class Needles(Secret):
 
     Args:
         key: the secret key.
-        stamps: stamps whose derived tables are to be looked for too.
+        stamps: stamps whose secrets and tables are to be looked for too.
     """
 
-    __slots__ = ('raw', 'forms')
+    __slots__ = ('_secrets', '_pile', '_id')
 
+    @unseen
     def __init__(self, key: Key, stamps: Iterable[Stamp] = ()) -> None:
-        keys = key.needles()
-        self.raw = keys['raw']
-        self.forms: dict[bytes, str] = {form: f'the key ({name})' for name, form in keys.items()}
+        self._id = key.id
+        self._secrets: list[Material] = [key]
+        self._pile = Pile(self._forms(key, list(stamps)))
+
+    @property
+    def public_id(self) -> str:
+        return f'of {self._id}'
+
+    @property
+    def pile(self) -> Pile:
+        """All needles, to be found at once."""
+        return self._pile
+
+    def _forms(self, key: Key, stamps: Iterable[Stamp]) -> Iterator[tuple[str, Form]]:
+        yield from _secret('the key', key.material)
         for stamp in stamps:
             features = key.features(stamp.salt)
             if stamp.recipients and key.id in stamp.key_ids:
                 secrets = open_envelope(key, stamp)
                 features = secrets.features
-                content = {} if secrets.content is None else secrets.content.needles()
-                self.forms.update({form: f"the file's content key ({name})" for name, form in content.items()})
-            self.forms.update({form: f"the model's secret ({name})" for name, form in features.needles().items()})
+                if secrets.content is not None:
+                    yield from _secret("the file's content key", secrets.content.material)
+            self._secrets.append(features)
+            yield from _secret("the model's secret", features.material)
+            for entry in stamp.maps:
+                yield from _secret(f'the subkey at {entry.point}', map_subkey(features, stamp.salt, entry))
             for where, tables in _tables(key, features, stamp):
-                self._add(tables, where)
+                for name, table in tables.items():
+                    yield from ((f'the {name} {where}', form) for form in forms_of_table(table))
 
-    def _add(self, tables: dict[str, NDArray[Any]], where: str) -> None:
-        for name, table in tables.items():
-            for form, how in _table_forms(table):
-                self.forms.setdefault(form, f'the {name} {where} ({how})')
+    @unseen
+    def search(self, where: str, haystack: bytes | memoryview, key_only: bool = False) -> list[Leak]:
+        """All needles found in some bytes; ``key_only`` looks for the raw keys alone, which is quick."""
+        if key_only:
+            data = bytes(haystack)
+            found = {f'{type(secret).__name__} (raw)' for secret in self._secrets if secret.material in data}
+        else:
+            view = memoryview(haystack)
+            starts = range(0, max(1, len(view)), _LARGE)
+            found = set().union(*(self._pile.find(view[start : start + _LARGE + OVERLAP]) for start in starts))
+        return [Leak(where, what) for what in sorted(found)]
 
-    @property
-    def public_id(self) -> str:
-        return f'of {len(self.forms)} forms'
 
-    def search(self, where: str, haystack: bytes, key_only: bool = False) -> list[Leak]:
-        """All needles found in some bytes; ``key_only`` looks for the raw key alone, which is quick."""
-        forms = {self.raw: self.forms[self.raw]} if key_only else self.forms
-        return [Leak(where, what) for form, what in forms.items() if form in haystack]
+def _secret(what: str, raw: bytes) -> Iterator[tuple[str, Form]]:
+    return ((what, form) for form in forms_of_secret(raw))
 
 
 def _tables(key: Key, features: FeatureSecret, stamp: Stamp) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
@@ -102,7 +100,7 @@ def _tables(key: Key, features: FeatureSecret, stamp: Stamp) -> Iterator[tuple[s
 
 
 def find_leaks(folder: str | Path, key: Key, stamps: Iterable[Stamp] = ()) -> list[Leak]:
-    """Search every file below a folder (or one file) for the key and for the tables of the stamps.
+    """Search every file below a folder (or one file) for the key and for the secrets and tables of the stamps.
 
     Args:
         folder: what to search.
@@ -111,32 +109,57 @@ def find_leaks(folder: str | Path, key: Key, stamps: Iterable[Stamp] = ()) -> li
 
     Returns:
         What was found; empty is good.
+
+    Raises:
+        KeysegError: something could not be read.
     """
-    needles = Needles(key, stamps)
-    return [
-        leak for path in files_below(folder) for where, data in _contents(path) for leak in needles.search(where, data)
-    ]
-
-
-def files_below(folder: str | Path) -> list[Path]:
-    """All files in a folder and the folders in it, in order; a file stands for itself."""
-    root = Path(folder)
-    return sorted(p for p in root.rglob('*') if p.is_file()) if root.is_dir() else [root] * root.is_file()
+    needles, search = Needles(key, stamps), Search()
+    for path in files_in(folder, search):
+        search_file(path, needles.pile, search)
+    if search.unread:
+        raise KeysegError(f'not all of {folder} could be searched: {"; ".join(search.unread)}')
+    return sorted(search.leaks)
 
 
 def search_object(where: str, value: Any, needles: Needles) -> list[Leak]:
-    """Search a checkpoint in memory: nested dicts and sequences of tensors, arrays, texts, bytes and numbers.
+    """Search a checkpoint in memory: nested dicts, sequences and objects of tensors, arrays, texts, bytes and numbers.
 
-    Tensors above 1 MiB, the weights of large layers, are searched for the raw key only, to keep saving quick.
+    Tensors above 1 MiB, the weights of large layers, are searched for the raw keys only, to keep saving quick. All else
+    is searched as one: what is spread over many small values is found too.
     """
-    if isinstance(value, dict):
-        return [leak for name, item in value.items() for leak in search_object(f'{where}.{name}', item, needles)]
-    if isinstance(value, (list, tuple)):
-        if not value or not all(isinstance(item, (int, float)) for item in value):
-            return [leak for i, item in enumerate(value) for leak in search_object(f'{where}[{i}]', item, needles)]
-        value = ','.join(map(str, value))
-    data = _bytes_of(value)
-    return needles.search(where, data, key_only=len(data) > _LARGE)
+    small, leaks = [], []
+    for place, data in _values(where, value, {}):
+        if len(data) > _LARGE:
+            leaks += needles.search(place, data, key_only=True)
+        else:
+            small.append((place, data))
+    if needles.search(where, b', '.join(data for _, data in small)):
+        each = [leak for place, data in small for leak in needles.search(place, data)]
+        leaks += each or needles.search(where, b', '.join(data for _, data in small))
+    return leaks
+
+
+def _values(where: str, value: Any, seen: dict[int, Any]) -> Iterator[tuple[str, bytes]]:
+    """What is in a value, as bytes or text, with its place."""
+    if isinstance(value, (torch.Tensor, np.ndarray, str, bytes, int, float, type(None))):
+        yield where, _bytes_of(value)
+    elif id(value) in seen:
+        return
+    elif isinstance(value, dict):
+        seen[id(value)] = value
+        for name, item in value.items():
+            yield from _values(f'{where}.{name}', name, seen)
+            yield from _values(f'{where}.{name}', item, seen)
+    elif isinstance(value, (list, tuple, set)):
+        seen[id(value)] = value
+        numbers = bool(value) and all(isinstance(item, (int, float)) for item in value)
+        if numbers:
+            yield where, ','.join(map(str, value)).encode()
+        for i, item in enumerate(() if numbers else value):
+            yield from _values(f'{where}[{i}]', item, seen)
+    else:
+        seen[id(value)] = value
+        yield from _values(where, getattr(value, '__dict__', None), seen)
 
 
 def _bytes_of(value: Any) -> bytes:
@@ -145,39 +168,4 @@ def _bytes_of(value: Any) -> bytes:
         return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b''
     if isinstance(value, np.ndarray):
         return value.tobytes()
-    if isinstance(value, str):
-        return value.encode('utf-8', 'replace')
-    return value if isinstance(value, bytes) else b''
-
-
-def _contents(path: Path) -> Iterator[tuple[str, bytes]]:
-    yield str(path), path.read_bytes()
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                if member.compress_type != zipfile.ZIP_STORED:  # stored members were searched with the file
-                    yield f'{path}!{member.filename}', archive.read(member)
-
-
-def _table_forms(table: NDArray[Any]) -> Iterator[tuple[bytes, str]]:
-    flat = table.reshape(-1)
-    if not len(flat):
-        return
-    if np.issubdtype(flat.dtype, np.floating):
-        for dtype in _FLOATS:
-            yield flat[:_RUN].astype(dtype).tobytes(), f'numpy {dtype}'
-        return
-    of_signs = flat.dtype == np.int8
-    run = flat[: _RUN_OF_SIGNS if of_signs else _RUN]
-    if len(run) < (_SHORTEST_OF_SIGNS if of_signs else _SHORTEST):
-        return
-    numbers = run.tolist()
-    for dtype in (*_INTEGERS, *_FLOATS):
-        if np.issubdtype(np.dtype(dtype), np.integer) and flat.max() > np.iinfo(dtype).max:
-            continue
-        yield run.astype(dtype).tobytes(), f'numpy {dtype}'
-    for separator in _SEPARATORS:
-        yield separator.join(map(str, numbers)).encode(), f'text, separated by {separator!r}'
-    for number in (int, float):
-        items = (pickle.dumps(number(n), protocol=2)[2:-1] for n in numbers)  # without header and STOP
-        yield b''.join(items), f'pickled list of {number.__name__}'
+    return value if isinstance(value, bytes) else str(value).encode('utf-8', 'replace')

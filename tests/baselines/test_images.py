@@ -301,7 +301,7 @@ def test_show_and_scan(tmp_path, key_file, key, capsys):
     shown = capsys.readouterr().out
     assert f'to be encrypted: FFX, block 4, salt {SALT}' in shown and f'key id  {key.id}' in shown
     assert main(['scan', str(run), '--key', f'file:{key_file}']) == 0
-    assert 'tables of 1 points, tensors and images' in capsys.readouterr().out
+    assert 'secrets of 1 points, tensors and images' in capsys.readouterr().out
     np.save(run / 'planted.npy', derive_cipher(key, stamp.salt, entry).leaks()['byte map'])
     assert main(['scan', str(run), '--key', f'file:{key_file}']) == 3
     assert 'the byte map of the images' in capsys.readouterr().out

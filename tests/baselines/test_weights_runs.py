@@ -185,7 +185,7 @@ def test_a_licensees_copy(here, mode, capsys):
 def test_a_scan_knows_the_tables_of_tensors(here, capsys):
     source = locked(here, 'tensors')
     assert keyseg('scan', source, '--key', f'file:{here}/right.key') == 0
-    assert f'the tables of {len(stamps_in(source)[""].tensors)} points, tensors and images' in capsys.readouterr().out
+    assert f'the secrets of {len(stamps_in(source)[""].tensors)} points, tensors and images' in capsys.readouterr().out
 
 
 # ---- the host's own ways

@@ -13,9 +13,11 @@ from mmengine.config import Config
 from mmseg.registry import MODELS
 
 from keyseg_mm import read_key_file
+from keyseg_mm.bind import open_envelope
+from keyseg_mm.checkpoint.files import stamps_in
 from keyseg_mm.cli import COMMANDS
 from keyseg_mm.cli.host import host_tool
-from keyseg_mm.cli.scan import FOUND
+from keyseg_mm.cli.scan import FOUND, UNREAD
 from tests.support.cli import keyseg
 from tests.support.configs import keyed_cfg, tiny_model_cfg
 
@@ -165,23 +167,39 @@ def test_points(model_files, capsys):
 
 
 def test_scan(tmp_path, model_files, key_file, key, capsys):
-    folder = tmp_path / 'run'
+    folder, locator = tmp_path / 'run', ('--key', f'file:{key_file}')
     folder.mkdir()
-    model_files[1].rename(folder / 'keyed.pth')
-    assert keyseg('scan', folder, '--key', f'file:{key_file}') == 0
-    assert 'the tables of 4 points' in capsys.readouterr().out
+    model_files[1].rename(folder / 'keyed.bin')
+    assert keyseg('scan', folder, *locator) == 0
+    assert 'the secrets of 4 points' in capsys.readouterr().out
     (folder / 'log.txt').write_text(key.to_text())
-    assert keyseg('scan', folder, '--key', f'file:{key_file}') == FOUND
+    assert keyseg('scan', folder, *locator) == FOUND
     printed = capsys.readouterr().out
     assert 'FOUND' in printed and 'log.txt' in printed and key.to_text() not in printed
-    assert keyseg('scan', tmp_path / 'nothing', '--key', f'file:{key_file}') == 1
+    assert keyseg('scan', tmp_path / 'nothing', *locator) == 1
     assert keyseg('scan', folder, '--key', 'none') == 1
+
+
+def test_scan_knows_files_elsewhere_and_says_what_it_did_not_read(tmp_path, model_files, key_file, key, capsys):
+    run, locator = tmp_path / 'run', ('--key', f'file:{key_file}')
+    run.mkdir()
+    assert keyseg('lock', model_files[2], *locator, '--out', tmp_path / 'sealed.pth') == 0
+    (stamp,) = stamps_in(tmp_path / 'sealed.pth').values()
+    (run / 'log.txt').write_text(f'content key {list(open_envelope(key, stamp).content.material)}')
+    assert keyseg('scan', run, *locator) == 0
+    assert keyseg('scan', run, *locator, '--checkpoint', tmp_path / 'sealed.pth') == FOUND
+    assert "the file's content key" in capsys.readouterr().out
+    assert keyseg('scan', run, *locator, '--checkpoint', model_files[2]) == 1, 'a plain file tells nothing'
+    (run / 'log.txt').unlink()
+    (run / 'broken.pth').write_bytes(b'no checkpoint')
+    assert keyseg('scan', run, *locator) == UNREAD
+    assert 'NOT READ the stamp of' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('name', ['train', 'test'])
 def test_host_tools_are_found_and_take_no_secrets(name, key, capsys):
     assert host_tool(f'{name}.py').is_file()
-    hexadecimal = key.needles()['hex'].decode()
+    hexadecimal = key.material.hex()
     for argument in (key.to_text(), f'model.protection.key={key.to_text()}', f'model.protection.key={hexadecimal}'):
         assert keyseg(name, 'config.py', '--cfg-options', argument) == 1
         captured = ''.join(capsys.readouterr())

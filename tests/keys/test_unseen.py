@@ -43,7 +43,7 @@ def shown(function):
 
 def secrets():
     subkey = KEY.features(SALT).subkey('keyseg_mm/subkey/v1', ['out:a', 8, MAP.transform], SALT)
-    forms = [KEY.needles()['raw'], KEY.features(SALT).needles()['raw'], subkey]
+    forms = [KEY.material, KEY.features(SALT).material, subkey]
     groups = KEY.to_text().split('-')[4:-1]
     return [*(repr(form)[2:-1][:30] for form in forms), *(form.hex()[:20] for form in forms), *groups, PASSPHRASE]
 
@@ -59,12 +59,12 @@ def check(text):
 def test_what_is_looked_for_is_found():
     def careless(material, text, passphrase):
         subkey = KEY.features(SALT).subkey('keyseg_mm/subkey/v1', ['out:a', 8, MAP.transform], SALT)
-        features = KEY.features(SALT).needles()['raw']
+        features = KEY.features(SALT).material
         raise ValueError(len(subkey) + len(features))
 
-    text = shown(lambda: careless(KEY.needles()['raw'], KEY.to_text(), PASSPHRASE))
+    text = shown(lambda: careless(KEY.material, KEY.to_text(), PASSPHRASE))
     assert [form for form in SECRETS if form not in text and len(form) != 20] == []
-    check(shown(lambda: unseen(careless)(KEY.needles()['raw'], KEY.to_text(), PASSPHRASE)))
+    check(shown(lambda: unseen(careless)(KEY.material, KEY.to_text(), PASSPHRASE)))
 
 
 def operations(tmp_path):
