@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from keyseg_mm.bind import Secrets, close_envelope, memory_stamp, open_envelope, stamp_tensor
@@ -62,11 +63,12 @@ def seal_checkpoint(checkpoint: Mapping[str, Any], how: Sealing, own: bool = Fal
         KeysegError: it holds tensors that cannot be sealed.
     """
     content, sealed = ContentKey.generate(), dict(checkpoint)
+    apart = _apart(checkpoint) if own else set()
     for name, value in checkpoint.items():
         if name == WEIGHTS or (name != 'meta' and tensors_of(value)):
             section = value if isinstance(value, Mapping) else {_WRAPPED: value}
             meta = checkpoint.get('meta') if name == WEIGHTS else None
-            sealed[name] = _seal_section(section, how, content, name, meta, own)
+            sealed[name] = _seal_section(section, how, content, name, meta, name in apart)
     return sealed
 
 
@@ -230,6 +232,16 @@ def with_tensors(value: Any, tensors: Mapping[str, Any], path: tuple[Any, ...] =
         found = [item for _, item in items]
         return type(value)(*found) if hasattr(value, '_fields') else type(value)(found)
     return value
+
+
+def _apart(checkpoint: Mapping[str, Any]) -> set[str]:
+    """Sections whose memory holds nothing of another one, so that it can be overwritten before that is sealed."""
+    owners: dict[int, set[str]] = {}
+    for name, section in checkpoint.items():
+        for tensor in tensors_of(section).values():
+            if tensor.layout == torch.strided and tensor.numel():
+                owners.setdefault(tensor.untyped_storage().data_ptr(), set()).add(name)
+    return {*checkpoint} - set().union(*(names for names in owners.values() if len(names) > 1))
 
 
 def _name_at(path: tuple[Any, ...]) -> str:

@@ -140,6 +140,18 @@ def test_own_memory_may_be_overwritten():
     assert alike(unseal_checkpoint(KEY, content, own=True)[WEIGHTS], wanted)
 
 
+def test_memory_of_two_sections_is_not_overwritten_for_the_first_one():
+    """As where a file was saved with its weights under two names."""
+    weights = {'a': torch.arange(8.0), 'b': torch.ones(3)}
+    content = {'state_dict': weights, 'model': weights, 'ema': {'a': weights['a'][:4]}}
+    sealed = seal_checkpoint(content, Sealing(KEY), own=True)
+    assert not torch.equal(sealed['state_dict']['a'], torch.arange(8.0))
+    opened = unseal_checkpoint(KEY, sealed)
+    for section in ('state_dict', 'model'):
+        assert torch.equal(opened[section]['a'], torch.arange(8.0)) and torch.equal(opened[section]['b'], torch.ones(3))
+    assert torch.equal(opened['ema']['a'], torch.arange(4.0))
+
+
 def test_no_content_key_twice(sealed):
     """One key for a file, fresh for each; a section has a key of its own, so the same tensor gives no same bytes."""
     same = torch.ones(1000)
