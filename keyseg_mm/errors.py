@@ -5,8 +5,19 @@ one, not the content of the file that should have held one.
 """
 
 
+def shown(text: str) -> str:
+    """A text as it can be printed: what steers a terminal, and came from a file, is written as Python writes it."""
+    if text.isprintable():
+        return text
+    signs = (sign if sign.isprintable() or sign in '\n\t' else ascii(sign)[1:-1] for sign in text)
+    return ''.join(signs)
+
+
 class KeysegError(RuntimeError):
     """Base of all errors of this package."""
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 class KeyFileError(KeysegError):

@@ -9,12 +9,12 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from keyseg_mm import __version__
-from keyseg_mm.cli.console import INTERRUPTED
+from keyseg_mm.cli.console import INTERRUPTED, Shown
 from keyseg_mm.errors import KeysegError
 
 # name -> one line for --help. Each module has add_arguments(parser) and run(args) -> exit status.
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
         return run_module(name, arguments[1:])
     args = _parse(build_parser([name]), arguments)
     try:
-        with _ending_in_order():
+        with _ending_in_order(), redirect_stdout(cast(Any, Shown(sys.stdout))):
             return int(args.run(args))
     except KeysegError as error:
         print(f'keyseg {name}: {error}', file=sys.stderr)

@@ -9,7 +9,7 @@ from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keyseg_mm.errors import KeyFileError
+from keyseg_mm.errors import KeyFileError, shown
 
 if TYPE_CHECKING:
     from keyseg_mm.keys.identity import Key
@@ -139,6 +139,24 @@ def plain_model(config: Path | None) -> Any:
     from keyseg_mm.mm.config import build_plain_model, read_config
 
     return build_plain_model(read_config(config))
+
+
+class Shown:
+    """Standard output of a command: what it prints of files steers no terminal.
+
+    Args:
+        out: where it goes.
+    """
+
+    def __init__(self, out: Any) -> None:
+        self._out = out
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._out, name)
+
+    def write(self, text: str) -> None:
+        """Print."""
+        self._out.write(shown(text))
 
 
 def say(text: str = '') -> None:
