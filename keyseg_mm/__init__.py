@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = '0.1.0'
@@ -81,3 +84,52 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+# How mmengine reads files is this package's business from its import on, and mmengine may be imported later, or never.
+_READER = 'mmengine.runner.checkpoint'
+
+
+class _Waiting(ModuleType):
+    """torch, as mmengine's loaders see it until they load: then :mod:`keyseg_mm.mm` is imported and takes over."""
+
+    def __init__(self, module: ModuleType) -> None:
+        super().__init__('torch')
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        if name == 'load':
+            importlib.import_module(f'{__name__}.mm')
+            return vars(self._module)['torch'].load
+        return getattr(importlib.import_module('torch'), name)
+
+
+def _wait(module: Any) -> None:
+    def load_url(*args: Any, **kwargs: Any) -> Any:
+        importlib.import_module(f'{__name__}.mm')
+        return module.load_url(*args, **kwargs)
+
+    module.torch, module.load_url = _Waiting(module), load_url
+
+
+class _Watcher(MetaPathFinder):
+    """Is asked for every module that is imported, and waits in mmengine's reader."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path) if name == _READER else None
+        loader: Any = None if spec is None else spec.loader
+        if loader is not None:
+            run = loader.exec_module
+
+            def run_and_wait(module: ModuleType) -> None:
+                run(module)
+                _wait(module)
+
+            loader.exec_module = run_and_wait
+        return spec
+
+
+if _READER in sys.modules:
+    _wait(sys.modules[_READER])
+else:
+    sys.meta_path.insert(0, _Watcher())

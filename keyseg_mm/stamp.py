@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from keyseg_mm.entries import (
@@ -151,27 +152,9 @@ class Stamp:
         Raises:
             StampError: damaged, too large, or of another version.
         """
-        try:
-            if len(content) > LARGEST:
-                raise ValueError
-            document = json.loads(content.decode('utf-8'), parse_constant=_refuse)
-            if document['format'] != FORMAT:
-                raise ValueError
-            if type(document['version']) is not int:
-                raise ValueError
-            if document['version'] != VERSION:
-                raise StampError(
-                    f'this stamp has version {document["version"]!r:.20}; this release reads version {VERSION}: '
-                    'install a newer keyseg_mm'
-                )
-            stamp = _stamp(document)
-            if stamp.to_bytes() != content.rstrip(b' '):  # one way to write it: whatever was changed shows
-                raise ValueError
-            return stamp
-        except StampError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, PointError):
-            raise StampError(DAMAGED) from None
+        if len(content) > LARGEST:
+            raise StampError(DAMAGED)
+        return _parse(bytes(content).rstrip(b' '))
 
     def differences(self, other: Stamp) -> list[str]:
         """What other's feature maps have more, less or otherwise than this stamp's, in words."""
@@ -190,7 +173,7 @@ def stamp_of_value(value: Any) -> Stamp:
     try:
         if str(value.dtype) != 'torch.uint8' or value.dim() != 1 or value.numel() > LARGEST:
             raise ValueError
-        content = bytes(value.tolist())
+        content = value.numpy().tobytes()
     except (AttributeError, ValueError, TypeError, RuntimeError):  # meta and sparse ones too
         raise StampError(DAMAGED) from None
     return Stamp.from_bytes(content)
@@ -213,11 +196,13 @@ def stamps_of(state_dict: Mapping[str, Any]) -> dict[str, Stamp]:
         StampError: one is damaged, is not the one that its name says, or a module has two.
     """
     found: dict[str, Stamp] = {}
+    left = 4 * LARGEST  # bytes of all together
     for name, value in state_dict.items():
         if is_stamp(name):
             prefix, _, last = name.rpartition('.')
             stamp = stamp_of_value(value)
-            if stamp.name != last or prefix in found:
+            left -= value.numel()
+            if stamp.name != last or prefix in found or left < 0:
                 raise StampError(DAMAGED)
             found[prefix] = stamp
     return found
@@ -243,6 +228,28 @@ def fresh_salt(salt: bytes | None = None) -> bytes:
     if salt is not None and len(salt) != SALT_BYTES:
         raise StampError(f'a salt is {SALT_BYTES} bytes ({2 * SALT_BYTES} hex digits)')
     return salt or os.urandom(SALT_BYTES)
+
+
+@lru_cache(maxsize=8)
+def _parse(content: bytes) -> Stamp:
+    """A stamp from its bytes; a file may show one in many places."""
+    try:
+        document = json.loads(content.decode('utf-8'), parse_constant=_refuse)
+        if document['format'] != FORMAT or type(document['version']) is not int:
+            raise ValueError
+        if document['version'] != VERSION:
+            raise StampError(
+                f'this stamp has version {document["version"]!r:.20}; this release reads version {VERSION}: '
+                'install a newer keyseg_mm'
+            )
+        stamp = _stamp(document)
+        if stamp.to_bytes() != content:  # one way to write it: whatever was changed shows
+            raise ValueError
+        return stamp
+    except StampError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, PointError):
+        raise StampError(DAMAGED) from None
 
 
 def _stamp(document: dict[str, Any]) -> Stamp:

@@ -1,137 +1,118 @@
-"""The quick way to read a ``.pth`` file: tensors as views of its bytes, by a list of names that holds nothing else.
+"""Reading ``.pth`` files, by a list of names that holds nothing which could run code; ``torch.load`` has no part in it.
 
-``torch.load`` with ``weights_only`` reads the same files by an unpickler in Python, which takes longer than opening a
-seal. Here the few opcodes and names that ``torch.save`` needs for a state_dict are understood, and nothing else: no
-name runs anything but what is below. A file that asks for more, or is otherwise unusual, is left to ``torch.load``.
+``torch.save`` writes a zip archive of stored members: a pickle, ``data.pkl``, and one for each storage that it refers
+to. Before torch 1.6 it wrote some pickles one behind the other, and the storages after them.
 """
 
 from __future__ import annotations
 
-import mmap
-import struct
-import zipfile
-from collections import OrderedDict
-from collections.abc import Callable
-from math import prod
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from keyseg_mm.checkpoint.opcodes import NotQuick, unpickle
+from keyseg_mm.checkpoint.filebytes import FileBytes, cut
+from keyseg_mm.checkpoint.known import Names, UnreadableError
+from keyseg_mm.checkpoint.opcodes import unpickle
+from keyseg_mm.checkpoint.zips import is_zip, members
 
-_LOCAL = struct.Struct('<4s5H3L2H')  # a member's header; PKZIP Application Note 4.3.7
-_DTYPES = {
-    'FloatStorage': torch.float32,
-    'DoubleStorage': torch.float64,
-    'HalfStorage': torch.float16,
-    'BFloat16Storage': torch.bfloat16,
-    'LongStorage': torch.int64,
-    'IntStorage': torch.int32,
-    'ShortStorage': torch.int16,
-    'CharStorage': torch.int8,
-    'ByteStorage': torch.uint8,
-    'BoolStorage': torch.bool,
-    'ComplexFloatStorage': torch.complex64,
-    'ComplexDoubleStorage': torch.complex128,
-}
+_MAGIC, _PROTOCOL, _COUNT_BYTES = 0x1950A86A20F9469CFC6C, 1001, 8
 
 
-def read_archive(path: Path, mapped: bool = True) -> Any:
+def read_archive(content: FileBytes, names: Names) -> Any:
     """What a ``.pth`` file holds.
 
     Args:
-        path: the file.
-        mapped: tensors lie in the file's own pages, and in memory only when they are touched; what is written to them
-            does not reach the file. Otherwise they are read into memory at once.
+        content: the file.
+        names: what its pickle may name.
 
     Raises:
-        NotQuick: it asks for anything unusual. Nothing was run.
+        RefusedError: it asks for more than values. Nothing was run.
+        UnreadableError: it is damaged, or something else.
     """
-    try:
-        with open(path, 'rb') as file, zipfile.ZipFile(file) as archive:
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            return _Reader(archive, content, None if mapped else file).read()
-    except NotQuick:
-        raise
-    except Exception as error:  # a damaged file stumbles over anything
-        raise NotQuick from error
+    return _Zipped(content).read(names) if is_zip(content.data) else _Old(content).read(names)
 
 
-class _Reader:
-    """One file that is being read."""
+class _Zipped:
+    """An archive that is being read."""
 
-    def __init__(self, archive: zipfile.ZipFile, content: mmap.mmap, file: IO[bytes] | None) -> None:
-        self.content, self.file = content, file
-        self.members = {info.filename: info for info in archive.infolist()}
+    def __init__(self, content: FileBytes) -> None:
+        self.content, self.members = content, members(content.data)
         pickled = [name for name in self.members if name.endswith('/data.pkl') and name.count('/') == 1]
-        stored = all(info.compress_type == zipfile.ZIP_STORED for info in self.members.values())
-        if len(pickled) != 1 or not stored:
-            raise NotQuick
+        if len(pickled) != 1:
+            raise UnreadableError
         self.root = pickled[0].removesuffix('data.pkl')
-        order = self.members.get(f'{self.root}byteorder')
-        if order is not None and self.bytes_of(order) != b'little':
-            raise NotQuick
+        if f'{self.root}byteorder' in self.members and self.bytes_of('byteorder') != b'little':
+            raise UnreadableError
         self.storages: dict[str, Tensor] = {}
 
-    def read(self) -> Any:
-        return unpickle(self.bytes_of(self.members[f'{self.root}data.pkl']), _NAMES, self.storage)
+    def read(self, names: Names) -> Any:
+        return unpickle(self.bytes_of('data.pkl'), names, self.storage)[0]
 
-    def bytes_of(self, info: zipfile.ZipInfo) -> bytes:
-        start = self.start_of(info)
-        return bytes(self.content[start : start + info.file_size])
-
-    def start_of(self, info: zipfile.ZipInfo) -> int:
-        fields = _LOCAL.unpack_from(self.content, info.header_offset)
-        start: int = info.header_offset + _LOCAL.size + fields[-2] + fields[-1]
-        if start + info.file_size > len(self.content):
-            raise NotQuick
-        return start
+    def bytes_of(self, name: str) -> bytes:
+        member = self.members[self.root + name]
+        return cut(self.content.data, member.start, member.stop)
 
     def storage(self, asked: Any) -> Tensor:
         """All values of a storage, in one dimension."""
-        word, dtype, name, _, count = asked
-        if word != 'storage' or not isinstance(dtype, torch.dtype) or not isinstance(name, str):
-            raise NotQuick
+        dtype, name, count, *_ = _asked(asked)
         if name not in self.storages:
-            info = self.members[f'{self.root}data/{name}']
-            if type(count) is not int or count * dtype.itemsize != info.file_size:
-                raise NotQuick
-            start = self.start_of(info)
-            if start % dtype.itemsize:
-                raise NotQuick
-            self.storages[name] = self.values(dtype, count, start)
+            member = self.members[f'{self.root}data/{name}']
+            if count * dtype.itemsize != member.stop - member.start:
+                raise UnreadableError
+            self.storages[name] = self.content.tensor(dtype, count, member.start)
         if self.storages[name].dtype != dtype:
-            raise NotQuick
+            raise UnreadableError
         return self.storages[name]
 
-    def values(self, dtype: torch.dtype, count: int, start: int) -> Tensor:
-        if count and self.file is None:
-            return torch.frombuffer(self.content, dtype=dtype, count=count, offset=start)
-        made = torch.empty(count, dtype=dtype)
-        if count and self.file is not None:
-            self.file.seek(start)
-            if self.file.readinto(made.view(torch.uint8).numpy().data) != count * dtype.itemsize:  # type: ignore[attr-defined]
-                raise NotQuick
-        return made
+
+class _Old:
+    """A file of before torch 1.6 that is being read: its storages are filled when all of them are known."""
+
+    def __init__(self, content: FileBytes) -> None:
+        self.content = content
+        self.storages: dict[str, Tensor] = {}
+        self.left = len(content.data)  # bytes that storages may still take
+
+    def read(self, names: Names) -> Any:
+        pickles, at, found = cut(self.content.data, 0, len(self.content.data)), 0, []
+        for allowed in ({}, {}, {}, names, {}):
+            value, at = unpickle(pickles, allowed, self.storage, at)
+            found.append(value)
+            if found[0] != _MAGIC:
+                raise UnreadableError
+        _, protocol, system, result, order = found
+        if protocol != _PROTOCOL or system['little_endian'] is not True or sorted(order) != sorted(self.storages):
+            raise UnreadableError
+        for name in order:
+            storage = self.storages[name]
+            said = int.from_bytes(cut(self.content.data, at, at + _COUNT_BYTES), 'little')
+            if said != storage.numel():
+                raise UnreadableError
+            at += _COUNT_BYTES
+            storage.copy_(self.content.tensor(storage.dtype, said, at))
+            at += said * storage.itemsize
+        return result
+
+    def storage(self, asked: Any) -> Tensor:
+        """All values of a storage, in one dimension; they are not there yet."""
+        dtype, name, count, *view = _asked(asked)
+        if name not in self.storages:
+            self.left -= count * dtype.itemsize
+            if self.left < 0:
+                raise UnreadableError
+            self.storages[name] = torch.empty(count, dtype=dtype)
+        if self.storages[name].dtype != dtype or any(view):
+            raise UnreadableError
+        return self.storages[name]
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any, *more: Any) -> Tensor:
-    """A view of a storage, inside of it."""
-    plain = not requires_grad and not hooks and not more and isinstance(storage, Tensor) and type(offset) is int
-    sizes = plain and all(type(n) is int and n >= 0 for n in (offset, *size, *stride)) and len(size) == len(stride)
-    if not sizes:
-        raise NotQuick
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride)) if prod(size) else 0
-    if prod(size) and last >= storage.numel():
-        raise NotQuick
-    found: Tensor = storage.as_strided(size, stride, offset)
-    return found
-
-
-_NAMES: dict[tuple[str, str], Callable[..., Any] | torch.dtype] = {
-    ('collections', 'OrderedDict'): OrderedDict,
-    ('torch._utils', '_rebuild_tensor_v2'): _tensor,
-    **{('torch', name): dtype for name, dtype in _DTYPES.items()},
-}
+def _asked(asked: Any) -> tuple[Any, ...]:
+    """What a pickle says of a storage: type of its values, name, how many; where it lay does not matter."""
+    if type(asked) is not tuple:
+        raise UnreadableError
+    word, dtype, name, _, count, *view = asked
+    right = word == 'storage' and isinstance(dtype, torch.dtype) and type(name) is str
+    if not right or type(count) is not int or count < 0:
+        raise UnreadableError
+    return dtype, name, count, *view

@@ -1,55 +1,60 @@
 """A reader of the pickles that ``torch.save`` writes of plain values and tensors (protocol 2), and of no others.
 
 The opcodes are those of Python's ``pickletools``. Whatever else a pickle may say is an error, and what it may name is
-handed in; a memo is a dict, so that no number in a file decides how much memory it takes.
+handed in; a memo is a dict, so that no number in a file decides how much memory it takes. Keys are texts and numbers
+whose hashes nobody can make alike.
 """
 
 from __future__ import annotations
 
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
+
+from keyseg_mm.checkpoint.known import Known, Names, RefusedError, UnreadableError, check_keys
 
 _INT, _SHORT, _FLOAT = struct.Struct('<i'), struct.Struct('<H'), struct.Struct('>d')
 _MARK = object()
 _LONGEST = 64  # bytes of a whole number
+# A training checkpoint of the largest models takes a third of it; done in about a second.
+_MOST_STEPS = 1_500_000
+_PROTOCOL = 2
 
 
-class NotQuick(Exception):
-    """This file is one for ``torch.load``."""
-
-
-def unpickle(content: bytes, names: Mapping[tuple[str, str], Any], persistent: Callable[[Any], Any]) -> Any:
-    """What a pickle holds.
+def unpickle(content: bytes, names: Names, persistent: Callable[[Any], Any], at: int = 0) -> tuple[Any, int]:
+    """What a pickle holds, and where it ends.
 
     Args:
-        content: the pickle.
-        names: what it may name, by module and name; what is called of it is called with what the pickle says.
+        content: the pickle, and whatever comes after it.
+        names: what it may name, by module and name: a :class:`Known`, or a plain value.
         persistent: gives what the pickle refers to by a persistent id.
+        at: where it begins.
 
     Raises:
-        NotQuick: it says anything else.
+        RefusedError: it names anything else.
+        UnreadableError: it is damaged, or larger than that of any model.
     """
     machine = _Machine(content, names, persistent)
-    at, table = 0, _OPCODES
+    table = _OPCODES
     try:
-        while True:
-            step = table.get(content[at])
-            if step is None:
-                raise NotQuick
-            at = step(machine, at + 1)
-            if at < 0:
+        for _ in range(_MOST_STEPS):
+            after = table[content[at]](machine, at + 1)
+            if after < 0:
                 (found,) = machine.stack
-                return found
-    except (IndexError, KeyError, TypeError, ValueError, struct.error, AttributeError) as error:
-        raise NotQuick from error
+                return found, at + 1
+            at = after
+    except RefusedError:
+        raise
+    except Exception as error:  # a damaged file stumbles over anything
+        raise UnreadableError from error
+    raise UnreadableError
 
 
 class _Machine:
     __slots__ = ('content', 'names', 'persistent', 'stack', 'memo')
 
-    def __init__(self, content: bytes, names: Mapping[tuple[str, str], Any], persistent: Callable[[Any], Any]) -> None:
+    def __init__(self, content: bytes, names: Names, persistent: Callable[[Any], Any]) -> None:
         self.content, self.names, self.persistent = content, names, persistent
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
@@ -61,7 +66,7 @@ class _Machine:
         while stack[at] is not _MARK:
             at -= 1
             if at < 0:
-                raise NotQuick
+                raise UnreadableError
         found = stack[at + 1 :]
         del stack[at:]
         return found
@@ -79,7 +84,7 @@ def _tuple(count: int) -> Callable[[_Machine, int], int]:
     def step(m: _Machine, at: int) -> int:
         items = tuple(m.stack[-count:])
         if len(items) != count:
-            raise NotQuick
+            raise UnreadableError
         m.stack[-count:] = [items]
         return at
 
@@ -89,7 +94,7 @@ def _tuple(count: int) -> Callable[[_Machine, int], int]:
 def _text(m: _Machine, at: int) -> int:
     end = at + 4 + int.from_bytes(m.content[at : at + 4], 'little')
     if end > len(m.content):
-        raise NotQuick
+        raise UnreadableError
     m.stack.append(str(m.content[at + 4 : end], 'utf-8'))
     return end
 
@@ -130,16 +135,35 @@ def _byte(m: _Machine, at: int) -> int:
 def _long(m: _Machine, at: int) -> int:
     end = at + 1 + m.content[at]
     if m.content[at] > _LONGEST or end > len(m.content):
-        raise NotQuick
+        raise UnreadableError
     m.stack.append(int.from_bytes(m.content[at + 1 : end], 'little', signed=True))
+    return end
+
+
+def _short_text(m: _Machine, at: int) -> int:
+    """A text that Python 2 wrote."""
+    end = at + 1 + m.content[at]
+    if end > len(m.content):
+        raise UnreadableError
+    m.stack.append(str(m.content[at + 1 : end], 'ascii'))
     return end
 
 
 def _name(m: _Machine, at: int) -> int:
     middle = m.content.index(b'\n', at)
     end = m.content.index(b'\n', middle + 1)
-    m.stack.append(m.names[str(m.content[at:middle], 'ascii'), str(m.content[middle + 1 : end], 'ascii')])
+    module, name = str(m.content[at:middle], 'ascii'), str(m.content[middle + 1 : end], 'ascii')
+    module = 'builtins' if module == '__builtin__' else module  # as Python 2 called it, and protocol 2 does
+    if (module, name) not in m.names:
+        raise RefusedError(f'{module}.{name}')
+    m.stack.append(m.names[module, name])
     return end + 1
+
+
+def _protocol(m: _Machine, at: int) -> int:
+    if m.content[at] != _PROTOCOL:
+        raise RefusedError(f'pickle protocol {m.content[at]}')
+    return at + 1
 
 
 def _persistent(m: _Machine, at: int) -> int:
@@ -150,20 +174,20 @@ def _persistent(m: _Machine, at: int) -> int:
 def _call(m: _Machine, at: int) -> int:
     arguments = m.stack.pop()
     what = m.stack[-1]
-    if type(arguments) is not tuple or not callable(what) or what not in m.names.values():
-        raise NotQuick
-    m.stack[-1] = what(*arguments)
+    if type(arguments) is not tuple or type(what) is not Known:
+        raise UnreadableError
+    m.stack[-1] = what.make(*arguments)
     return at
 
 
 def _state(m: _Machine, at: int) -> int:
-    """What torch hangs on a state_dict: attributes of an OrderedDict."""
     state: Any = m.stack.pop()
     into: Any = m.stack[-1]
-    if type(into) is not OrderedDict or type(state) is not dict or set(state) != {'_metadata'}:
-        raise NotQuick
-    vars(into).update(state)
-    return at
+    for known in m.names.values():
+        if type(known) is Known and known.build is not None and type(into) is known.kind:
+            known.build(into, state)
+            return at
+    raise UnreadableError
 
 
 def _items(m: _Machine, at: int) -> int:
@@ -181,14 +205,16 @@ def _item(m: _Machine, at: int) -> int:
 
 def _fill(into: Any, items: list[Any]) -> None:
     if type(into) not in (dict, OrderedDict) or len(items) % 2:
-        raise NotQuick
-    into.update(zip(items[::2], items[1::2]))
+        raise UnreadableError
+    keys = items[::2]
+    check_keys(keys)
+    into.update(zip(keys, items[1::2]))
 
 
 def _appends(m: _Machine, at: int) -> int:
     items = m.since_mark()
     if type(m.stack[-1]) is not list:
-        raise NotQuick
+        raise UnreadableError
     m.stack[-1].extend(items)
     return at
 
@@ -196,7 +222,7 @@ def _appends(m: _Machine, at: int) -> int:
 def _append(m: _Machine, at: int) -> int:
     item = m.stack.pop()
     if type(m.stack[-1]) is not list:
-        raise NotQuick
+        raise UnreadableError
     m.stack[-1].append(item)
     return at
 
@@ -209,7 +235,7 @@ def _marked_tuple(m: _Machine, at: int) -> int:
 _OPCODES: dict[int, Callable[[_Machine, int], int]] = {
     ord(opcode): step
     for opcode, step in {
-        '\x80': lambda m, at: at + 1 if m.content[at] == 2 else -1,
+        '\x80': _protocol,
         '}': _push(dict),
         ']': _push(list),
         ')': _push(tuple),
@@ -222,6 +248,7 @@ _OPCODES: dict[int, Callable[[_Machine, int], int]] = {
         '\x86': _tuple(2),
         '\x87': _tuple(3),
         'X': _text,
+        'U': _short_text,
         'q': _put,
         'r': _long_put,
         'h': _get,
@@ -234,6 +261,7 @@ _OPCODES: dict[int, Callable[[_Machine, int], int]] = {
         'c': _name,
         'Q': _persistent,
         'R': _call,
+        '\x81': _call,
         'b': _state,
         'u': _items,
         's': _item,

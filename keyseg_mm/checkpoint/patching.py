@@ -12,18 +12,17 @@ import mmap
 import os
 import shutil
 import struct
-import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
 from keyseg_mm.atomic import write_new
+from keyseg_mm.checkpoint.zips import Member, is_zip, members
 from keyseg_mm.errors import KeysegError
 
-_CENTRAL = struct.Struct('<4s4B4HL2L5H2L')  # PKZIP Application Note 4.3.12
-_CENTRAL_CRC_AT = 16
-_LOCAL, _LOCAL_CRC_AT, _DESCRIPTOR_FLAG, _DESCRIPTOR_MAGIC = struct.Struct('<4s5H3L2H'), 14, 0x08, b'PK\x07\x08'
+_CENTRAL_CRC_AT, _LOCAL_CRC_AT = 16, 14  # PKZIP Application Note 4.3.7 and 4.3.12
+_DESCRIPTOR_FLAG, _DESCRIPTOR_MAGIC = 0x08, b'PK\x07\x08'
 _CRC = struct.Struct('<L')
 _FOREIGN = 'this file does not hold its stamp as it was written; save it again with its own tool'
 _COPIED = 16 * 1024 * 1024  # bytes at a time
@@ -55,14 +54,19 @@ def patch(source: str | Path, out: str | Path, changes: Mapping[bytes, bytes], o
                 shutil.copyfileobj(original, file, _COPIED)
         file.flush()
         with mmap.mmap(file.fileno(), 0) as whole:
-            members = _members(file, whole)
+            try:
+                zipped = list(members(whole).values()) if is_zip(whole) else []
+                parts = [(m.start, m.stop, m.name.endswith('data.pkl')) for m in zipped] or _parts(whole)
+            except Exception:
+                raise ForeignFileError(_FOREIGN) from None
             sizes = set(map(len, changes))
-            places = [(at, end) for at, end, named in members if named or end - at in sizes]
-            changed = [place for place in places if _replace(whole, place, changes)]
+            places = [(at, end) for at, end, named in parts if named or end - at in sizes]
+            changed = {at for at, end in places if _replace(whole, (at, end), changes)}
             if any(all(whole.find(new, *place) < 0 for place in places) for new in changes.values()):
                 raise ForeignFileError(_FOREIGN)
-            if zipfile.is_zipfile(file):
-                _mend_checksums(file, whole, {at for at, _ in changed})
+            for member in zipped:
+                if member.start in changed:
+                    _mend_checksum(whole, member)
 
     write_new(out, write, overwrite=overwrite)
 
@@ -84,25 +88,12 @@ def _clone(source: IO[bytes], target: IO[bytes]) -> bool:
     return True
 
 
-def _members(file: IO[bytes], whole: mmap.mmap) -> list[tuple[int, int, bool]]:
-    """Where each part of a file is, and whether it is the part with the names."""
-    if not zipfile.is_zipfile(file):  # a .safetensors file: the header's length, the header, the bytes of each tensor
-        start = 8 + int.from_bytes(whole[:8], 'little')
-        try:
-            rows = json.loads(whole[8:start])
-        except ValueError:
-            raise ForeignFileError(_FOREIGN) from None
-        offsets = [row['data_offsets'] for name, row in rows.items() if name != '__metadata__']
-        return [(8, start, True), *((start + a, start + b, False) for a, b in offsets)]
-    with zipfile.ZipFile(file) as archive:
-        found = [(_start(whole, info), info) for info in archive.infolist()]
-    return [(at, at + info.compress_size, info.filename.endswith('data.pkl')) for at, info in found]
-
-
-def _start(whole: mmap.mmap, info: zipfile.ZipInfo) -> int:
-    """Where the bytes of a member begin."""
-    fields = _LOCAL.unpack_from(whole, info.header_offset)
-    return info.header_offset + _LOCAL.size + int(fields[-2]) + int(fields[-1])
+def _parts(whole: mmap.mmap) -> list[tuple[int, int, bool]]:
+    """Where each part of a .safetensors file is, header and tensors, and whether it is the one with the names."""
+    start = 8 + int.from_bytes(whole[:8], 'little')
+    rows = json.loads(whole[8:start])
+    offsets = [row['data_offsets'] for name, row in rows.items() if name != '__metadata__']
+    return [(8, start, True), *((start + a, start + b, False) for a, b in offsets)]
 
 
 def _replace(whole: mmap.mmap, place: tuple[int, int], changes: Mapping[bytes, bytes]) -> bool:
@@ -115,22 +106,13 @@ def _replace(whole: mmap.mmap, place: tuple[int, int], changes: Mapping[bytes, b
     return part != before
 
 
-def _mend_checksums(file: IO[bytes], whole: mmap.mmap, starts: set[int]) -> None:
-    """Give the zip members that start there their new CRC-32, in each of the places where the format keeps it."""
-    with zipfile.ZipFile(file) as archive:
-        entry, members = archive.start_dir, archive.infolist()
-    for info in members:  # in the order of the central directory
-        said = _CENTRAL.unpack_from(whole, entry)
-        here, entry = entry, entry + _CENTRAL.size + sum(said[-7:-4])
-        start = _start(whole, info)
-        end = start + info.compress_size
-        if start not in starts:
-            continue
-        crc = _CRC.pack(zlib.crc32(memoryview(whole)[start:end]))
-        spots = [here + _CENTRAL_CRC_AT]
-        if info.flag_bits & _DESCRIPTOR_FLAG:
-            spots.append(end + (4 if whole[end : end + 4] == _DESCRIPTOR_MAGIC else 0))
-        else:
-            spots.append(info.header_offset + _LOCAL_CRC_AT)
-        for spot in spots:
-            whole[spot : spot + _CRC.size] = crc
+def _mend_checksum(whole: mmap.mmap, member: Member) -> None:
+    """Give a member its new CRC-32, in each of the places where the format keeps it."""
+    crc = _CRC.pack(zlib.crc32(memoryview(whole)[member.start : member.stop]))
+    spots = [member.line + _CENTRAL_CRC_AT]
+    if member.flags & _DESCRIPTOR_FLAG:
+        spots.append(member.stop + (4 if whole[member.stop : member.stop + 4] == _DESCRIPTOR_MAGIC else 0))
+    else:
+        spots.append(member.header + _LOCAL_CRC_AT)
+    for spot in spots:
+        whole[spot : spot + _CRC.size] = crc

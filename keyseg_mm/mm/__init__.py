@@ -1,14 +1,13 @@
 """All that knows OpenMMLab: builders, neck, guard hook, pipeline step, dry run, and the mends for both stacks."""
 
-from keyseg_mm.mm.compat import allow_history_buffer, name_distributions
+from keyseg_mm.mm.compat import name_distributions
 from keyseg_mm.mm.doors import set_up
 from keyseg_mm.mm.hooks import GuardHook
 from keyseg_mm.mm.keyed import Keyed
 from keyseg_mm.mm.neck import KeyedNeck
 from keyseg_mm.mm.pipeline import EncryptImage
 
-__all__ = ['EncryptImage', 'GuardHook', 'Keyed', 'KeyedNeck', 'allow_history_buffer', 'name_distributions']
+__all__ = ['EncryptImage', 'GuardHook', 'Keyed', 'KeyedNeck', 'name_distributions']
 
-allow_history_buffer()
 name_distributions()
 set_up()

@@ -1,9 +1,7 @@
 """The mends that let mmsegmentation run on today's torch and under both of its distributions.
 
-1. torch >= 2.6 loads checkpoints with ``weights_only``, which refuses what mmengine 0.10.7 itself puts into them: its
-   HistoryBuffer (training curves) and the numpy arrays in it. :func:`allow_history_buffer` puts exactly those on
-   torch's allow-list, when this package is imported. The pickle also asks for ``getattr``; it gets a function that
-   serves HistoryBuffer's own methods and refuses all else, so that a file cannot reach for anything more.
+1. A training checkpoint holds mmengine's HistoryBuffer (training curves) and numpy arrays in it, which torch >= 2.6
+   refuses to load. :data:`HOST_NAMES` lets a resumed run have its curves back, and their pickle nothing else.
 2. onedl-mmengine maps ``mmseg::`` in ``_base_`` to the distribution name mmsegmentation, which the maintained fork does
    not carry. :func:`name_distributions` corrects the map; this package's tools call it before they read a config.
 3. mmengine's torchrun launcher picks a GPU for each process even where torch has none. :func:`start_without_gpu` makes
@@ -25,14 +23,15 @@ import sys
 from importlib import metadata
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from mmengine.config import DictAction
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import checkpoint
 
-from keyseg_mm.checkpoint.files import numpy_globals
+from keyseg_mm.checkpoint.known import Known, Names, UnreadableError
+from keyseg_mm.checkpoint.values import NAMES, curve_names
 from keyseg_mm.keys.locator import is_locator
 
 TESTED = {  # the newest of each that the tests have run with
@@ -41,30 +40,21 @@ TESTED = {  # the newest of each that the tests have run with
     'onedl-mmsegmentation': '1.4.2',
     'onedl-mmengine': '0.10.12',
 }
-_METHODS = ('current', 'max', 'mean', 'min')
 
 
-def history_buffer_method(owner: Any, name: str) -> Any:
-    """Stands in for ``getattr`` in a checkpoint's pickle: HistoryBuffer's four statistics, and nothing else.
-
-    Raises:
-        AttributeError: for any other owner or name. (A pickle's GETATTR on anything would let a file run code.)
-    """
-    if owner is HistoryBuffer and name in _METHODS:
-        return getattr(HistoryBuffer, name)
-    raise AttributeError('a checkpoint asked for an attribute that checkpoints have no use for; it was refused')
+def _curve() -> HistoryBuffer:
+    return HistoryBuffer.__new__(HistoryBuffer)
 
 
-def host_globals() -> list[Any]:
-    """What a training checkpoint of the host may name in its pickle, besides numpy's arrays."""
-    return [HistoryBuffer, (history_buffer_method, 'builtins.getattr')]
+def _fill_curve(curve: HistoryBuffer, state: Any) -> None:
+    """Give a curve its values; its own way to do that lets a file replace its methods."""
+    values, counts, longest = (state[name] for name in ('_log_history', '_count_history', 'max_length'))
+    if not all(isinstance(found, np.ndarray) for found in (values, counts)) or type(longest) is not int:
+        raise UnreadableError
+    curve.__dict__.update(_log_history=values, _count_history=counts, max_length=longest)
 
 
-def allow_history_buffer() -> None:
-    """Mend 1; does nothing where torch has no allow-list, or mmengine (onedl's) brings its own."""
-    add: Any = getattr(torch.serialization, 'add_safe_globals', None)
-    if add is not None and not hasattr(checkpoint, 'get_torch_safe_globals'):
-        add([*host_globals(), *numpy_globals()])
+HOST_NAMES: Names = {**NAMES, **curve_names(Known(_curve, HistoryBuffer, _fill_curve))}
 
 
 def installed_version(*names: str) -> tuple[str, str] | None:

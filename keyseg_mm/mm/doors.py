@@ -2,44 +2,47 @@
 
 Importing :mod:`keyseg_mm.mm` sets them up, once; mmengine does that as it builds a protected model.
 
-1. What ``CheckpointLoader`` reads from the disk is read by a strict list of types. A seal stays on it: whoever reads a
-   file to write another one, as the host's publishing does, writes a sealed one.
+1. What the host's loaders read, from the disk or elsewhere, is read by a strict list of names, and never by
+   ``torch.load``. A seal stays on it: whoever reads a file to write another one, as the host's publishing does, writes
+   a sealed one.
 2. Only what is read for this process is opened, with the keys that it holds: a Runner's resume opens the optimizer and
    the EMA copy; a protected model opens its weights itself, straight into its parameters; a model that has protected
    parts only gets them opened as they are loaded; and weights that fill a part (``init_cfg``), or a model that starts,
    are the plain ones, without maps.
 3. What is written sealed is written whole or not at all, as a killed run leaves it.
 4. Every Runner of a protected model has a :class:`keyseg_mm.mm.hooks.GuardHook`, whatever hooks its config lists.
-5. A config that came with a checkpoint as text may not name a program to be run for the key.
+5. A config that came with a checkpoint as text is values and nothing else, see :mod:`keyseg_mm.mm.config_text`.
 6. A secret that was typed into a config is refused before a Runner writes the config to its log.
 """
 
 from __future__ import annotations
 
 import functools
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import Enum, auto
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModule
-from mmengine.runner import CheckpointLoader, Runner, checkpoint
+from mmengine.runner import Runner, checkpoint
 from mmengine.runner import _flexible_runner as flexible
 from torch import Tensor
 
 from keyseg_mm.atomic import write_new
 from keyseg_mm.checkpoint.files import read_content
-from keyseg_mm.errors import LockError, SecretExposedError
+from keyseg_mm.errors import LockError
 from keyseg_mm.keys.held import held
 from keyseg_mm.keys.locator import refuse_written
 from keyseg_mm.locking import unlock_in_place
-from keyseg_mm.mm.compat import host_globals
+from keyseg_mm.mm.compat import HOST_NAMES
+from keyseg_mm.mm.config_text import refuse_programs
 from keyseg_mm.mm.hooks import GuardHook
 from keyseg_mm.runtime.attach import protection_of, protections
 from keyseg_mm.seal.sections import (
@@ -63,15 +66,11 @@ class _Load(Enum):
 
 _load: ContextVar[_Load] = ContextVar('keyseg_mm_load', default=_Load.ANY)
 _TO_MODEL, _SAVE = '_load_checkpoint_to_model', 'save_checkpoint'
-_COMMAND = re.compile(r"""['"]cmd:""")
 
 
-def load_from_local(filename: str, map_location: Any = None) -> Any:
-    """In place of the host's loader of files: read by a strict list of types, and opened where a key is at hand."""
-    path = Path(filename).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f'{filename} can not be found.')  # as the host says it
-    content = read_content(path, host_globals())
+def read_for_host(file: Any, map_location: Any = None, **_: Any) -> Any:
+    """In place of ``torch.load`` in the host's loaders: read by a strict list, and opened where a key is at hand."""
+    content = read_content(file, HOST_NAMES)
     if isinstance(content, dict):
         bare = WEIGHTS not in content
         content = _opened({WEIGHTS: content} if bare else content)
@@ -79,6 +78,32 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
     if map_location is None or str(map_location) == 'cpu':
         return content
     return with_tensors(content, {name: _moved(t, map_location) for name, t in tensors_of(content).items()})
+
+
+def load_url(url: str, model_dir: str | None = None, map_location: Any = None, progress: bool = True, **_: Any) -> Any:
+    """In place of torch's function of this name in the host's loaders, which would run what it has fetched."""
+    folder = Path(model_dir or Path(torch.hub.get_dir()) / 'checkpoints')
+    path = folder / Path(urlparse(url).path).name
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), progress=progress)
+    return read_for_host(path, map_location)
+
+
+class _Torch(ModuleType):
+    """torch, as the host's loaders see it."""
+
+    load = staticmethod(read_for_host)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def _read_strictly() -> None:
+    host: Any = checkpoint
+    host.torch, host.load_url = _Torch('torch'), load_url
+    if hasattr(host, 'get_torch_safe_globals'):
+        host.get_torch_safe_globals = list  # nothing is loaded by it, and its getattr serves no other thread
 
 
 def _moved(tensor: Tensor, map_location: Any) -> Tensor:
@@ -214,17 +239,13 @@ def _refuse_typed(runner_type: Any) -> None:
     runner_type.from_cfg = classmethod(from_cfg)
 
 
-def _refuse_commands() -> None:
-    """A config given as text, as inferencers take it out of a checkpoint, names no program to be run."""
+def _refuse_programs() -> None:
+    """A config given as text, as the host takes it out of a checkpoint, runs nothing."""
     old = Config.fromstring
 
     @functools.wraps(old)
     def fromstring(text: str, *args: Any, **kwargs: Any) -> Any:
-        if _COMMAND.search(text):
-            raise SecretExposedError(
-                'a config that came as text, with a checkpoint, names a program to be run for its key (cmd:...); give '
-                'the config as a file of your own'
-            )
+        refuse_programs(text)
         return old(text, *args, **kwargs)
 
     Config.fromstring = staticmethod(fromstring)
@@ -232,9 +253,9 @@ def _refuse_commands() -> None:
 
 def set_up() -> None:
     """Put all of it in place; once."""
-    if CheckpointLoader._schemes.get('') is load_from_local:
+    if isinstance(checkpoint.torch, _Torch):
         return
-    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    _read_strictly()
     _during(Runner, 'load_checkpoint', _Load.RUN)
     _during(BaseModule, 'init_weights', _Load.START)
     _during(checkpoint, '_load_checkpoint_with_prefix', _Load.START)
@@ -243,4 +264,4 @@ def set_up() -> None:
     for runner_type in (Runner, flexible.FlexibleRunner):
         _guard(runner_type)
         _refuse_typed(runner_type)
-    _refuse_commands()
+    _refuse_programs()

@@ -3,68 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import builtins
 
-import numpy as np
 import pytest
-import torch
 from mmengine.config import Config, DictAction
-from mmengine.logging import HistoryBuffer
 from mmengine.runner import FlexibleRunner, Runner
-from mmengine.runner.checkpoint import _load_checkpoint
 
-from keyseg_mm.checkpoint.files import read_checkpoint
-from keyseg_mm.errors import KeyFileError, KeysegError, SecretExposedError
+from keyseg_mm.errors import KeyFileError, SecretExposedError
 from keyseg_mm.keys.locator import locate
-from keyseg_mm.mm.compat import history_buffer_method, installed_version, keep_locators_whole
-
-
-class Reaching:
-    """Asks the unpickler for an attribute by getattr, as an attack would."""
-
-    def __reduce__(self):
-        return (builtins.getattr, (np.ndarray, 'tofile'))
-
-
-@pytest.fixture
-def curves():
-    buffer = HistoryBuffer([1.0, 2.0], [1, 1])
-    return {'message_hub': {'log_scalars': {'loss': buffer}}, 'state_dict': {'w': torch.ones(2)}}
-
-
-def test_the_host_opens_its_own_training_checkpoints(tmp_path, curves):
-    torch.save(curves, tmp_path / 'a.pth')
-    loaded = _load_checkpoint(str(tmp_path / 'a.pth'), map_location='cpu')
-    assert loaded['message_hub']['log_scalars']['loss'].mean() == 1.5
-
-
-def test_read_checkpoint_needs_no_host_classes(tmp_path, curves):
-    torch.save(curves, tmp_path / 'a.pth')
-    allowed = set(map(repr, torch.serialization.get_safe_globals()))
-    assert torch.equal(read_checkpoint(tmp_path / 'a.pth')['state_dict']['w'], torch.ones(2))
-    assert set(map(repr, torch.serialization.get_safe_globals())) == allowed
-
-
-def test_getattr_in_a_pickle_reaches_nothing_else(tmp_path):
-    torch.save({'state_dict': {}, 'x': Reaching()}, tmp_path / 'evil.pth')
-    with pytest.raises(KeysegError):
-        read_checkpoint(tmp_path / 'evil.pth')
-    for owner, name in (
-        (np.ndarray, 'tofile'),
-        (HistoryBuffer, '__init__'),
-        (HistoryBuffer, '__globals__'),
-        (builtins, 'eval'),
-    ):
-        with pytest.raises(AttributeError):
-            history_buffer_method(owner, name)
-    assert history_buffer_method(HistoryBuffer, 'mean') is HistoryBuffer.mean
-
-
-@pytest.mark.skipif(installed_version('mmengine') is None, reason='onedl-mmengine brings its own loader')
-def test_weights_only_stays_on_under_the_mend(tmp_path):
-    torch.save({'state_dict': {}, 'x': Reaching()}, tmp_path / 'evil.pth')
-    with pytest.raises(KeysegError, match='cut short or no checkpoint|more than weights'):
-        _load_checkpoint(str(tmp_path / 'evil.pth'), map_location='cpu')
+from keyseg_mm.mm.compat import keep_locators_whole
 
 
 def test_bases_of_mmseg_resolve(tmp_path):

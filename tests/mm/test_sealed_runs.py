@@ -14,7 +14,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
-from mmengine.runner.checkpoint import _load_checkpoint_with_prefix
+from mmengine.runner.checkpoint import _load_checkpoint, _load_checkpoint_with_prefix
 from mmseg.apis import init_model
 from mmseg.registry import MODELS
 
@@ -83,7 +83,7 @@ def test_every_file_of_a_run_is_sealed_with_all_its_tensors(tuned):
 
 
 def test_a_sealed_file_of_a_run_is_whole_or_not_there(tuned, tmp_path, monkeypatch):
-    content = read_checkpoint(tuned['files'][0])
+    content = _load_checkpoint(str(tuned['files'][0]))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, 'fsync', mock.Mock(side_effect=KeyboardInterrupt))
         runner_module.save_checkpoint(content, str(tmp_path / 'new' / 'iter_1.pth'))
