@@ -2,6 +2,7 @@
 # make test   set up, then all tests (STACK=openmmlab for the other mmseg stack)
 # make flaky  the tests in N random orders (10), to see that their outcome hangs on nothing else
 # make gpu-check  what protection costs on a GPU, and whether it is right there, in ten minutes; on a CPU, that it runs
+# make fuzz   read changed inputs of every format, a minute's worth; ARGS='--inputs 1000000', or --coverage with atheris
 # make lint   style and types
 PYTHON ?= python3
 # onedl: the maintained fork, nothing to compile. openmmlab: mmcv compiles its ops, 20 minutes or more, unless pip finds
@@ -19,7 +20,7 @@ PIP = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 FIND = $(if $(WHEELS),--find-links $(WHEELS))
 ISOLATION = $(if $(filter openmmlab,$(STACK)),--no-build-isolation)
 
-.PHONY: setup demo test flaky gpu-check lint clean
+.PHONY: setup demo test flaky gpu-check fuzz lint clean
 
 setup: $(VENV)/installed
 
@@ -48,6 +49,9 @@ flaky: setup
 
 gpu-check: setup
 	$(BIN)/python benchmarks/gpu.py --out $(OUT_GPU) $(ARGS)
+
+fuzz: setup
+	$(BIN)/python benchmarks/fuzz.py $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
