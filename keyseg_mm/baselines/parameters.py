@@ -22,7 +22,7 @@ from keyseg_mm.entries import Entry, TensorEntry
 from keyseg_mm.errors import LockError, PointError, TransformError
 from keyseg_mm.keys.identity import Key
 from keyseg_mm.locking.plan import Plan
-from keyseg_mm.locking.proof import BROKEN, Bench, Proof
+from keyseg_mm.locking.proof import BROKEN, Bench, Proof, agreement
 from keyseg_mm.locking.scheme import Scheme, change_maps, register
 from keyseg_mm.maps.keyspace import bits_of_permutation
 from keyseg_mm.maps.order import fitting, raw, why_not
@@ -60,7 +60,7 @@ class Parameters(Scheme):
             raise LockError(f'weights did not come back as they were: {", ".join(changed[:5])}. Nothing was written')
         model.load_state_dict(tensors, strict=False)
         try:
-            found = bench.agreement(plain, bench.run(model))
+            found = agreement(plain, bench.run(model))
         except PointError:  # it does not even run
             found = BROKEN
         if found.is_the_same:
@@ -191,7 +191,8 @@ def sensitivity(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Te
 
     model = copy.deepcopy(model)  # state_dict may be its own
     model.load_state_dict(state_dict, strict=False)
-    return watch_module(model, _scores, image=lambda double, _, side: pictures(double, SCENES, side), smallest=SIDE)
+    image = lambda double, _, size: pictures(double, SCENES, size)  # noqa: E731
+    return watch_module(model, _scores, image=image, smallest=SIDE, real=True)
 
 
 def _scores(double: nn.Module, passes: Passes) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ from keyseg_mm.errors import LockError
 from keyseg_mm.keys.identity import Key
 from keyseg_mm.keys.key import wrong_key
 from keyseg_mm.locking.plan import Plan
-from keyseg_mm.locking.proof import Bench, Proof
+from keyseg_mm.locking.proof import Bench, Proof, agreement
 from keyseg_mm.locking.scheme import Scheme, register
 from keyseg_mm.maps.keyspace import bits_of_images, bits_of_patches
 from keyseg_mm.maps.pixels import COLOURS, TOP, BlockTables, check_steps
@@ -80,7 +80,7 @@ class Patches(Scheme):
         self.carry(tensors, '', None, Bound(key, stamp))
         model.load_state_dict(tensors, strict=False)
         right, wrong = (derive_cipher(k, salt, stamp.embeddings[0]) for k in (key, other))
-        found = [bench.agreement(plain, bench.run(model, cipher=c, whole=True)) for c in (right, None, wrong)]
+        found = [agreement(plain, bench.run(model, cipher=c, whole=True)) for c in (right, None, wrong)]
         if not found[0].is_equal:
             raise LockError(
                 f'on encrypted images the locked model is not the plain one (relative error {found[0].error:.1e}): '

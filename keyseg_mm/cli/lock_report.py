@@ -103,7 +103,8 @@ def _words(found: Agreement) -> str:
         return 'the model does not run, or gives no numbers'
     same = '' if math.isnan(found.same) else f', the same class at {100 * found.same:.2f} % of the pixels'
     if found.is_equal:
-        return f'relative error {found.error:.1e}{same}'
+        alone = '; in testing alone: there are no losses to compare' if math.isnan(found.loss_error) else ''
+        return f'relative error {found.error:.1e}{same}{alone}'
     return f'relative error {found.error:.2f}{same}{_kappa(found.kappa)}'
 
 

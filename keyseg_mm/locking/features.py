@@ -21,7 +21,7 @@ from keyseg_mm.errors import LockError
 from keyseg_mm.keys.identity import Key
 from keyseg_mm.locking.places import entry_at
 from keyseg_mm.locking.plan import Plan
-from keyseg_mm.locking.proof import Agreement, Bench, Proof
+from keyseg_mm.locking.proof import Agreement, Bench, Proof, agreement
 from keyseg_mm.locking.scheme import Scheme, change_maps, register
 from keyseg_mm.maps import CHANNEL_MAPS, TRANSFORMS, normal_form
 from keyseg_mm.maps.order import SINGLE
@@ -176,7 +176,7 @@ class _Trial:
         self.scheme.carry(tensors, '', None, Bound(self.key, plan.to_stamp(self.key.id, self.salt)))
         self.model.load_state_dict(tensors, strict=False)
         maps = [(s, e, derive_map(self.key, self.salt, e)) for s, e in zip(plan.sites, plan.maps) if authorised]
-        return self.bench.agreement(self.plain, self.bench.run(self.model, maps))
+        return agreement(self.plain, self.bench.run(self.model, maps))
 
     def culprits(self, plan: Plan) -> list[str]:
         """Which points make the model wrong, by halving: each run clears or suspects all of its part at once."""

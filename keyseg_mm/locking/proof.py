@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from keyseg_mm.entries import MapEntry
+from keyseg_mm.errors import LockError
 from keyseg_mm.locking.plan import Plan
 from keyseg_mm.maps import Map
 from keyseg_mm.maps.pixels import BlockCipher
@@ -34,7 +36,7 @@ class Agreement:
 
     Attributes:
         error: largest relative error (of norms) of an output of the test pass.
-        loss_error: largest relative error of a loss of the training pass.
+        loss_error: largest relative error of a loss of the training pass; NaN where there is none to compare.
         same: share of pixels of the same class; NaN where no classes are predicted.
         kappa: Cohen's kappa of the two predictions (Cohen 1960): 1 the same, 0 no more than by chance; NaN where it is
             not defined.
@@ -48,7 +50,7 @@ class Agreement:
     @property
     def is_equal(self) -> bool:
         """Whether they are the same model, up to rounding."""
-        return self.error <= LIMIT and self.loss_error <= LOSS_LIMIT
+        return self.error <= LIMIT and not self.loss_error > LOSS_LIMIT
 
     @property
     def is_the_same(self) -> bool:
@@ -108,5 +110,48 @@ class Bench(Protocol):
             PointError: it does not run.
         """
 
-    def agreement(self, plain: Outputs, other: Outputs) -> Agreement:
-        """Compare the outputs of two runs."""
+
+def agreement(plain: Outputs, other: Outputs) -> Agreement:
+    """Compare the outputs of two runs.
+
+    Raises:
+        LockError: they cannot be compared, since the model handed out other things, or nothing finite.
+    """
+    if plain.keys() != other.keys() or not plain:
+        raise LockError('the model handed out other things in one run than in the next, and cannot be compared')
+    errors = {name: _relative_error(plain[name], other[name]) for name in plain}
+    test = {name: error for name, error in errors.items() if not name.startswith('train')}
+    empty = [name for name, error in test.items() if math.isnan(error)]
+    if empty:
+        raise LockError(
+            f'the plain model gives no finite number ({empty[0]}), and nothing can be proved of it: look for NaN and '
+            'infinity in its weights and its statistics'
+        )
+    train = [error for name, error in errors.items() if name not in test and not math.isnan(error)]
+    maps = [n for n in test if plain[n].dim() == 3 and plain[n].shape[0] > 1]
+    same, kappa = math.nan, math.nan
+    if maps:
+        same, kappa = _same_pixels(plain[maps[0]].argmax(0), other[maps[0]].argmax(0))
+    return Agreement(max(test.values(), default=0.0), max(train, default=math.nan), same, kappa)
+
+
+def _relative_error(a: Tensor, b: Tensor) -> float:
+    """Where both are finite; infinite where only one is, NaN where nothing is."""
+    finite = a.isfinite()
+    if not a.numel() and a.shape == b.shape:
+        return 0.0
+    if a.shape != b.shape or not torch.equal(finite, b.isfinite()):
+        return math.inf  # with its weights in a wrong order a model may overflow
+    if not finite.any():
+        return math.nan
+    one, two = a[finite].double(), b[finite].double()
+    size, gap = float(one.norm()), float((one - two).norm())
+    return gap / size if size else (0.0 if not gap else math.inf)
+
+
+def _same_pixels(a: Tensor, b: Tensor) -> tuple[float, float]:
+    same = float((a == b).float().mean())
+    classes = int(max(a.max(), b.max())) + 1
+    shares = [torch.bincount(x.flatten(), minlength=classes).double() / x.numel() for x in (a, b)]
+    chance = float((shares[0] * shares[1]).sum())
+    return same, (same - chance) / (1 - chance) if chance < 1 else math.nan

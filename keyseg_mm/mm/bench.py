@@ -5,7 +5,6 @@ Models are run the way the host tests and trains them, on painted street scenes,
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,12 +15,12 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from keyseg_mm.entries import MapEntry
-from keyseg_mm.errors import LockError
-from keyseg_mm.locking.proof import Agreement, Outputs
+from keyseg_mm.locking.proof import Outputs
 from keyseg_mm.maps import Map
 from keyseg_mm.maps.pixels import BlockCipher
-from keyseg_mm.mm.dryrun import Image, watch_module
+from keyseg_mm.mm.dryrun import watch_module
 from keyseg_mm.mm.scenes import make_scene
+from keyseg_mm.mm.sizes import Image, Size
 from keyseg_mm.model.passes import Passes
 from keyseg_mm.model.sites import Site, flat_tensors
 from keyseg_mm.runtime.encryptor import add_encryptors, encryptors_for
@@ -29,13 +28,13 @@ from keyseg_mm.runtime.encryptor import add_encryptors, encryptors_for
 SIDE = 128  # large enough for a picture, small enough for seconds
 
 
-def pictures(module: nn.Module, batch: int, side: int) -> Tensor:
+def pictures(module: nn.Module, batch: int, size: Size) -> Tensor:
     """Painted street scenes, normalised as the model wants them; noise for models that do not take pictures."""
     first = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
     channels = first.weight.shape[1] * first.groups if first is not None else 3
     if channels != 3:
-        return torch.rand(batch, channels, side, side, generator=torch.Generator().manual_seed(0))
-    pixels = _painted(batch, side)
+        return torch.rand(batch, channels, *size, generator=torch.Generator().manual_seed(0))
+    pixels = _painted(batch, size)
     preprocessor: Any = getattr(module, 'data_preprocessor', None)
     mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
     if mean is None or std is None:
@@ -47,21 +46,20 @@ def pictures(module: nn.Module, batch: int, side: int) -> Tensor:
 def encrypted_pictures(cipher: BlockCipher | None) -> Image:
     """Makes batches of painted street scenes as a model gets them from 8-bit images on, encrypted or not."""
 
-    def image(module: nn.Module, batch: int, side: int) -> Tensor:
-        side = whole_side(module, side)
-        scenes = _painted(batch, side).round().byte().permute(0, 2, 3, 1).numpy()
+    def image(module: nn.Module, batch: int, size: Size) -> Tensor:
+        scenes = _painted(batch, whole_blocks(module, size)).round().byte().permute(0, 2, 3, 1).numpy()
         images = scenes if cipher is None else cipher.encrypt(scenes)
         return preprocess(module, torch.from_numpy(images).permute(0, 3, 1, 2).flip(1).contiguous())
 
     return image
 
 
-def _painted(batch: int, side: int) -> Tensor:
-    """Painted street scenes (B, 3, side, side), 0 to 255, red first."""
+def _painted(batch: int, size: Size) -> Tensor:
+    """Painted street scenes (B, 3, *size), 0 to 255, red first."""
     scenes = np.stack([make_scene(0, 'val', index)[0] for index in range(batch)])
     # in the host's order of memory: some of its heads call view()
     pixels = torch.from_numpy(scenes).permute(0, 3, 1, 2).float().contiguous()
-    return nn.functional.interpolate(pixels, (side, side), mode='bilinear')
+    return nn.functional.interpolate(pixels, size, mode='bilinear')
 
 
 def preprocess(model: Any, images: Tensor) -> Tensor:
@@ -71,11 +69,11 @@ def preprocess(model: Any, images: Tensor) -> Tensor:
     return found
 
 
-def whole_side(module: nn.Module, side: int) -> int:
-    """A side length of whole blocks of the model's first convolution, not below the one given."""
+def whole_blocks(module: nn.Module, size: Size) -> Size:
+    """A size of whole blocks of the model's first convolution, not below the one given."""
     first = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
     patch = first.kernel_size[0] if first is not None else 1
-    return -(-side // patch) * patch
+    return -(-size[0] // patch) * patch, -(-size[1] // patch) * patch
 
 
 def tensors_of(result: Any, name: str = '') -> list[tuple[str, Tensor]]:
@@ -113,35 +111,5 @@ class HostBench:
                 outputs.update((f'{name} {n}', t.detach()) for n, t in tensors_of(run_pass()))
             return outputs
 
-        return watch_module(model, watch, image=encrypted_pictures(cipher) if whole else pictures, smallest=SIDE)
-
-    def agreement(self, plain: Outputs, other: Outputs) -> Agreement:
-        """Compare the outputs of two runs."""
-        if plain.keys() != other.keys() or not plain:
-            raise LockError('the model handed out other things in one run than in the next, and cannot be compared')
-        errors = {name: _relative_error(plain[name], other[name]) for name in plain}
-        test = [error for name, error in errors.items() if name.startswith('test')]
-        train = [error for name, error in errors.items() if name.startswith('train')]
-        maps = [n for n, t in plain.items() if n.startswith('test') and t.dim() == 3 and t.shape[0] > 1]
-        same, kappa = math.nan, math.nan
-        if maps:
-            same, kappa = _same_pixels(plain[maps[0]].argmax(0), other[maps[0]].argmax(0))
-        return Agreement(max(test, default=0.0), max(train, default=0.0), same, kappa)
-
-
-def _relative_error(a: Tensor, b: Tensor) -> float:
-    if a.shape != b.shape:
-        return math.inf
-    size = float(a.double().norm())
-    gap = float((a.double() - b.double()).norm())
-    if math.isfinite(size) and not math.isfinite(gap):  # with its weights in a wrong order a model may overflow
-        return math.inf
-    return gap / size if size else (0.0 if not gap else math.inf)
-
-
-def _same_pixels(a: Tensor, b: Tensor) -> tuple[float, float]:
-    same = float((a == b).float().mean())
-    classes = int(max(a.max(), b.max())) + 1
-    shares = [torch.bincount(x.flatten(), minlength=classes).double() / x.numel() for x in (a, b)]
-    chance = float((shares[0] * shares[1]).sum())
-    return same, (same - chance) / (1 - chance) if chance < 1 else math.nan
+        image = encrypted_pictures(cipher) if whole else pictures
+        return watch_module(model, watch, image=image, smallest=SIDE, real=True)

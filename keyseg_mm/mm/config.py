@@ -80,7 +80,9 @@ def build_plain_model(cfg: Config) -> nn.Module:
 
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     try:
-        model: nn.Module = MODELS.build(without_protection(cfg.model))
+        model: Any = MODELS.build(without_protection(cfg.model))
+        model.cfg = cfg  # as the host's init_model does; it tells sizes that the model is for
     except Exception as error:  # the host raises whatever it likes
         raise KeysegError(f'could not build the model of this config: {type(error).__name__}: {error}') from None
-    return model
+    found: nn.Module = model
+    return found

@@ -8,7 +8,9 @@ runs, with the same weights, so that the module itself stays as it was; so do th
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
+import logging
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,22 +19,25 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from mmengine.structures import PixelData
 from mmseg.models.segmentors.base import BaseSegmentor
-from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from keyseg_mm.errors import PointError
-from keyseg_mm.model.passes import Passes, register_watcher
+from keyseg_mm.mm.inputs import inputs_of, is_head, noise, random_samples
+from keyseg_mm.mm.sizes import ROOMY, SMALL, Image, Size, another, sizes_for
+from keyseg_mm.model.passes import OTHER_SIZE, Passes, register_watcher
 from keyseg_mm.model.sites import Trace
 from keyseg_mm.runtime.attach import detach
 
+logger = logging.getLogger('keyseg_mm')
 _Result = TypeVar('_Result')
-Image = Callable[[nn.Module, int, int], Tensor]
+Watch = Callable[[nn.Module, Passes], _Result]
 
-# Side lengths tried in turn: most models run at the smallest, some need room for their pooling, windows or crops.
-SIDES = (64, 128, 224, 256, 384, 512, 640)
 _LARGEST_WEIGHT = 1e4  # no initialised or trained weight comes near it
+
+
+class _LossError(Exception):
+    """The host's training pass failed, with the cause."""
 
 
 def trace_module(module: nn.Module, heads: bool = True) -> Trace:
@@ -44,39 +49,77 @@ def trace_module(module: nn.Module, heads: bool = True) -> Trace:
             neck.
 
     Raises:
-        PointError: it could not be run at any of the sides tried; names the last error.
+        PointError: it could not be run at any of the sizes tried; names the error of its own.
     """
     return replace(watch_module(module, Trace.of, heads), model=None, passes=None)  # the copy may go
 
 
 def watch_module(
     module: nn.Module,
-    watch: Callable[[nn.Module, Passes], _Result],
+    watch: Watch[_Result],
     heads: bool = True,
     image: Image | None = None,
-    smallest: int = SIDES[0],
+    smallest: int = SMALL,
+    real: bool = False,
 ) -> _Result:
     """Let ``watch`` run a plain copy of the module, by the passes that it is given; see :func:`trace_module`.
+
+    Where the training pass fails at all sizes, the model is run on without its losses, or in testing alone, which is
+    logged.
 
     Args:
         module: of the host; encryptors on it are not on the copy.
         watch: gets the copy and its passes by name. Each returns what the host's ``predict`` or ``loss`` does, or the
             module's output.
         heads: see :func:`trace_module`.
-        image: makes a batch of images (B, C, side, side) for the module from B and side; by default noise.
-        smallest: side length to begin with; smaller ones come last, for models made for just one of them.
+        image: makes a batch of images (B, C, *size) for the module from B and size; by default noise.
+        smallest: side length to begin with.
+        real: run it with its weights as they are. By default those that are fresh memory, before init_weights, are
+            zeros, so that losses can be computed; and one pass more is of another size.
     """
-    problem: Exception | None = None
-    for side in sorted(SIDES, key=lambda side: side < smallest):
+    problems: dict[Size, Exception] = {}
+    lossless: dict[Size, Exception] = {}
+    own, others = sizes_for(module, smallest)
+
+    def run(size: Size, loss: bool) -> _Result:
+        with undisturbed(module.parameters()), torch.no_grad():
+            double = _double(module, real)
+            return watch(double, _passes(double, size, heads, image or noise, loss, real))
+
+    for size in (*own, *others):
+        if lossless and size not in own and max(size) > ROOMY:
+            break
         try:
-            with undisturbed(module.parameters()), torch.no_grad():
-                double = _double(module)
-                return watch(double, _passes(double, side, heads, image or _image))
+            return run(size, loss=True)
+        except _LossError as error:
+            lossless[size] = error
         except Exception as error:  # the host raises whatever it likes for a size that does not suit it
-            problem = error
-    raise PointError(
-        f'could not run this {type(module).__name__} to see which points fire: {type(problem).__name__}: {problem}'
+            problems[size] = error
+    if not lossless:
+        raise PointError(_why_not(module, problems))
+    size, problem = next(iter(lossless.items()))
+    _say(
+        f'the training pass of this {type(module).__name__} does not run here ({problem}): its losses are left out, '
+        'and what is proved of it holds for testing alone'
     )
+    return run(size, loss=False)
+
+
+def _why_not(module: nn.Module, problems: dict[Size, Exception]) -> str:
+    """Why a module could not be run: at a size that it was made for, if one is known, else at the last one tried."""
+    made_for = [size for size in sizes_for(module)[0][1:] if size in problems]
+    size = made_for[0] if made_for else list(problems)[-1]
+    where = f'{size[0]}x{size[1]}' + (', the size it was made for' if made_for else '')
+    return (
+        f'could not run this {type(module).__name__} at {where}, to see which points fire: '
+        f'{type(problems[size]).__name__}: {problems[size]}'
+    )
+
+
+@functools.cache
+def _say(text: str) -> None:
+    """Once."""
+    logger.warning(text)
 
 
 @contextmanager
@@ -92,48 +135,85 @@ def undisturbed(tensors: Iterable[Tensor] = ()) -> Iterator[None]:
         np.random.set_state(states[1])
 
 
-def _double(module: nn.Module) -> nn.Module:
+def _double(module: nn.Module, real: bool) -> nn.Module:
     """A copy of the module that shares its weights and nothing else.
 
     Its statistics, modes and whatever it keeps in Python objects can change without harm: the host's CLIP text encoder,
     for one, remembers its embeddings, and those of the weights before a checkpoint is loaded would be used ever after.
-    Weights that are fresh memory, before init_weights, are zeros in it, so that losses can be computed.
     """
     memo: dict[int, nn.Parameter] = {}
     for p in module.parameters():
-        fresh = p.numel() > 0 and not p.abs().max() < _LARGEST_WEIGHT  # so that NaN counts as fresh memory too
+        fresh = not real and p.numel() > 0 and not p.abs().max() < _LARGEST_WEIGHT  # NaN counts as fresh memory too
         memo[id(p)] = nn.Parameter(torch.zeros_like(p), p.requires_grad) if fresh else p
     double = copy.deepcopy(module, memo)
     detach(double)  # what there is to see is the plain model
     return double
 
 
-def _passes(module: nn.Module, side: int, heads: bool, image: Image) -> Passes:
+def _passes(module: nn.Module, size: Size, heads: bool, image: Image, loss: bool, real: bool) -> Passes:
+    """The passes of a copy, which may be changed; without ``loss`` the training pass may fail, or do without it."""
+    passes: dict[str, Callable[[], object]]
     if isinstance(module, BaseSegmentor):
-        one, two = image(module, 1, side), image(module, 2, side)  # batch norm refuses a single value per channel
-        return {'test': lambda: _test(module, one, heads), 'train': lambda: _train(module, two, heads)}
-    passes: dict[str, Callable[[], object]] = {'test': lambda: _to_test(module)(_inputs(module, side))}
-    if not _is_head(module):  # a head is trained by its loss, which needs more than its inputs
-        passes['train'] = lambda: _to_train(module)(_inputs(module, side))
+        one, two = image(module, 1, size), image(module, 2, size)  # batch norm refuses a single value per channel
+        passes = {'test': lambda: _test(module, one, heads), 'train': lambda: _train(module, two, heads)}
+        passes[OTHER_SIZE] = lambda: _test(module, noise(module, 1, another(size)), heads)
+    else:
+        passes = {'test': lambda: _to_test(module)(inputs_of(module, size))}
+        if not is_head(module):  # a head is trained by its loss, which needs more than its inputs
+            passes['train'] = lambda: _to_train(module)(inputs_of(module, size))
+        passes[OTHER_SIZE] = lambda: _to_test(module)(inputs_of(module, another(size)))
+    if 'train' in passes:
+        passes['train'] = _watched(passes['train']) if loss else _lossless(module, passes['train'])
+    passes[OTHER_SIZE] = _tolerant(passes[OTHER_SIZE])
+    if real:
+        del passes[OTHER_SIZE]
     return passes
+
+
+def _watched(run: Callable[[], object]) -> Callable[[], object]:
+    def watched() -> object:
+        try:
+            return run()
+        except Exception as error:
+            raise _LossError(f'{type(error).__name__}: {error}') from error
+
+    return watched
+
+
+def _tolerant(run: Callable[[], object]) -> Callable[[], object]:
+    def tolerant() -> object:
+        try:
+            return run()
+        except Exception:  # whatever the host raises: what was seen by then counts
+            return {}
+
+    return tolerant
+
+
+def _lossless(module: nn.Module, run: Callable[[], object]) -> Callable[[], object]:
+    """A training pass of which the layers count, and no loss."""
+    for part in module.modules():
+        if hasattr(part, 'loss_by_feat'):
+            vars(part)['loss_by_feat'] = lambda *args, **kwargs: {}
+    return _tolerant(run)
 
 
 def _test(model: BaseSegmentor, inputs: Tensor, heads: bool) -> object:
     if heads:
-        return _to_test(model).predict(inputs, _samples(model, inputs))
+        return _to_test(model).predict(inputs, random_samples(model, inputs))
     return _features(_to_test(model), inputs)
 
 
 def _train(model: BaseSegmentor, inputs: Tensor, heads: bool) -> object:
     if heads:
-        return _to_train(model).loss(inputs, _samples(model, inputs))
+        return _to_train(model).loss(inputs, random_samples(model, inputs))
     return _features(_to_train(model), inputs)
 
 
 def _features(model: Any, inputs: Tensor) -> object:
     """Backbone and neck alone; a depth estimator's backbone may want to know the category of the picture too."""
     if 'batch_img_metas' in inspect.signature(model.extract_feat).parameters:
-        return model.extract_feat(inputs, [sample.metainfo for sample in _samples(model, inputs)])
+        return model.extract_feat(inputs, [sample.metainfo for sample in random_samples(model, inputs)])
     return model.extract_feat(inputs)
 
 
@@ -148,68 +228,6 @@ def _to_train(module: Any) -> Any:
         if isinstance(part, nn.SyncBatchNorm):  # in a distributed run it would wait for the GPUs of all processes
             part.eval()
     return module
-
-
-def _image(module: nn.Module, batch: int, side: int) -> Tensor:
-    parameter = next(module.parameters(), torch.empty(0))
-    channels = next((m.weight.shape[1] * m.groups for m in module.modules() if isinstance(m, nn.Conv2d)), 3)
-    return torch.rand(batch, channels, side, side, device=parameter.device)
-
-
-def _samples(model: Any, inputs: Tensor) -> list[SegDataSample]:
-    """Data samples with random labels and depths."""
-    classes, size = int(getattr(model, 'num_classes', None) or model.decode_head.num_classes or 2), inputs.shape[2:]
-    samples = data_samples(torch.randint(0, max(classes, 2), (len(inputs), *size), device=inputs.device))
-    for sample in samples:
-        sample.gt_depth_map = PixelData(data=torch.rand(1, *size, device=inputs.device) + 0.5)
-    return samples
-
-
-def data_samples(labels: Tensor) -> list[SegDataSample]:
-    """Data samples with labels (B, H, W), as the host's data pipeline would make them."""
-    samples = []
-    for label in labels:
-        sample = SegDataSample(metainfo=metainfo(tuple(label.shape)))
-        sample.gt_sem_seg = PixelData(data=label[None])
-        sample.gt_edge_map = PixelData(data=_edges(label)[None])
-        samples.append(sample)
-    return samples
-
-
-def metainfo(size: tuple[int, ...]) -> dict[str, Any]:
-    """What the host wants to know of an image (height, width) that nothing was done to."""
-    meta = {'ori_shape': size, 'img_shape': size, 'pad_shape': size, 'padding_size': [0, 0, 0, 0]}
-    return {**meta, 'flip': False, 'scale_factor': (1.0, 1.0), 'category_id': 0}
-
-
-def _edges(label: Tensor) -> Tensor:
-    """Where a label map changes, as int64 0 and 1; what boundary-aware heads are trained with."""
-    edge = torch.zeros_like(label)
-    edge[:, 1:] |= (label[:, 1:] != label[:, :-1]).to(label.dtype)
-    edge[1:] |= (label[1:] != label[:-1]).to(label.dtype)
-    return edge
-
-
-def _is_head(module: nn.Module) -> bool:
-    return hasattr(module, 'conv_seg') or hasattr(module, 'input_transform')
-
-
-def _inputs(module: Any, side: int) -> Any:
-    """An image for a backbone, or the maps of a pyramid that a neck or head declares by ``in_channels``."""
-    channels = getattr(module, 'in_channels', None)
-    is_head = _is_head(module)
-    if isinstance(channels, int) and not is_head or channels is None:
-        return _image(module, 2, side)
-    widths = [channels] if isinstance(channels, int) else list(channels)
-    maps = [torch.rand(2, c, max(side >> (i + 2), 1), max(side >> (i + 2), 1)) for i, c in enumerate(widths)]
-    if is_head:  # heads pick their maps out of the backbone's by in_index
-        index = getattr(module, 'in_index', -1)
-        index = [index] if isinstance(index, int) else list(index)
-        slots = [maps[0]] * (max(max(index), len(maps) - 1) + 1)
-        for i, m in zip(index, maps):
-            slots[i] = m
-        return slots
-    return maps
 
 
 register_watcher(watch_module)

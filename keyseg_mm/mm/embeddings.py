@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from keyseg_mm.errors import LockError
 from keyseg_mm.maps.pixels import COLOURS
-from keyseg_mm.mm.bench import preprocess, whole_side
+from keyseg_mm.mm.bench import preprocess, whole_blocks
 from keyseg_mm.mm.dryrun import watch_module
+from keyseg_mm.mm.sizes import Size
 from keyseg_mm.model.consumers import find_image_readers
 from keyseg_mm.model.layers import WeightIndex
 from keyseg_mm.model.passes import Passes
@@ -34,8 +35,8 @@ def find_embeddings(model: nn.Module) -> dict[str, nn.Conv2d]:
 
     images: list[Tensor] = []
 
-    def image(module: nn.Module, batch: int, side: int) -> Tensor:
-        images.append(torch.rand(batch, COLOURS, whole_side(module, side), whole_side(module, side)))
+    def image(module: nn.Module, batch: int, size: Size) -> Tensor:
+        images.append(torch.rand(batch, COLOURS, *whole_blocks(module, size)))
         return images[-1]
 
     def watch(double: Any, passes: Passes) -> Any:

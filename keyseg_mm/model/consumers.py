@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from keyseg_mm.model.layers import kind_of
-from keyseg_mm.model.passes import Passes, watch_model
+from keyseg_mm.model.passes import OTHER_SIZE, Passes, watch_model
 from keyseg_mm.model.points import ROOT
 from keyseg_mm.model.sites import Site, Trace, flat_tensors, module_of
 
@@ -102,7 +102,7 @@ class _Watch(TorchFunctionMode):
         try:
             self.start()
             with self:
-                for run_pass in passes.values():
+                for run_pass in (found for name, found in passes.items() if name != OTHER_SIZE):
                     self.tensors = dict(given or {})
                     run_pass()
         finally:

@@ -14,6 +14,9 @@ from torch import nn
 from keyseg_mm.errors import PointError
 
 Passes = Mapping[str, Callable[[], object]]
+#: Name of a pass at another size than that of the first one, which shows where in a map its channels are: their number
+#: is the one that stays. It counts as no run besides.
+OTHER_SIZE = 'other size'
 _Result = TypeVar('_Result')
 
 

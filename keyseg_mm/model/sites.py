@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from keyseg_mm.errors import PointError
 from keyseg_mm.model.layers import is_grouped, kind_of
-from keyseg_mm.model.passes import Passes, watch_model
+from keyseg_mm.model.passes import OTHER_SIZE, Passes, watch_model
 from keyseg_mm.model.points import PRESETS, ROOT, Point
 
 _BACKBONES = ('backbone', 'image_encoder')
@@ -47,6 +47,14 @@ class Site:
     layer: str
     runs: tuple[str, ...] = ()
     forms: tuple[tuple[int, int | None], ...] = ()
+
+    def seen_at(self, shape: tuple[int, ...]) -> Site:
+        """The site, of which another shape was seen, of an image of another size: channels are what stays."""
+        alike = len(shape) == len(self.shape)
+        same = [dim for dim in range(1, len(shape)) if alike and shape[dim] == self.shape[dim]]
+        if len(same) != 1 or same[0] == self.dim % len(shape):
+            return self
+        return replace(self, channels=shape[same[0]], dim=-1 if same[0] == len(shape) - 1 else same[0])
 
     def index_in(self, output: Any) -> int | None:
         """Which of an output's tensors is this map; None if it is not among them, as seen in the dry run.
@@ -90,6 +98,7 @@ class Trace:
         Args:
             model: the model to watch.
             passes: by name, functions that run the model once. They take care of gradients, modes and statistics.
+                See :data:`keyseg_mm.model.passes.OTHER_SIZE` for one that counts otherwise.
         """
         seen: _Seen = {}
         current = ['']
@@ -145,13 +154,20 @@ class _Watch:
         self.layer = type(module).__name__
         self.first = isinstance(module, _ConvNd)
         self.last = isinstance(module, (nn.Linear, nn.LayerNorm))
+        self.again: set[tuple[Point, int]] = set()  # seen at another size
 
     def _note(self, point: Point, form: int, x: Tensor, last: bool) -> None:
         if not x.is_floating_point() or x.dim() < 2:
             return
         dim = -1 if last or (x.dim() < 4 and not self.first) else 1
-        sites = self.seen.setdefault((point.side, self.name), {}).setdefault(form, {})
-        index = point.index or 0
+        where, index = (point.side, self.name), point.index or 0
+        if self.current[0] == OTHER_SIZE:
+            sites = self.seen.get(where, {}).get(form, {})
+            if index in sites and not (self.first or self.last) and (point, form) not in self.again:
+                self.again.add((point, form))
+                sites[index] = sites[index].seen_at(tuple(x.shape))
+            return
+        sites = self.seen.setdefault(where, {}).setdefault(form, {})
         site = sites.setdefault(index, Site(point, x.shape[dim], dim, tuple(x.shape), self.layer))
         if self.current[0] not in site.runs:
             sites[index] = replace(site, runs=(*site.runs, self.current[0]))

@@ -11,6 +11,7 @@ from keyseg_mm import plan_lock
 from keyseg_mm.errors import (
     LockError,
 )
+from keyseg_mm.locking.proof import agreement
 from keyseg_mm.model.points import Point
 from tests.support.proofs import BENCH, prove
 
@@ -56,13 +57,13 @@ def test_a_point_that_changes_nothing_is_seen(plain, key):
 
 def test_agreement_is_measured_against_chance(plain):
     outputs = BENCH.run(plain)
-    same = BENCH.agreement(outputs, outputs)
+    same = agreement(outputs, outputs)
     assert (same.error, same.loss_error, same.same) == (0, 0, 1)
     name = next(n for n, t in outputs.items() if n.startswith('test') and t.dim() == 3 and t.shape[0] > 1)
     a = torch.zeros(2, 4, 4)
     a[1, :, :2] = 1  # half the pixels of each class
     b = a.flip(2)  # all of them the other way round
-    halves = BENCH.agreement({name: a}, {name: b})
+    halves = agreement({name: a}, {name: b})
     assert (halves.same, halves.kappa) == (0, -1)
-    constant = BENCH.agreement({name: torch.ones(2, 4, 4)}, {name: torch.ones(2, 4, 4)})
+    constant = agreement({name: torch.ones(2, 4, 4)}, {name: torch.ones(2, 4, 4)})
     assert math.isnan(constant.kappa)

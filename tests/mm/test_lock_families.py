@@ -9,6 +9,7 @@ import torch
 
 from keyseg_mm import SecretKey, plan_lock, unlock
 from keyseg_mm.locking import lock_in_place
+from keyseg_mm.locking.proof import agreement
 from keyseg_mm.mm import bench
 from tests.support.families import DEPTH, FAMILIES, SIDES, build, plain_or_skip, small_model
 from tests.support.proofs import BENCH, prove
@@ -72,7 +73,7 @@ def test_a_weight_that_is_used_as_data_is_found_out_and_left_out(family):
 def test_random_draws_are_the_same_in_both_runs(monkeypatch):
     """SegNeXt's decomposition starts from random bases: two runs differ, and only the same draw tells anything."""
     model = build(small_model('segnext'))
-    assert BENCH.agreement(BENCH.run(model), BENCH.run(model)).is_equal
+    assert agreement(BENCH.run(model), BENCH.run(model)).is_equal
     seeds, seed = itertools.count(), torch.manual_seed
     monkeypatch.setattr(bench.torch, 'manual_seed', lambda _: seed(next(seeds)))
-    assert not BENCH.agreement(BENCH.run(model), BENCH.run(model)).is_equal
+    assert not agreement(BENCH.run(model), BENCH.run(model)).is_equal

@@ -15,8 +15,8 @@ from keyseg_mm.audit.engine.attack import Grant
 from keyseg_mm.entries import EmbeddingEntry, ImageEntry
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.maps.pixels import BlockCipher
-from keyseg_mm.mm.dryrun import metainfo
 from keyseg_mm.mm.embeddings import normalisation
+from keyseg_mm.mm.inputs import metainfo
 from keyseg_mm.model.sites import Site, module_of
 from keyseg_mm.runtime.encryptor import replace_tensor
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from keyseg_mm.audit.engine.attack import Budget, Clock, Progress
 from keyseg_mm.audit.model.attack import IGNORED, LabelledPhotos
 from keyseg_mm.audit.model.forward import logits
-from keyseg_mm.mm.dryrun import data_samples
+from keyseg_mm.mm.inputs import data_samples
 
 #: (model, images (B, 3, h, w), labels (B, h, w)) to a scalar
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]

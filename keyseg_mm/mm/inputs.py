@@ -1,0 +1,76 @@
+"""What modules of the host are given in a dry run: noise, data samples, the maps of a pyramid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+from torch import Tensor, nn
+
+from keyseg_mm.mm.sizes import Size
+
+
+def noise(module: nn.Module, batch: int, size: Size) -> Tensor:
+    """Images of noise, with as many channels as the module's first convolution reads."""
+    parameter = next(module.parameters(), torch.empty(0))
+    channels = next((m.weight.shape[1] * m.groups for m in module.modules() if isinstance(m, nn.Conv2d)), 3)
+    return torch.rand(batch, channels, *size, device=parameter.device)
+
+
+def random_samples(model: Any, inputs: Tensor) -> list[SegDataSample]:
+    """Data samples with random labels and depths."""
+    classes, size = int(getattr(model, 'num_classes', None) or model.decode_head.num_classes or 2), inputs.shape[2:]
+    samples = data_samples(torch.randint(0, classes, (len(inputs), *size), device=inputs.device))
+    for sample in samples:
+        sample.gt_depth_map = PixelData(data=torch.rand(1, *size, device=inputs.device) + 0.5)
+    return samples
+
+
+def data_samples(labels: Tensor) -> list[SegDataSample]:
+    """Data samples with labels (B, H, W), as the host's data pipeline would make them."""
+    samples = []
+    for label in labels:
+        sample = SegDataSample(metainfo=metainfo(tuple(label.shape)))
+        sample.gt_sem_seg = PixelData(data=label[None])
+        sample.gt_edge_map = PixelData(data=_edges(label)[None])
+        samples.append(sample)
+    return samples
+
+
+def metainfo(size: tuple[int, ...]) -> dict[str, Any]:
+    """What the host wants to know of an image (height, width) that nothing was done to."""
+    meta = {'ori_shape': size, 'img_shape': size, 'pad_shape': size, 'padding_size': [0, 0, 0, 0]}
+    return {**meta, 'flip': False, 'scale_factor': (1.0, 1.0), 'category_id': 0}
+
+
+def _edges(label: Tensor) -> Tensor:
+    """Where a label map changes, as int64 0 and 1; what boundary-aware heads are trained with."""
+    edge = torch.zeros_like(label)
+    edge[:, 1:] |= (label[:, 1:] != label[:, :-1]).to(label.dtype)
+    edge[1:] |= (label[1:] != label[:-1]).to(label.dtype)
+    return edge
+
+
+def is_head(module: nn.Module) -> bool:
+    """Whether a module takes the maps of a backbone by their indices."""
+    return hasattr(module, 'conv_seg') or hasattr(module, 'input_transform')
+
+
+def inputs_of(module: Any, size: Size) -> Any:
+    """An image for a backbone, or the maps of a pyramid that a neck or head declares by ``in_channels``."""
+    channels = getattr(module, 'in_channels', None)
+    head = is_head(module)
+    if isinstance(channels, int) and not head or channels is None:
+        return noise(module, 2, size)
+    widths = [channels] if isinstance(channels, int) else list(channels)
+    maps = [torch.rand(2, c, *(max(side >> (i + 2), 1) for side in size)) for i, c in enumerate(widths)]
+    if head:  # heads pick their maps out of the backbone's by in_index
+        index = getattr(module, 'in_index', -1)
+        index = [index] if isinstance(index, int) else list(index)
+        slots = [maps[0]] * (max(max(index), len(maps) - 1) + 1)
+        for i, m in zip(index, maps):
+            slots[i] = m
+        return slots
+    return maps
