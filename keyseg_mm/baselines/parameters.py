@@ -10,7 +10,6 @@ are opened. Which tensors and how many of their values is public; their order is
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,7 +25,7 @@ from keyseg_mm.locking.proof import BROKEN, Bench, Proof, agreement
 from keyseg_mm.locking.scheme import Scheme, change_maps, register
 from keyseg_mm.maps.keyspace import bits_of_permutation
 from keyseg_mm.maps.order import fitting, raw, why_not
-from keyseg_mm.model.passes import Passes
+from keyseg_mm.model.passes import Passes, copied
 
 NOT_SENSITIVE = 'none of its values is among the most sensitive'
 DEFAULT_SHARE = 0.01
@@ -37,6 +36,7 @@ class Parameters(Scheme):
     """The values of tensors are moved, those of the largest magnitude where not all are."""
 
     entry = TensorEntry
+    is_exact = True
 
     def carry(
         self, tensors: dict[str, Any], prefix: str, before: Bound | None, after: Bound | None, own: bool = False
@@ -48,7 +48,7 @@ class Parameters(Scheme):
         self, bench: Bench, model: nn.Module, weights: Mapping[str, Any], plan: Plan, key: Key, salt: bytes
     ) -> Proof:
         """With the key the weights come back bit for bit; without it the model is run as it is."""
-        model = copy.deepcopy(model)  # the weights may be its own
+        model = copied(model)  # the weights may be its own
         model.load_state_dict(weights, strict=False)
         plain = bench.run(model)
         bound, tensors = Bound(key, plan.to_stamp(key.id, salt)), dict(weights)
@@ -189,7 +189,7 @@ def sensitivity(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Te
     from keyseg_mm.mm.bench import SIDE, pictures
     from keyseg_mm.mm.dryrun import watch_module  # which need the host
 
-    model = copy.deepcopy(model)  # state_dict may be its own
+    model = copied(model)  # state_dict may be its own
     model.load_state_dict(state_dict, strict=False)
     image = lambda double, _, size: pictures(double, SCENES, size)  # noqa: E731
     return watch_module(model, _scores, image=image, smallest=SIDE, real=True)

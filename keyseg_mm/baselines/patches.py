@@ -16,7 +16,6 @@ to read these alone: nothing in the weights is turned, so there is nothing to lo
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +34,7 @@ from keyseg_mm.locking.proof import Bench, Proof, agreement
 from keyseg_mm.locking.scheme import Scheme, register
 from keyseg_mm.maps.keyspace import bits_of_images, bits_of_patches
 from keyseg_mm.maps.pixels import COLOURS, TOP, BlockTables, check_steps
+from keyseg_mm.model.passes import copied
 
 _NOTHING = 1e-2  # a change of the output below it is none
 _TRAINED = 'a model learns to read encrypted images as it is trained; put keyseg_mm.EncryptImage into its pipelines'
@@ -73,7 +73,7 @@ class Patches(Scheme):
         self, bench: Bench, model: nn.Module, weights: Mapping[str, Any], plan: Plan, key: Key, salt: bytes
     ) -> Proof:
         """By the host's own way from 8-bit images on: encrypted with the key, plain, and encrypted with another key."""
-        model = copy.deepcopy(model)  # the weights may be its own
+        model = copied(model)  # the weights may be its own
         model.load_state_dict(weights, strict=False)
         plain = bench.run(model, whole=True)
         stamp, other, tensors = plan.to_stamp(key.id, salt), wrong_key('proof'), dict(weights)

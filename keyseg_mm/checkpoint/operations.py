@@ -17,9 +17,9 @@ from keyseg_mm.checkpoint.patching import ForeignFileError, patch
 from keyseg_mm.envelope import SEALED
 from keyseg_mm.errors import LockError
 from keyseg_mm.keys.identity import Key, Recipient
-from keyseg_mm.locking import Plan, lock_in_place, rekey_in_place, unlock_in_place
+from keyseg_mm.locking import Plan, lock_in_place, proved, rekey_in_place, unlock_in_place
 from keyseg_mm.seal.sections import WEIGHTS, Sealing, rewrap, sealed_stamp
-from keyseg_mm.stamp import Stamp, is_stamp, stamps_of
+from keyseg_mm.stamp import Stamp, fresh_salt, is_stamp, stamps_of
 
 Salt = Callable[[Mapping[str, Any]], bytes]
 
@@ -90,7 +90,7 @@ def lock_file(
     recipients: Sequence[Key | Recipient] = (),
     mode: str = SEALED,
 ) -> tuple[Stamp, tuple[str, ...]]:
-    """Lock a plain checkpoint's file; see :func:`keyseg_mm.locking.lock`. It is not proved here, as `keyseg lock` does.
+    """Lock a plain checkpoint's file, after the proof; see :func:`keyseg_mm.locking.lock`.
 
     Args:
         path: plain ``.pth`` or ``.safetensors``.
@@ -112,6 +112,8 @@ def lock_file(
     refuse_existing(out, overwrite)
     opened = open_checkpoint(path)
     opened.fit(model)
+    salt = fresh_salt(salt)
+    plan = proved(plan, model, opened.state_dict, key, salt)
     return lock_opened(opened, plan, Sealing(key, (key, *recipients), mode), out, salt, overwrite), opened.dropped
 
 

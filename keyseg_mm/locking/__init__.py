@@ -1,6 +1,6 @@
 """Maps carried into a model's weights and back, on state_dicts: one engine, and a registry of schemes."""
 
-from keyseg_mm.locking.engine import lock, lock_in_place, rekey, rekey_in_place, unlock, unlock_in_place
+from keyseg_mm.locking.engine import lock, lock_in_place, proved, rekey, rekey_in_place, unlock, unlock_in_place
 from keyseg_mm.locking.features import plan_lock
 from keyseg_mm.locking.fitting import fit, unwrap
 from keyseg_mm.locking.plan import Plan
@@ -14,6 +14,7 @@ __all__ = [
     'lock',
     'lock_in_place',
     'plan_lock',
+    'proved',
     'register',
     'rekey',
     'rekey_in_place',

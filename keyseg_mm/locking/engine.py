@@ -17,6 +17,7 @@ from keyseg_mm.entries import ImageEntry
 from keyseg_mm.errors import LockError
 from keyseg_mm.keys.identity import Key
 from keyseg_mm.keys.key import FeatureSecret
+from keyseg_mm.locking.bench import bench_for
 from keyseg_mm.locking.features import DEFAULT_TRANSFORM, complete, refuse_block_wise
 from keyseg_mm.locking.fitting import fit
 from keyseg_mm.locking.parts import fit_to_file
@@ -42,7 +43,7 @@ def lock(
 
     Args:
         state_dict: of the plain model.
-        model: the plain model, with any weights; it is looked at, and stays as it is.
+        model: the plain model, with any weights; it is looked at and run, and stays as it is.
         key: the secret key.
         points, transform, trace: see :func:`keyseg_mm.locking.features.plan_lock`; by default all layers.
         salt: 16 public bytes; by default fresh random ones.
@@ -54,7 +55,8 @@ def lock(
         A new state_dict with the stamp. Entries that are not changed are the same tensors as in ``state_dict``.
 
     Raises:
-        LockError: it is protected already, does not fit the model, or points cannot be absorbed.
+        LockError: it is protected already, does not fit the model, points cannot be absorbed, or the proof fails: with
+            the key it would not be the plain model. Points of a preset that fail it are left out.
     """
     if scheme not in SCHEMES:
         raise LockError(f'no scheme {scheme!r}; there are {", ".join(SCHEMES)}')
@@ -63,8 +65,26 @@ def lock(
     elif points is not None or transform != DEFAULT_TRANSFORM:
         raise LockError(f'scheme {scheme!r} takes no points and no transform')
     locked = fit(state_dict, model)
-    lock_in_place(locked, SCHEMES[scheme].plan(model, locked, **options), key, salt)
+    plan, salt = SCHEMES[scheme].plan(model, locked, **options), fresh_salt(salt)
+    lock_in_place(locked, proved(plan, model, locked, key, salt), key, salt)
     return locked
+
+
+def proved(plan: Plan, model: nn.Module, weights: Mapping[str, Any], key: Key, salt: bytes) -> Plan:
+    """A plan that was proved, see :meth:`keyseg_mm.locking.scheme.Scheme.prove`, with the bench that there is.
+
+    Raises:
+        LockError: with the key the model would not be the plain one, or without it would; or nobody can run it.
+    """
+    scheme, bench = SCHEMES[plan.scheme], bench_for(plan.trace)
+    if scheme.is_exact:
+        return plan
+    if bench is None:
+        raise LockError(
+            f'how this {type(model).__name__} is run is not known, and nothing can be proved of its lock: give a '
+            "trace, as trace=Trace.of(model, {'test': lambda: model(inputs)})"
+        )
+    return scheme.prove(bench, model, weights, plan, key, salt).plan
 
 
 def unlock(

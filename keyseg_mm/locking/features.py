@@ -8,9 +8,9 @@ unlocking gives the plain weights back exactly. Rotations are computed in float6
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -19,6 +19,7 @@ from keyseg_mm.bind import Bound, derive_map
 from keyseg_mm.entries import Entry, MapEntry
 from keyseg_mm.errors import LockError
 from keyseg_mm.keys.identity import Key
+from keyseg_mm.locking.linear import why_not_linear
 from keyseg_mm.locking.places import entry_at
 from keyseg_mm.locking.plan import Plan
 from keyseg_mm.locking.proof import Agreement, Bench, Proof, agreement
@@ -27,6 +28,7 @@ from keyseg_mm.maps import CHANNEL_MAPS, TRANSFORMS, normal_form
 from keyseg_mm.maps.order import SINGLE
 from keyseg_mm.model.consumers import readers_of
 from keyseg_mm.model.layers import WeightIndex, is_grouped, kind_of
+from keyseg_mm.model.passes import copied
 from keyseg_mm.model.points import ROOT, Point
 from keyseg_mm.model.sites import Site, Trace, module_of, resolve
 from keyseg_mm.stamp import Stamp
@@ -121,7 +123,7 @@ def plan_lock(
     if 'linear' in wanted:
         left_out.update(_left(model, trace))
     kept = tuple(site for site, _, problem in made if not problem)
-    return Plan(Features.name, entries, left_out, kept, tuple(wanted))
+    return Plan(Features.name, entries, left_out, kept, tuple(wanted), trace)
 
 
 def complete(stamp: Stamp, model: nn.Module, trace: Trace | None = None) -> Stamp:
@@ -166,7 +168,7 @@ class _Trial:
         self, scheme: Scheme, bench: Bench, model: nn.Module, weights: Mapping[str, Any], key: Key, salt: bytes
     ) -> None:
         self.scheme, self.bench, self.weights, self.key, self.salt = scheme, bench, weights, key, salt
-        self.model = copy.deepcopy(model)  # the weights may be its own
+        self.model = copied(model)  # the weights may be its own
         self.model.load_state_dict(weights, strict=False)  # fitted already: only counters of batches may be missing
         self.plain = bench.run(self.model)
 
@@ -216,16 +218,25 @@ class _Maker:
             named: the point was asked for by name, and gets this transform or none.
         """
         layers, problem = ([site.point.name], '') if site.point.side == 'in' else self._reading(site)
-        kinds = [kind_of(module_of(self.model, layer)) for layer in layers]
-        if not named and any(kind and kind.permutation_only for kind in kinds):
-            spec = normal_form('ChannelPermutation')
         if site.channels < 2:
             problem = SINGLE
-        for layer in layers:
-            why = self.weights.why_not(module_of(self.model, layer), site.channels, spec)
-            problem = problem or (f'{why}' if layer == site.point.name else why and f'{layer}, which reads it: {why}')
+        problem = problem or self._why_not(site, layers, lambda layer, _: self.weights.why_not(layer, site.channels))
+        least = spec if named else normal_form('ChannelPermutation')  # which layers absorb that absorb nothing else
+        for tried in () if problem else (spec, least):
+            problem = self._why_not(site, layers, partial(why_not_linear, transform=tried))
+            if not problem:
+                spec = tried
+                break
         names = dict.fromkeys(name for layer in layers for name in self.weights.of(module_of(self.model, layer)))
         return entry_at(site, spec, tuple(names)), problem
+
+    def _why_not(self, site: Site, layers: list[str], why_not: Callable[[nn.Module, Site], str]) -> str:
+        """What one of the layers, with what it reads, has against a map, in words."""
+        for name in layers:
+            why = why_not(module_of(self.model, name), self.trace.sites.get(Point('in', name), site))
+            if why:
+                return why if name == site.point.name else f'{name}, which reads it: {why}'
+        return ''
 
     def _reading(self, site: Site) -> tuple[list[str], str]:
         """The layers that read an ``out:`` site's map, if only such do."""

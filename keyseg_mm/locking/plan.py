@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from keyseg_mm.entries import Entry, MapEntry
 from keyseg_mm.model.points import PRESETS, Point
-from keyseg_mm.model.sites import Site
+from keyseg_mm.model.sites import Site, Trace
 from keyseg_mm.stamp import Stamp
 
 
@@ -21,6 +21,7 @@ class Plan:
         left_out: what stays plain, by name, each with the reason.
         sites: of the entries that are feature maps, in the same order.
         asked: the points and presets that were asked for.
+        trace: what was run to find out; with its passes, if it has some, the lock is proved.
     """
 
     scheme: str
@@ -28,6 +29,7 @@ class Plan:
     left_out: dict[str, str] = field(default_factory=dict)
     sites: tuple[Site, ...] = ()
     asked: tuple[str, ...] = ()
+    trace: Trace | None = field(default=None, repr=False, compare=False)
 
     def to_stamp(self, key_id: str, salt: bytes) -> Stamp:
         """The stamp for a key and a salt, without an envelope."""

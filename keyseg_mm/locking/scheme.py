@@ -31,6 +31,8 @@ class Scheme:
     name: ClassVar[str]
     #: The kind of entries that it writes.
     entry: ClassVar[type[Entry]]
+    #: Whether its weights come back bit for bit whatever the model is, so that a lock from Python runs nothing.
+    is_exact: ClassVar[bool] = False
 
     def plan(self, model: nn.Module, weights: Mapping[str, Any], **options: Any) -> Plan:
         """Find out what can be done.

@@ -1,5 +1,6 @@
 """All that knows OpenMMLab: builders, neck, guard hook, pipeline step, dry run, and the mends for both stacks."""
 
+from keyseg_mm.mm.bench import HostBench
 from keyseg_mm.mm.compat import name_distributions
 from keyseg_mm.mm.doors import set_up
 from keyseg_mm.mm.hooks import GuardHook
@@ -7,7 +8,7 @@ from keyseg_mm.mm.keyed import Keyed
 from keyseg_mm.mm.neck import KeyedNeck
 from keyseg_mm.mm.pipeline import EncryptImage
 
-__all__ = ['EncryptImage', 'GuardHook', 'Keyed', 'KeyedNeck', 'name_distributions']
+__all__ = ['EncryptImage', 'GuardHook', 'HostBench', 'Keyed', 'KeyedNeck', 'name_distributions']
 
 name_distributions()
 set_up()

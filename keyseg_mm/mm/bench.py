@@ -5,7 +5,6 @@ Models are run the way the host tests and trains them, on painted street scenes,
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,14 +14,16 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from keyseg_mm.entries import MapEntry
+from keyseg_mm.locking.bench import register_bench
 from keyseg_mm.locking.proof import Outputs
 from keyseg_mm.maps import Map
 from keyseg_mm.maps.pixels import BlockCipher
 from keyseg_mm.mm.dryrun import watch_module
 from keyseg_mm.mm.scenes import make_scene
 from keyseg_mm.mm.sizes import Image, Size
-from keyseg_mm.model.passes import Passes
-from keyseg_mm.model.sites import Site, flat_tensors
+from keyseg_mm.model.outputs import flat_tensors
+from keyseg_mm.model.passes import Passes, seed
+from keyseg_mm.model.sites import Site
 from keyseg_mm.runtime.encryptor import add_encryptors, encryptors_for
 
 SIDE = 128  # large enough for a picture, small enough for seconds
@@ -105,11 +106,12 @@ class HostBench:
             add_encryptors(double, encryptors_for(double, [m[0] for m in maps], [m[2] for m in maps]))
             outputs: Outputs = {}
             for name, run_pass in passes.items():
-                random.seed(0)
-                np.random.seed(0)
-                torch.manual_seed(0)
+                seed()
                 outputs.update((f'{name} {n}', t.detach()) for n, t in tensors_of(run_pass()))
             return outputs
 
         image = encrypted_pictures(cipher) if whole else pictures
         return watch_module(model, watch, image=image, smallest=SIDE, real=True)
+
+
+register_bench(HostBench())

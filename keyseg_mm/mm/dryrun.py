@@ -7,17 +7,13 @@ runs, with the same weights, so that the module itself stays as it was; so do th
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import logging
-import random
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from mmseg.models.segmentors.base import BaseSegmentor
 from torch import Tensor, nn
@@ -25,7 +21,7 @@ from torch import Tensor, nn
 from keyseg_mm.errors import PointError
 from keyseg_mm.mm.inputs import inputs_of, is_head, noise, random_samples
 from keyseg_mm.mm.sizes import ROOMY, SMALL, Image, Size, another, sizes_for
-from keyseg_mm.model.passes import OTHER_SIZE, Passes, register_watcher
+from keyseg_mm.model.passes import OTHER_SIZE, Passes, copied, register_watcher, undisturbed
 from keyseg_mm.model.sites import Trace
 from keyseg_mm.runtime.attach import detach
 
@@ -77,20 +73,30 @@ def watch_module(
         real: run it with its weights as they are. By default those that are fresh memory, before init_weights, are
             zeros, so that losses can be computed; and one pass more is of another size.
     """
-    problems: dict[Size, Exception] = {}
-    lossless: dict[Size, Exception] = {}
-    own, others = sizes_for(module, smallest)
 
     def run(size: Size, loss: bool) -> _Result:
         with undisturbed(module.parameters()), torch.no_grad():
             double = _double(module, real)
             return watch(double, _passes(double, size, heads, image or noise, loss, real))
 
+    return _at_a_size(module, run, *sizes_for(module, smallest))
+
+
+def _at_a_size(module: nn.Module, run: Callable[[Size, bool], _Result], own: list[Size], others: list[Size]) -> _Result:
+    """What a run gives at the first size where all of it works, or else without losses.
+
+    Args:
+        module: that runs.
+        run: at a size, with losses or without.
+        own, others: see :func:`keyseg_mm.mm.sizes.sizes_for`.
+    """
+    problems: dict[Size, Exception] = {}
+    lossless: dict[Size, Exception] = {}
     for size in (*own, *others):
         if lossless and size not in own and max(size) > ROOMY:
             break
         try:
-            return run(size, loss=True)
+            return run(size, True)
         except _LossError as error:
             lossless[size] = error
         except Exception as error:  # the host raises whatever it likes for a size that does not suit it
@@ -102,7 +108,7 @@ def watch_module(
         f'the training pass of this {type(module).__name__} does not run here ({problem}): its losses are left out, '
         'and what is proved of it holds for testing alone'
     )
-    return run(size, loss=False)
+    return run(size, False)
 
 
 def _why_not(module: nn.Module, problems: dict[Size, Exception]) -> str:
@@ -122,19 +128,6 @@ def _say(text: str) -> None:
     logger.warning(text)
 
 
-@contextmanager
-def undisturbed(tensors: Iterable[Tensor] = ()) -> Iterator[None]:
-    """Run the block and put all random states back after it, those of the tensors' devices too."""
-    states = random.getstate(), np.random.get_state()
-    devices = sorted({p.device.index for p in tensors if p.device.type == 'cuda'})
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-
-
 def _double(module: nn.Module, real: bool) -> nn.Module:
     """A copy of the module that shares its weights and nothing else.
 
@@ -145,7 +138,7 @@ def _double(module: nn.Module, real: bool) -> nn.Module:
     for p in module.parameters():
         fresh = not real and p.numel() > 0 and not p.abs().max() < _LARGEST_WEIGHT  # NaN counts as fresh memory too
         memo[id(p)] = nn.Parameter(torch.zeros_like(p), p.requires_grad) if fresh else p
-    double = copy.deepcopy(module, memo)
+    double = copied(module, memo)
     detach(double)  # what there is to see is the plain model
     return double
 

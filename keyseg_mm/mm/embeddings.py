@@ -49,8 +49,8 @@ def find_embeddings(model: nn.Module) -> dict[str, nn.Conv2d]:
         readers = ', '.join(sorted(found.others | found.layers))
         raise LockError(f'its images are read by {readers}: more than patch embeddings, and the rest would see rubbish')
     layers: dict[str, Any] = {name: module_of(model, name) for name in sorted(found.layers)}
-    weights, plain = WeightIndex(model), {'type': 'ChannelPermutation'}
-    reasons = {name: _why_not(layer) or weights.why_not(layer, COLOURS, plain) for name, layer in layers.items()}
+    weights = WeightIndex(model)
+    reasons = {name: _why_not(layer) or weights.why_not(layer, COLOURS) for name, layer in layers.items()}
     problems = [f'{name}: {why}' for name, why in reasons.items() if why]
     if not problems and len({layer.kernel_size for layer in layers.values()}) != 1:
         problems = [f'{len(layers)} layers read its images, with patches of several sizes']

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from keyseg_mm.model.layers import kind_of
+from keyseg_mm.model.outputs import flat_tensors
 from keyseg_mm.model.passes import OTHER_SIZE, Passes, watch_model
 from keyseg_mm.model.points import ROOT
-from keyseg_mm.model.sites import Site, Trace, flat_tensors, module_of
+from keyseg_mm.model.sites import Site, Trace, module_of
 
 # These ask what a tensor is like and compute nothing with its values.
 _LOOKS = frozenset(

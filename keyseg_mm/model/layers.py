@@ -1,12 +1,12 @@
 """Which layers take an ``in:`` point, and into which of their weights an orthogonal channel map can be absorbed.
 
 A layer that is linear in its input's channels computes ``W x``, and ``(W T^-1)(T x)`` is the same. One entry in
-:data:`KINDS` for each kind of layer, by the names of its classes; other layers take no ``in:`` point.
+:data:`KINDS` for each kind of layer, by the names of its classes; other layers take no ``in:`` point. What a layer is
+called says what it computes only where nobody has overridden that (:func:`is_stock`); any other has to be tried.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -18,34 +18,50 @@ class Kind:
 
     Attributes:
         weights: names in the layer of all weights whose dimension 1 is that of the input's channels.
-        permutation_only: whether only permutations leave its result as it is.
     """
 
     weights: tuple[str, ...] = ('weight',)
-    permutation_only: bool = False
 
 
 _DEFORMABLE = Kind()
 # The packed ones compute their offsets from the same input.
 _DEFORMABLE_PACK = Kind(('weight', 'conv_offset.weight'))
-# Standardised over all of an output channel's weights, whose mean signs and rotations change.
-_STANDARDISED = Kind(permutation_only=True)
 
 KINDS: dict[str, Kind] = {
     'DeformConv2d': _DEFORMABLE,  # mmcv and torchvision
     'ModulatedDeformConv2d': _DEFORMABLE,
     'DeformConv2dPack': _DEFORMABLE_PACK,
     'ModulatedDeformConv2dPack': _DEFORMABLE_PACK,
-    'ConvWS2d': _STANDARDISED,
-    'ConvAWS2d': _STANDARDISED,
     'Conv2d': Kind(),
     'Linear': Kind(),
 }
+_MAKERS = ('torch', 'torchvision', 'mmcv')  # whose layers of these names compute what is said of them
+_COMPUTES = {'forward', '_conv_forward', '__call__'}
+GATED = '_keyseg_plain_class'  # in a class that runtime.gates made: the one that it was made of
 
 
 def kind_of(module: nn.Module) -> Kind | None:
     """A layer's kind, by the nearest of its classes that has one; None where it takes no ``in:`` point."""
     return next((KINDS[cls.__name__] for cls in type(module).__mro__ if cls.__name__ in KINDS), None)
+
+
+def is_stock(layer: nn.Module) -> bool:
+    """Whether what a layer computes is what one of its kind is known to: no class or instance overrides it."""
+    if _COMPUTES & vars(layer).keys():
+        return False
+    for cls in type(layer).__mro__:
+        if GATED in vars(cls):
+            continue
+        if cls.__name__ in KINDS and cls.__module__.partition('.')[0] in _MAKERS:
+            return True
+        if _COMPUTES & vars(cls).keys():
+            return False
+    return False
+
+
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """A module's class without the gates that it may have."""
+    return next((vars(cls)[GATED] for cls in type(module).__mro__ if GATED in vars(cls)), type(module))
 
 
 def is_grouped(module: nn.Module) -> bool:
@@ -72,13 +88,12 @@ class WeightIndex:
         parameters = [_parameter(layer, name) for name in kind.weights] if kind else []
         return tuple(name for p in parameters if p is not None for name in self._names[id(p)])
 
-    def why_not(self, layer: nn.Module, channels: int, transform: Mapping[str, object]) -> str:
-        """Why a map of this layer's input cannot be absorbed exactly; empty where it can.
+    def why_not(self, layer: nn.Module, channels: int) -> str:
+        """Why a map of this layer's input cannot be absorbed by its weights; empty where it can, if it is linear.
 
         Args:
             layer: a module of the model.
             channels: of its input.
-            transform: in normal form.
         """
         kind = kind_of(layer)
         if kind is None:
@@ -92,8 +107,6 @@ class WeightIndex:
             return 'its weight is shared with another layer, which reads another map'
         if any(p is not None and (p.dim() < 2 or p.shape[1] != channels) for p in parameters):
             return f'its weight does not have the {channels} channels of its input in dimension 1'
-        if kind.permutation_only and transform['type'] != 'ChannelPermutation':
-            return f'its weight is standardised, which leaves room for a permutation only, not a {transform["type"]}'
         return ''
 
 

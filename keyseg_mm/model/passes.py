@@ -6,10 +6,15 @@ any other model the caller says how to run it, by a :class:`keyseg_mm.model.site
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from keyseg_mm.errors import PointError
 
@@ -51,3 +56,38 @@ def watch_model(module: nn.Module, watch: Callable[[nn.Module, Passes], _Result]
         )
     found: _Result = _WATCHERS[-1](module, watch)
     return found
+
+
+@contextmanager
+def undisturbed(tensors: Iterable[Tensor] = ()) -> Iterator[None]:
+    """Run the block and put all random states back after it, those of the tensors' devices too."""
+    states = random.getstate(), np.random.get_state()
+    devices = sorted({p.device.index for p in tensors if p.device.type == 'cuda'})
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def seed(number: int = 0) -> None:
+    """Begin all random states anew."""
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+
+
+def copied(module: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module:
+    """A copy of a module; of weights that it computes and keeps (torch's old weight norm), their values.
+
+    Args:
+        module: stays as it is.
+        memo: what stands in the copy for an object, by its identity; see :func:`copy.deepcopy`.
+    """
+    given = dict(memo or {})
+    for part in module.modules():
+        for value in vars(part).values():
+            if isinstance(value, Tensor) and not value.is_leaf:  # which torch copies not
+                given[id(value)] = value.detach().clone()
+    return copy.deepcopy(module, given)

@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from keyseg_mm.errors import PointError
 from keyseg_mm.model.layers import is_grouped, kind_of
+from keyseg_mm.model.outputs import flat_tensors, form_of
 from keyseg_mm.model.passes import OTHER_SIZE, Passes, watch_model
 from keyseg_mm.model.points import PRESETS, ROOT, Point
 
@@ -64,7 +65,7 @@ class Site:
         """
         if not self.forms:
             return self.point.index or 0
-        form = _form_of(output)
+        form = form_of(output)
         for seen, index in self.forms:
             if seen == form:
                 return index
@@ -173,27 +174,13 @@ class _Watch:
             sites[index] = replace(site, runs=(*site.runs, self.current[0]))
 
     def output(self, module: nn.Module, args: Any, output: Any) -> None:
-        form = _form_of(output)
+        form = form_of(output)
         for index, tensor in enumerate(flat_tensors(output)):
             self._note(Point('out', self.name, index if form else None), form, tensor, self.last)
 
     def input(self, module: nn.Module, args: Any) -> None:
         if args and isinstance(args[0], Tensor):
             self._note(Point('in', self.name), 0, args[0], isinstance(module, nn.Linear))
-
-
-def _form_of(output: Any) -> int:
-    """0 for a single tensor, else the number of tensors."""
-    return 0 if isinstance(output, Tensor) else sum(1 for _ in flat_tensors(output))
-
-
-def flat_tensors(value: Any) -> Iterable[Tensor]:
-    """The tensors of nested tuples and lists, depth first."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from flat_tensors(item)
 
 
 def resolve(points: str | Iterable[str], model: nn.Module, trace: Trace) -> list[Site]:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from keyseg_mm.errors import NotFiredError, PointError
+from keyseg_mm.errors import NotFiredError
 from keyseg_mm.maps import Map
+from keyseg_mm.model.outputs import replace_tensor
 from keyseg_mm.model.points import ROOT
 from keyseg_mm.model.sites import Site, module_of
 from keyseg_mm.runtime.export import refuse_export
@@ -137,27 +138,3 @@ def why_idle(modules: Mapping[str, nn.Module], encryptor: Encryptor) -> str:
     if not any(gate is encryptor for gate in gates_of(module)):
         return f'a {type(module).__name__} without its encryptor is there now'
     return 'another forward has taken the place of the encrypting one' if is_bypassed(module) else ''
-
-
-def replace_tensor(output: Any, index: int, change: Callable[[Tensor], Tensor]) -> Any:
-    """A tensor, or nested tuples and lists, with the tensor of that index, counted depth first, changed.
-
-    Raises:
-        PointError: there are fewer tensors.
-    """
-    left = index
-
-    def walk(value: Any) -> Any:
-        nonlocal left
-        if isinstance(value, Tensor):
-            left -= 1
-            return change(value) if left == -1 else value
-        if isinstance(value, (tuple, list)):
-            items = [walk(item) for item in value]
-            return type(value)(*items) if hasattr(value, '_fields') else type(value)(items)
-        return value
-
-    changed = walk(output)
-    if left >= 0:
-        raise PointError(f'a module returned {index - left} map(s), and number {index} is the one that is encrypted')
-    return changed

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from keyseg_mm.errors import NotFiredError, PlanMismatchError, PointError, SecretExposedError
 from keyseg_mm.keys.secret import Secret
+from keyseg_mm.model.layers import GATED
 from keyseg_mm.model.sites import module_of
 from keyseg_mm.runtime.export import REFUSED
 
 _GATES = '_keyseg_gates'  # in a module's __dict__
-_PLAIN = '_keyseg_plain_class'  # in a gated class: the one that it was made of
 #: The method by which models of the host are trained; those that have none are trained by their ``forward``.
 TRAINING = 'loss'
 _RUNS = (TRAINING, 'predict', 'encode_decode', '_forward')  # methods by which models are run, besides ``forward``
@@ -141,19 +141,19 @@ def is_bypassed(module: nn.Module) -> bool:
 
 
 def _gated_class(module: nn.Module) -> type[nn.Module] | None:
-    return next((kind for kind in type(module).__mro__ if _PLAIN in vars(kind)), None)
+    return next((kind for kind in type(module).__mro__ if GATED in vars(kind)), None)
 
 
 def _set_gates(module: nn.Module, gates: tuple[Gate, ...]) -> None:
     kind: Any = type(module)
     if not gates:
         del module.__dict__[_GATES]
-        module.__class__ = vars(kind)[_PLAIN]
+        module.__class__ = vars(kind)[GATED]
         return
     module.__dict__[_GATES] = gates
     gated, watched = _gated_class(module), any(isinstance(gate, Watch) for gate in gates)
     if gated is None or gated is kind:
-        module.__class__ = _gated(kind if gated is None else vars(gated)[_PLAIN], watched)
+        module.__class__ = _gated(kind if gated is None else vars(gated)[GATED], watched)
 
 
 @functools.cache
@@ -180,7 +180,7 @@ def _gated(base: Any, watched: bool) -> Any:
         return self
 
     members: dict[str, Any] = {name: getattr(base, name) for name in ('__module__', '__qualname__', '__doc__')}
-    members |= {_PLAIN: base, _GATES: (), '_apply': _apply, '__prepare_scriptable__': _refuse_script}
+    members |= {GATED: base, _GATES: (), '_apply': _apply, '__prepare_scriptable__': _refuse_script}
     members['forward'] = _dressed(forward, base.forward)
     if watched:
         runs = [name for name in _RUNS if hasattr(base, name)]

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from keyseg_mm.errors import KeyMismatchError, NotFiredError
+from keyseg_mm.model.outputs import flat_tensors
 from keyseg_mm.model.points import ROOT
-from keyseg_mm.model.sites import flat_tensors
 from keyseg_mm.runtime.encryptor import Encryptor
 from keyseg_mm.runtime.export import refuse_export
 from keyseg_mm.runtime.gates import TRAINING, Watch

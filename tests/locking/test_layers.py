@@ -120,7 +120,7 @@ def test_weight_standardised_takes_a_permutation_only(key):
     model.load_state_dict({n: v for n, v in locked.items() if n in model.state_dict()})
     assert not torch.allclose(model(x), expected, atol=1e-2)
     assert torch.allclose(with_encryptors(model, plan, key)(x), expected, atol=1e-5)
-    with pytest.raises(LockError, match='standardised'):
+    with pytest.raises(LockError, match='SignedChannelPermutation of its input changes'):
         plan_lock(model, 'in:0', 'SignedChannelPermutation', trace)
 
 

@@ -17,8 +17,8 @@ from keyseg_mm.errors import KeysegError
 from keyseg_mm.maps.pixels import BlockCipher
 from keyseg_mm.mm.embeddings import normalisation
 from keyseg_mm.mm.inputs import metainfo
+from keyseg_mm.model.outputs import replace_tensor
 from keyseg_mm.model.sites import Site, module_of
-from keyseg_mm.runtime.encryptor import replace_tensor
 
 #: What stands for an encryptor: a map, or anything else from (map, channel dimension) to a map.
 Guess = Callable[[Tensor, int], Tensor]

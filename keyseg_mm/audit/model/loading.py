@@ -28,7 +28,8 @@ from keyseg_mm.errors import KeysegError, PlainCheckpointError, StampError
 from keyseg_mm.keys.identity import Key
 from keyseg_mm.locking import unwrap
 from keyseg_mm.mm.config import build_plain_model, rewritten
-from keyseg_mm.mm.dryrun import trace_module, undisturbed
+from keyseg_mm.mm.dryrun import trace_module
+from keyseg_mm.model.passes import undisturbed
 from keyseg_mm.model.points import Point
 from keyseg_mm.model.sites import Site
 from keyseg_mm.seal.sections import sealed_stamp, unseal_section
