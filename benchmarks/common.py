@@ -56,7 +56,7 @@ def build_stock(config: str) -> tuple[nn.Module, Config]:
     with quiet():
         from mmseg.registry import MODELS
 
-        cfg = Config.fromfile(str(host_tool('train.py').parents[1] / 'configs' / config))
+        cfg = Config.fromfile(str(host_tool('train').parents[1] / 'configs' / config))
         cfg.model.pretrained = None
         for part in ('backbone', 'image_encoder'):
             if part in cfg.model:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
+import select
 import signal
 import sys
 import threading
@@ -23,6 +25,7 @@ COMMANDS = {
     'show': 'show the public side of a key file, checkpoint or config, and the points of a model',
     'train': "train a config with mmsegmentation's own train.py",
     'test': "test a checkpoint with mmsegmentation's own test.py",
+    'tool': "run another of mmsegmentation's own tools on a protected config: get_flops, benchmark, print_config ...",
     'lock': 'protect a trained checkpoint, without training',
     'encrypt-image': 'encrypt images for a model that `keyseg lock --scheme patches` made, or decrypt them',
     'rekey': 'give a protected checkpoint another key, or a licensee a copy of their own',
@@ -34,7 +37,7 @@ COMMANDS = {
     'demo': 'train and test a small protected model on street scenes made on the spot',
 }
 # Commands that pass all their options on to the host's own tool.
-PASS_ON = ('train', 'test')
+PASS_ON = ('train', 'test', 'tool')
 # Commands that keep every finished step.
 _RESUMED = ('audit', 'compare')
 
@@ -76,6 +79,30 @@ def build_parser(names: list[str]) -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; errors of this package end it with their message and status 1, without a traceback."""
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_read_no_more():
+            raise
+        return 128 + signal.SIGPIPE  # the exit status that shells give
+
+
+def _is_read_no_more() -> bool:
+    """Whether nobody reads what this process prints (``| head``); then it goes nowhere from now on, without errors."""
+    unread = []
+    for stream in (sys.stdout, sys.stderr):
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)  # errors are told unasked
+        unread += [stream.fileno()] * any(event & select.POLLERR for _, event in poll.poll(0))
+    for number in unread:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return bool(unread)
+
+
+def _run(argv: list[str] | None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     name = arguments[0] if arguments else ''
     logging.basicConfig(level=logging.WARNING, format='%(levelname)s: %(message)s')
@@ -127,11 +154,11 @@ def _ending_in_order() -> Iterator[None]:
 
 def run_module(name: str, arguments: list[str]) -> int:
     """Run one of the host's tools with all its options; what ``tools/*.py`` call too."""
-    from keyseg_mm.cli.host import run_host_tool
+    from keyseg_mm.cli.host import run_any_tool, run_host_tool
 
     try:
         with _ending_in_order():
-            return run_host_tool(f'{name}.py', arguments)
+            return run_any_tool(arguments) if name == 'tool' else run_host_tool(name, arguments)
     except KeysegError as error:
         print(f'keyseg {name}: {error}', file=sys.stderr)
         return 1

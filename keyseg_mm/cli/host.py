@@ -1,6 +1,7 @@
 """Running the installed mmsegmentation's own tools, unchanged, with this package's mends in place.
 
-``keyseg train`` and ``keyseg test`` pass all their options on: to the mends of keyseg_mm/mm/compat.py they add nothing.
+``keyseg train``, ``keyseg test`` and ``keyseg tool NAME`` pass all their options on: to the mends of
+keyseg_mm/mm/compat.py they add nothing.
 """
 
 from __future__ import annotations
@@ -11,9 +12,18 @@ from pathlib import Path
 
 from keyseg_mm.errors import KeysegError
 
+_TOOLS = """usage: keyseg tool NAME [the tool's own arguments, --help among them]
 
-def host_tool(name: str) -> Path:
-    """The path of ``tools/NAME`` in the installed mmsegmentation.
+Runs one of mmsegmentation's own tools, with all its options. On the onedl stack the tools themselves do not find the
+`mmseg::` bases of a config, which the distribution there has under another name; run like this they do. They all read
+the copy of a config that a training has put into its work folder, which has no bases. A keyed model's FLOPs are those
+of the plain one.
+
+tools of the installed mmsegmentation:"""
+
+
+def host_tools() -> dict[str, Path]:
+    """The tools of the installed mmsegmentation, by name: ``train``, ``get_flops`` and so on.
 
     Raises:
         KeysegError: mmsegmentation is not installed, or came without its tools.
@@ -24,10 +34,31 @@ def host_tool(name: str) -> Path:
         raise KeysegError(
             'mmsegmentation is not installed; install this package with the extra onedl or openmmlab, see its README'
         ) from None
-    path = Path(mmseg.__file__).parent / '.mim' / 'tools' / name
-    if not path.is_file():
-        raise KeysegError(f'the installed mmsegmentation has no tools/{name}; install it from its wheel')
-    return path
+    paths = sorted((Path(mmseg.__file__).parent / '.mim' / 'tools').rglob('*.py'), reverse=True)
+    if not paths:
+        raise KeysegError('the installed mmsegmentation has no tools; install it from its wheel')
+    return {path.stem: path for path in paths if path.stem != '__init__'}  # of two of a name, the first
+
+
+def host_tool(name: str) -> Path:
+    """The path of one of the host's tools.
+
+    Raises:
+        KeysegError: there is none of that name, or see :func:`host_tools`.
+    """
+    tools = host_tools()
+    if name not in tools:
+        raise KeysegError(f'the installed mmsegmentation has no tool {name}; it has {", ".join(sorted(tools))}')
+    return tools[name]
+
+
+def run_any_tool(arguments: list[str]) -> int:
+    """Run the tool that the first argument names; without one say which there are."""
+    if arguments and not arguments[0].startswith('-'):
+        return run_host_tool(arguments[0], arguments[1:])
+    print(_TOOLS)
+    print('\n'.join(f'  {name}' for name in sorted(host_tools())))
+    return 0
 
 
 def run_host_tool(name: str, arguments: list[str]) -> int:

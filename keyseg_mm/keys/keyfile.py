@@ -72,7 +72,10 @@ def read_key_file(path: str | os.PathLike[str], ask_passphrase: AskPassphrase | 
     Raises:
         KeyFileError: missing, unreadable, malformed, or the wrong passphrase. The content is never quoted.
     """
-    way_out = f'; make a key with: keyseg keygen --out {path}'
+    way_out = (
+        '; see whether the locator is right. What is protected already opens with its own key alone: ask its owner. To '
+        f'protect something with a new key: keyseg keygen --out {path}'
+    )
     return parse_key(read_file(path, 'key file', way_out), str(path), ask_passphrase)
 
 

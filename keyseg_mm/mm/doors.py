@@ -43,6 +43,7 @@ from keyseg_mm.keys.locator import refuse_written
 from keyseg_mm.locking import unlock_in_place
 from keyseg_mm.mm.compat import HOST_NAMES
 from keyseg_mm.mm.config_text import refuse_programs
+from keyseg_mm.mm.counting import count_plain
 from keyseg_mm.mm.hooks import GuardHook
 from keyseg_mm.runtime.attach import protection_of, protections
 from keyseg_mm.seal.sections import (
@@ -265,3 +266,4 @@ def set_up() -> None:
         _guard(runner_type)
         _refuse_typed(runner_type)
     _refuse_programs()
+    count_plain()

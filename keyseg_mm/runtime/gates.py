@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -128,6 +129,22 @@ def remove_gates(model: nn.Module, gates: Iterable[Gate] | None = None) -> None:
         left[module] = kept
     for module, kept in left.items():
         _set_gates(module, kept)
+
+
+@contextmanager
+def without_gates(model: nn.Module) -> Iterator[None]:
+    """Run the block with all gates off a model, and put them back after it.
+
+    Raises:
+        PlanMismatchError: see :func:`remove_gates`.
+    """
+    kept = {module: gates_of(module) for module in model.modules() if gates_of(module)}
+    remove_gates(model)
+    try:
+        yield
+    finally:
+        for module, gates in kept.items():
+            _set_gates(module, gates)
 
 
 def is_bypassed(module: nn.Module) -> bool:

@@ -198,7 +198,7 @@ def test_scan_knows_files_elsewhere_and_says_what_it_did_not_read(tmp_path, mode
 
 @pytest.mark.parametrize('name', ['train', 'test'])
 def test_host_tools_are_found_and_take_no_secrets(name, key, capsys):
-    assert host_tool(f'{name}.py').is_file()
+    assert host_tool(name).is_file()
     hexadecimal = key.material.hex()
     for argument in (key.to_text(), f'model.protection.key={key.to_text()}', f'model.protection.key={hexadecimal}'):
         assert keyseg(name, 'config.py', '--cfg-options', argument) == 1

@@ -53,7 +53,7 @@ READERS_FILES = {
     'keys/master.key': 'my.key',
     'work_dirs/my_run': 'my_run',
 }
-HOSTS = ('train', 'test')  # commands that run the host's own tools
+HOSTS = ('train', 'test', 'tool')  # commands that run the host's own tools
 PARSED = {
     'audit': 'minutes; tests/audit runs it',
     'compare': 'trains and audits every method; tests/compare runs it',  # but not with --list

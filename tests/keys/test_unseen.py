@@ -97,7 +97,7 @@ BROKEN = {
     'the envelope': (key, 'AESGCM'),
     'the customer': (identity, '_SUITES'),
     'the passphrase': (keyfile, 'Scrypt'),
-    'the checksum': (key, 'Hash'),
+    'the checksum': (derive, 'Hash'),
     'comparing': (key.hmac, 'compare_digest'),
 }
 
