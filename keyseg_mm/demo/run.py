@@ -28,6 +28,7 @@ from keyseg_mm.checkpoint.operations import unlock_file
 from keyseg_mm.errors import KeyMismatchError, KeysegError, LeakError
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.keys.keyfile import write_key_file
+from keyseg_mm.mm.config import read_config
 from keyseg_mm.mm.floor import PROMISE, constant_prediction_floor
 from keyseg_mm.mm.scenes import HEIGHT, WIDTH, write_scenes
 from keyseg_mm.runtime.leaks import find_leaks
@@ -97,8 +98,6 @@ def _run(out: Path, iterations: int, seed: int, say: Callable[[str], object]) ->
     def begin(words: str, place: str | Path) -> None:
         say(f'{words}\n    {out / place}')
 
-    import keyseg_mm.mm  # noqa: F401 - puts the mends in place before a config is read
-
     begin('1  street scenes, laid out as Cityscapes', SCENES)
     write_scenes(out / SCENES, seed, COUNTS)
     key, checkpoint = SecretKey.generate(), out / TRAIN / f'iter_{iterations}.pth'
@@ -107,7 +106,7 @@ def _run(out: Path, iterations: int, seed: int, say: Callable[[str], object]) ->
     begin("3  a training: a small SegFormer; its backbone's four feature maps are encrypted with the key", CONFIG)
     (out / CONFIG).write_text(config_text(iterations, seed, min(8, COUNTS['train'])))
     with tqdm(total=iterations, leave=False, disable=None, file=sys.__stderr__) as bar:
-        watched(read(out), 'after_train_iter', lambda _: bar.update()).train()
+        watched(read_config(out.resolve() / CONFIG), 'after_train_iter', lambda _: bar.update()).train()
     begin('4  tests: the sealed file, with its key, without one, and with another', checkpoint.relative_to(out))
     write_key_file(out / OTHER, SecretKey.generate(), comment=f'{_COMMENT}: another key')
     results = [Result(RIGHT, f'file:{KEY}'), Result(NONE, 'none')]
@@ -134,7 +133,7 @@ def _run(out: Path, iterations: int, seed: int, say: Callable[[str], object]) ->
 
 def _test(out: Path, checkpoint: Path, result: Result) -> None:
     """Test a checkpoint with somebody's key."""
-    cfg = read(out)
+    cfg = read_config(out.resolve() / CONFIG)
     cfg.load_from = str(checkpoint.resolve())
     cfg.experiment_name = f'{checkpoint.stem}-{Path(result.key).name}'.replace(
         ':', '-'
@@ -173,13 +172,6 @@ def config_text(iterations: int, seed: int, batch: int) -> str:
     names = {'key': KEY, 'scenes': SCENES, 'work_dir': TRAIN, 'height': HEIGHT, 'width': WIDTH}
     template = Path(__file__).with_name('protected.py.in').read_text(encoding='utf-8')
     return template % {'iterations': iterations, 'seed': seed, 'batch': batch, **names}
-
-
-def read(out: Path) -> Any:
-    """The demo's config."""
-    from mmengine.config import Config
-
-    return Config.fromfile(str(out.resolve() / CONFIG))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ weights can take in, so only a model with such maps can be locked after training
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from keyseg_mm.maps.order import SINGLE, table_tensor
 #: Secret tables as tensors.
 Tables = tuple[Tensor, ...]
 
+_Map = TypeVar('_Map', bound='Map')
 _BLOCK = 2**18  # values of a weight carried at once
 
 
@@ -118,12 +119,13 @@ class Map(Secret):
     def public_id(self) -> str:
         return f'of {self.channels} channels'
 
-    def inverse(self) -> Any:
+    def inverse(self: _Map) -> _Map:
         """The transform that undoes this one; the inverse of the inverse is this object."""
         if self._inverse is None:
             self._inverse = self._invert()
             self._inverse._inverse = self
-        return self._inverse
+        found: _Map = self._inverse
+        return found
 
     @unseen
     def __call__(self, x: Tensor, dim: int = 1) -> Tensor:
@@ -216,15 +218,11 @@ class ChannelMap(Map):
 
     __slots__ = ()
 
-    def inverse(self) -> ChannelMap:
-        found: ChannelMap = super().inverse()
-        return found
-
     def compose(self, first: ChannelMap) -> ChannelMap:
         """The map ``x -> self(first(x))``, of the same family where the family is closed."""
         if first.channels != self.channels:
             raise TransformError(f'cannot compose maps of {first.channels} and {self.channels} channels')
-        return self._compose(first)
+        return Composition(first, self)
 
     def carry(self, weight: Tensor, out: Tensor | None = None) -> Tensor:
         """``W T^-1`` for a weight W: T along its input channels, dimension 1. Rotations are rounded once.
@@ -265,12 +263,6 @@ class ChannelMap(Map):
     @classmethod
     def _run(cls, x: Tensor, dim: int, *tables: Tensor) -> Tensor:
         raise NotImplementedError
-
-    def _invert(self) -> ChannelMap:
-        raise NotImplementedError
-
-    def _compose(self, first: ChannelMap) -> ChannelMap:
-        return Composition(first, self)
 
 
 class Composition(ChannelMap):

@@ -48,10 +48,10 @@ class ChannelPermutation(ChannelMap):
     def _invert(self) -> ChannelMap:
         return ChannelPermutation(np.argsort(self._arrays[0]))
 
-    def _compose(self, first: ChannelMap) -> ChannelMap:
-        if type(first) is ChannelPermutation:
-            return ChannelPermutation(first._arrays[0][self._arrays[0]])
-        return super()._compose(first)
+    def compose(self, first: ChannelMap) -> ChannelMap:
+        both = super().compose(first)
+        same = type(first) is ChannelPermutation
+        return ChannelPermutation(first._arrays[0][self._arrays[0]]) if same else both
 
 
 class SignedChannelPermutation(ChannelMap):
@@ -88,11 +88,12 @@ class SignedChannelPermutation(ChannelMap):
         back = np.argsort(table)
         return SignedChannelPermutation(back, signs[back])
 
-    def _compose(self, first: ChannelMap) -> ChannelMap:
-        if type(first) is SignedChannelPermutation:
-            (table, signs), (before, its_signs) = self._arrays, first._arrays
-            return SignedChannelPermutation(before[table], signs * its_signs[table])
-        return super()._compose(first)
+    def compose(self, first: ChannelMap) -> ChannelMap:
+        both = super().compose(first)
+        if type(first) is not SignedChannelPermutation:
+            return both
+        (table, signs), (before, its_signs) = self._arrays, first._arrays
+        return SignedChannelPermutation(before[table], signs * its_signs[table])
 
 
 class ChannelRotation(ChannelMap):

@@ -24,7 +24,7 @@ from keyseg_mm.audit.engine.runner import Result, Runner, Scenario, Scored, fini
 from keyseg_mm.audit.images import attacks  # noqa: F401 - registers all of them
 from keyseg_mm.audit.images.attack import ATTACKS, CONTROLS, ImageCase, Images, KnownPairs, OwnPhotos, Scheme
 from keyseg_mm.audit.images.referee import ImageReferee, ImageScore, scheme_of
-from keyseg_mm.audit.report.page import FALLEN, Report, Summary, colour_png, run_warnings, words
+from keyseg_mm.audit.report.page import FALLEN, Report, Summary, colour_png
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.keys.identity import Key
 from keyseg_mm.maps.pixels import COLOURS
@@ -34,7 +34,6 @@ from keyseg_mm.mm.config import read_config
 NOISE = 0.03
 #: What attackers have, by the names of their scenarios.
 ATTACKERS = {'images': 'encrypted images alone', 'photos': 'and other photos', 'pairs': 'and known pairs'}
-_WORDS = 'images.words.j2'
 # Steps from the first of which on an image is no plain one any more, or no image; labels are of no interest here.
 _ENDS = (*ENCRYPTING, 'PackSegInputs')
 _SKIPPED = ('LoadAnnotations',)
@@ -47,6 +46,7 @@ class ImageReport(Report):
 
     FORMAT: ClassVar[str] = 'keyseg_mm audit of images'
     TEMPLATE: ClassVar[str] = 'images.html.j2'
+    WORDS: ClassVar[str] = 'images.words.j2'
     scheme: Scheme
     ciphers: float  # log2 of how many there are of that scheme
     limits: Suite
@@ -77,16 +77,7 @@ def summarise(report: ImageReport) -> Summary[Gain]:
     rows = tuple(row for has in ATTACKERS if (row := _gain(report, has)))
     headline = max((row for row in rows if row.has != 'pairs'), key=lambda row: row.advantage, default=None)
     pairs = next((row for row in rows if row.has == 'pairs'), None)
-    level, told = _level(report, headline), {'best': headline, 'pairs': pairs}
-    return Summary(
-        advantages=rows,
-        headline=headline,
-        level=level,
-        verdict=' '.join(words(_WORDS, 'verdict', report=report, level=level, **told)),
-        means=words(_WORDS, 'means', report=report, rows=rows, level=level),
-        change=words(_WORDS, 'change', pairs_help=pairs is not None and pairs.advantage > NOISE, level=level),
-        warnings=(*run_warnings(report), *words(_WORDS, 'warnings', report=report)),
-    )
+    return report.summary(rows, headline, _level(report, headline), rows=rows, pairs=pairs, noise=NOISE)
 
 
 def _rank(result: Result[ImageScore]) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ from keyseg_mm.audit.engine.runner import About, Result, Scored, finished
 from keyseg_mm.audit.model.attack import Target
 from keyseg_mm.audit.model.ciphertext import FileCheck
 from keyseg_mm.audit.model.referee import Score
-from keyseg_mm.audit.report.page import FALLEN, Report, Summary, run_warnings, words
+from keyseg_mm.audit.report.page import FALLEN, Report, Summary
 
 #: mIoU points below which an advantage is no more than the noise of small trainings and few photos.
 NOISE = 1.0
@@ -22,8 +22,6 @@ NOISE = 1.0
 LITTLE = 3.0
 _RECOVERED = 0.9  # share of the key from which it counts as found
 _BY_CHANCE = 0.1  # share of the key that some come to by chance where maps are small
-_FEW = 30  # photos below which differences of a point or two may be chance
-_WORDS = 'model.words.j2'
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,7 @@ class ModelReport(Report):
 
     FORMAT: ClassVar[str] = 'keyseg_mm audit'
     TEMPLATE: ClassVar[str] = 'model.html.j2'
+    WORDS: ClassVar[str] = 'model.words.j2'
     public: str | None
     second: str | None
     key_id: str
@@ -95,17 +94,7 @@ def summarise(report: ModelReport) -> Summary[Advantage]:
     # the attack that found most of the key, if that is more than chance
     recovered = [r for r in finished(report.outcomes, 'attack') if (r.score.recovery or 0.0) > _BY_CHANCE]
     found = max(recovered, key=lambda r: r.score.recovery or 0.0, default=None)
-    level = _level(report, headline, found)
-    few = f'Scored on {report.held_out} photos only: differences of a point or two may be chance.'
-    return Summary(
-        advantages=advantages,
-        headline=headline,
-        level=level,
-        verdict=' '.join(words(_WORDS, 'verdict', report=report, best=headline, level=level)),
-        means=words(_WORDS, 'means', report=report, level=level, recovered=found),
-        change=words(_WORDS, 'change', report=report, attack=headline.attack, level=level),
-        warnings=(*run_warnings(report), *([few] if report.held_out < _FEW else [])),
-    )
+    return report.summary(advantages, headline, _level(report, headline, found), recovered=found)
 
 
 def advantage(report: ModelReport, share: float | None) -> Advantage:

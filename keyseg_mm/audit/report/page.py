@@ -75,6 +75,7 @@ class Report:
 
     FORMAT: ClassVar[str]
     TEMPLATE: ClassVar[str]  # of the page
+    WORDS: ClassVar[str]  # template of what it comes to
     suite: str
     seed: int
     config: str
@@ -92,6 +93,13 @@ class Report:
         """Whether a check of the referee, or too many runs, failed."""
         failed = sum(isinstance(outcome, Failure) for outcome in self.outcomes)
         return not (self.positive.passed and self.negative.passed) or failed > FAILED * len(self.outcomes)
+
+    def summary(self, advantages: tuple[Any, ...], best: Any, level: str, **told: Any) -> Summary[Any]:
+        """What it comes to, with the words that a template has for a headline, a level, and what else it is told."""
+        parts = ('verdict', 'means', 'change', 'warnings')
+        said = [words(self.WORDS, part, report=self, best=best, level=level, **told) for part in parts]
+        runs = words('runs.words.j2', 'warnings', outcomes=self.outcomes)
+        return Summary(advantages, best, level, ' '.join(said[0]), said[1], said[2], (*runs, *said[3]))
 
 
 @dataclass(frozen=True)
@@ -131,11 +139,6 @@ def words(template: str, part: str, /, **values: Any) -> tuple[str, ...]:
     macro = getattr(_templates((_HERE,), escape=False).get_template(template).module, part)
     paragraphs = (' '.join(text.split()) for text in str(macro(**values)).split('\n\n'))
     return tuple(text for text in paragraphs if text)
-
-
-def run_warnings(report: Report) -> tuple[str, ...]:
-    """Runs that failed, or were cut short."""
-    return words('runs.words.j2', 'warnings', outcomes=report.outcomes)
 
 
 @functools.cache
