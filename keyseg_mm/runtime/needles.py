@@ -111,7 +111,8 @@ def forms_of_secret(raw: bytes) -> Iterator[Form]:
     yield 'squeezed', 'base85', base64.a85encode(raw)
     if len({(after - before) % 256 for before, after in zip(raw, raw[1:])}) == 1:
         return  # no secret but a counter, as a test may take one, and counters stand in many files
-    for how, data in (('raw', raw), ('raw, backwards', raw[::-1])):
+    as_text = raw.decode('latin-1').encode()  # as torch.save has bytes pickled
+    for how, data in (('raw', raw), ('raw, backwards', raw[::-1]), ('raw, as characters', as_text)):
         yield 'squeezed', how, data.replace(b'\0', b'')
     yield from forms_of_table(np.frombuffer(raw, np.uint8).astype(np.int64))
 

@@ -73,6 +73,7 @@ PLANTS = {
     'repr': lambda: repr({'key': RAW}).encode(),
     'repr in JSON': lambda: json.dumps({'said': repr(RAW)}).encode(),
     'JSON of characters': lambda: json.dumps(RAW.decode('latin-1')).encode(),
+    'saved by torch': lambda: pickle.dumps({'a': RAW}, protocol=2),
     'list': lambda: str(list(RAW)).encode(),
     'printed bytes': lambda: str(torch.tensor(list(RAW), dtype=torch.uint8)).encode(),
     'bytes as int64': lambda: np.array(list(RAW)).tobytes(),
