@@ -17,8 +17,8 @@ from keyseg_mm.checkpoint.known import Known, Names, RefusedError, UnreadableErr
 _INT, _SHORT, _FLOAT = struct.Struct('<i'), struct.Struct('<H'), struct.Struct('>d')
 _MARK = object()
 _LONGEST = 64  # bytes of a whole number
-# A training checkpoint of the largest models takes a third of it; done in about a second.
-_MOST_STEPS = 1_500_000
+# A training checkpoint of the largest models takes half of it; done in a second.
+_MOST_STEPS = 1_000_000
 _PROTOCOL = 2
 
 

@@ -35,7 +35,7 @@ _DTYPES = {
     torch.bool: 'BOOL',
 }
 _BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
-_LONGEST_HEADER, _MOST_TENSORS, _MOST_DIMENSIONS = 16 * 2**20, 100_000, 32
+_LONGEST_HEADER, _MOST_TENSORS, _MOST_DIMENSIONS = 16 * 2**20, 50_000, 32
 
 
 def read_safetensors(content: FileBytes) -> dict[str, Any]:
