@@ -60,7 +60,11 @@ def _check_value(node: ast.expr, name: Any = None) -> None:
             if not isinstance(key, ast.Constant):
                 raise ValueError
             _check_value(value, key.value)
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict' and not node.args:
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
+        for item in node.args:  # the host writes dict({...}) where a key is no identifier
+            if not isinstance(item, ast.Dict):
+                raise ValueError
+            _check_value(item)
         for keyword in node.keywords:
             if keyword.arg is None:
                 raise ValueError

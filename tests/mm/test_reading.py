@@ -180,6 +180,7 @@ PROGRAMS = {
     'an object of any module': 'model = dict(type="subprocess.Popen", args="touch ran", shell=True)',
     'an object of the host': 'model = dict(type="mmengine.load", file="evil.pkl")',
     'a type in a literal': 'model = {"type": "os.system", "command": "touch ran"}',
+    'a type in pairs': 'model = dict([("type", "subprocess.Popen"), ("args", "touch ran"), ("shell", True)])',
     'a module': 'model = dict(type="evil")',
     'a program for the key': 'model = dict(protection=dict(key="cmd:touch ran"))',
     'no python': 'a = (',
@@ -206,8 +207,10 @@ def test_a_config_in_a_checkpoint_runs_nothing(program, here, tmp_path, monkeypa
 
 
 def test_configs_that_the_host_dumps_are_read(here, tmp_path):
-    for name in (here.plain, here.keyed):
-        cfg = Config.fromfile(name)
+    rare = dict(
+        keys={'a.b': dict(lr_mult=0.1), 'c': {}}, t=(1,), e=(), n=None, f=-1e-5, s='it\'s "q"\n', b=[dict(a={1: 2})]
+    )
+    for cfg in (Config.fromfile(here.plain), Config.fromfile(here.keyed), Config(rare)):
         assert Config.fromstring(cfg.pretty_text, '.py').to_dict() == cfg.to_dict() != {}
     weights = MODELS.build(tiny_model_cfg()).state_dict()
     meta = {'cfg': Config.fromfile(here.plain).pretty_text, 'dataset_meta': {'classes': ['a'], 'palette': [[0, 0, 0]]}}
