@@ -57,7 +57,10 @@ __all__ = [
 
 FORMAT, VERSION = 'keyseg_mm stamp', 1
 STAMP_PREFIX = 'keyseg_stamp'
-DAMAGED = 'the stamp in this checkpoint is damaged; restore the file from a copy'
+DAMAGED = (
+    'the stamp in this checkpoint is damaged; restore the file from a copy. It is text, of which no average can be '
+    'taken: let tools that compute with tensors leave out those named keyseg_stamp...'
+)
 _NEEDS_KEY = STAMP_PREFIX + '_protected_model_needs_key_'
 _TAKES_IMAGES = STAMP_PREFIX + '_model_takes_images_encrypted_with_key_'
 
@@ -168,15 +171,23 @@ def stamp_of_value(value: Any) -> Stamp:
     """The stamp in a state_dict's value, whatever that is.
 
     Raises:
-        StampError: it is no one-dimensional uint8 tensor of a stamp.
+        StampError: it is no one-dimensional tensor of a stamp's bytes.
     """
     try:
-        if str(value.dtype) != 'torch.uint8' or value.dim() != 1 or value.numel() > LARGEST:
+        if value.dim() != 1 or value.numel() > LARGEST:
             raise ValueError
-        content = value.numpy().tobytes()
+        content = _bytes(value.detach().cpu()).numpy().tobytes()
     except (AttributeError, ValueError, TypeError, RuntimeError):  # meta and sparse ones too
         raise StampError(DAMAGED) from None
     return Stamp.from_bytes(content)
+
+
+def _bytes(value: Any) -> Any:
+    """The bytes in a tensor; a tool that casts all tensors of a file casts its stamp too, and no dtype loses any."""
+    if str(value.dtype) == 'torch.uint8':
+        return value
+    numbers, found = value.double(), value.double().byte()
+    return found if bool((numbers == found).all()) else _refuse()
 
 
 def is_stamp(name: str) -> bool:

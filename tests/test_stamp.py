@@ -104,8 +104,9 @@ def odd_values() -> dict[str, object]:
         'quantised': torch.quantize_per_tensor(torch.ones(10), 0.1, 0, torch.quint8),
         'terabytes without memory': torch.zeros(1, dtype=torch.uint8).expand(2**42),
         'megabytes without memory': torch.zeros(1, dtype=torch.uint8).expand(LARGEST),
-        'floating-point': bytes_of.float(),
-        'signed': bytes_of.to(torch.int8),
+        'floating-point': bytes_of.float() + 0.5,
+        'no numbers': torch.full((9,), float('nan')),
+        'beyond bytes': bytes_of.int() + 256,
         'boolean': bytes_of.bool(),
         'two dimensions': bytes_of[None],
         'no dimension': torch.tensor(1, dtype=torch.uint8),
@@ -132,6 +133,13 @@ def test_values_that_are_no_tensor_of_a_stamp(kind):
     with pytest.raises(StampError, match='damaged'):
         stamps_of({ONE.name: value})
     assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize(
+    'dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8, torch.int64]
+)
+def test_a_stamp_that_was_cast_with_all_else_is_read(dtype):
+    assert stamp_of_value(stamp_tensor(ONE).to(dtype)) == ONE
 
 
 def test_a_stamp_may_lie_in_memory_as_it_likes():

@@ -11,6 +11,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -75,7 +76,8 @@ def watch_module(
     """
 
     def run(size: Size, loss: bool) -> _Result:
-        with undisturbed(module.parameters()), torch.no_grad():
+        is_meta = any(p.is_meta for p in module.parameters())  # as built by whoever says so for all new tensors
+        with undisturbed(module.parameters()), torch.no_grad(), torch.device('cpu') if is_meta else nullcontext():
             double = _double(module, real)
             return watch(double, _passes(double, size, heads, image or noise, loss, real))
 
@@ -134,8 +136,11 @@ def _double(module: nn.Module, real: bool) -> nn.Module:
     Its statistics, modes and whatever it keeps in Python objects can change without harm: the host's CLIP text encoder,
     for one, remembers its embeddings, and those of the weights before a checkpoint is loaded would be used ever after.
     """
-    memo: dict[int, nn.Parameter] = {}
+    memo: dict[int, Tensor] = {id(b): torch.zeros_like(b, device='cpu') for b in module.buffers() if b.is_meta}
     for p in module.parameters():
+        if p.is_meta:  # nothing of it is there yet
+            memo[id(p)] = nn.Parameter(torch.zeros_like(p, device='cpu'), p.requires_grad)
+            continue
         fresh = not real and p.numel() > 0 and not p.abs().max() < _LARGEST_WEIGHT  # NaN counts as fresh memory too
         memo[id(p)] = nn.Parameter(torch.zeros_like(p), p.requires_grad) if fresh else p
     double = copied(module, memo)

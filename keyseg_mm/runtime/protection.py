@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from keyseg_mm.bind import Bound, derive_map, memory_stamp, open_envelope, stamp_tensor
@@ -59,7 +60,8 @@ class Protection(Secret):
         self.stamp = Stamp(key.id if key else '', bytes(SALT_BYTES), ())
         self.features: Material | None = key
         self._gates: list[Gate] = []
-        self._spoken: tuple[Stamp, Tensor] | None = None  # the stamp of the last state_dict
+        # the stamp of the state_dicts: one tensor, as a parameter is, and what was in it
+        self._spoken: tuple[Stamp, Tensor, Tensor] | None = None
 
     @property
     def public_id(self) -> str:
@@ -97,6 +99,8 @@ class Protection(Secret):
         """
         if self.state is State.WAITING:
             raise NotFiredError(_WAITS)
+        if self._spoken is not None and not torch.equal(*self._spoken[1:]):
+            raise PlanMismatchError(_OVERWRITTEN)
         modules = dict(model.named_modules(remove_duplicate=False))
         idle = [f'{e.site.point}: {why}' for e in self.encryptors if (why := why_idle(modules, e))]
         if idle:
@@ -143,8 +147,9 @@ class Protection(Secret):
                 stamp = self.stamp
                 if isinstance(self.features, FeatureSecret) and self.key is not None:
                     stamp = memory_stamp(self.key, stamp, self.features)
-                self._spoken = self.stamp, stamp_tensor(stamp)
-            state_dict[prefix + self.stamp.name] = self._spoken[1].clone()
+                spoken = stamp_tensor(stamp, _ROOM)
+                self._spoken = self.stamp, spoken, spoken.clone()
+            state_dict[prefix + self.stamp.name] = self._spoken[1]
         return Unwritten(state_dict, KeyMismatchError(_NOT_WRITTEN)) if self.rules.deliberate and not prefix else None
 
     def take_stamp(self, model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -177,6 +182,7 @@ class Protection(Secret):
             self._take(features, replace(bare, entries=fitting.entries), model, state_dict, prefix)
         else:
             self._take_foreign(self.key, fit_to_model(stamp, model), model, state_dict, prefix)
+        self._spoken = None
         for name in stamp_names(state_dict, prefix):
             del state_dict[name]
 
@@ -278,6 +284,11 @@ def _bare(stamp: Stamp, key: Key) -> Stamp:
     return replace(stamp, key_id=key.id, recipients=(), commitment='', seal=None)
 
 
+_ROOM = 2**16  # bytes: stamps of one model are of one length, since the host's EMA copies one into another
+_OVERWRITTEN = (
+    'the weights and the stamp of another model were written over those of this copy, whose tables are others: what it '
+    'computes is wrong. Make copies (EMA, teachers) after a checkpoint is loaded, or load it into them too'
+)
 _WAITS = 'no protected checkpoint was loaded, and the model takes its points from one: give load_from or the file'
 _NOT_WRITTEN = 'this model runs without its key, on purpose: nothing is written of it'
 _TAKES_IMAGES = (

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
+from math import prod
 from typing import Any, NamedTuple
 
 from cryptography.exceptions import InvalidTag
@@ -35,6 +36,11 @@ __all__ = ['CHUNK', 'Around', 'Buffer', 'Content', 'open_buffers', 'retag_buffer
 _SECTION, _CHUNK = 'keyseg_mm/section/v1', 'keyseg_mm/chunk/v1'
 _MANIFEST = 'keyseg_mm/manifest/v1'
 _NONCE_BYTES, _LENGTH_BYTES = 12, 8
+_FLOATS = {'float32': 4, 'float64': 8, 'float16': 2, 'bfloat16': 2}  # bytes of a value
+_COPY = (
+    'take a copy from where it was made. To average, cast, resize or pick weights, open the file first: keyseg unlock, '
+    'or keyseg_mm.load'
+)
 
 
 class Buffer(NamedTuple):
@@ -176,8 +182,7 @@ def open_buffers(
             keyed.run(piece, out, seal.tags[_tag_of(piece)])
         except InvalidTag:
             raise IntegrityError(
-                f'{piece.buffer.name} in {seal.section} was altered after it was sealed; take a copy from where it '
-                'was made'
+                f'{piece.buffer.name} in {seal.section} was altered after it was sealed; {_COPY}'
             ) from None
 
     try:
@@ -204,7 +209,14 @@ def retag_buffers(buffers: Iterable[Buffer], content: Content, seal: Seal, aroun
 
 def _manifest(content: Content, seal: Seal, buffers: Sequence[Buffer], around: Around) -> bytes:
     """The tag over everything, each part after its length."""
-    rows = [[b.name, b.dtype, list(b.shape), _chunks(b, seal.chunk)] for b in buffers]
+    return _tag_over(content, seal, [_row(b.name, b.dtype, b.shape, len(b.data), seal) for b in buffers], around)
+
+
+def _row(name: str, dtype: str, shape: tuple[int, ...], size: int, seal: Seal) -> list[Any]:
+    return [name, dtype, list(shape), -(-size // seal.chunk)]
+
+
+def _tag_over(content: Content, seal: Seal, rows: list[list[Any]], around: Around) -> bytes:
     said = canonical([_MANIFEST, seal.section, seal.mode, seal.chunk, rows, seal.shared, sorted(around.public)])
     mac = HMAC(content.subkey(_MANIFEST, [seal.section], b''), SHA256())
     for part in (said, around.head, seal.tags, seal.meta):
@@ -216,9 +228,26 @@ def _manifest(content: Content, seal: Seal, buffers: Sequence[Buffer], around: A
 def _check_tag(content: Content, seal: Seal, buffers: Sequence[Buffer], around: Around) -> None:
     if not hmac.compare_digest(_manifest(content, seal, buffers, around), seal.tag):
         raise IntegrityError(
-            f'{seal.section} was altered after it was sealed: its tensors, its stamp or its seal do not fit together; '
-            'take a copy from where it was made'
+            f'{seal.section} was altered after it was sealed: {_what(content, seal, buffers, around)}; {_COPY}'
         )
+
+
+def _what(content: Content, seal: Seal, buffers: Sequence[Buffer], around: Around) -> str:
+    """What was done to a section, as far as it can be told: tools cast, drop and resize tensors."""
+    for dtype, size in _FLOATS.items():
+        for scalar, width in ((dtype, size), ('int64', 8)):  # counters are cast too, by some
+            rows = []
+            for b in buffers:
+                kind, wide = (dtype, size) if b.shape or b.dtype not in _FLOATS else (scalar, width)
+                same = b.dtype not in _FLOATS
+                length = len(b.data) if same else prod(b.shape) * wide
+                rows.append(_row(b.name, b.dtype if same else kind, b.shape, length, seal))
+            if hmac.compare_digest(_tag_over(content, seal, rows, around), seal.tag):
+                return f'its tensors were {dtype} then, and were cast'
+    now, then = _count(buffers, seal.chunk), len(seal.tags) // TAG_BYTES
+    if now != then:
+        return f'it holds {now} chunks of tensors, and held {then}: some were left out, added, resized or cast'
+    return 'its tensors, its stamp or its seal do not fit together'
 
 
 def _ordered(buffers: Iterable[Buffer]) -> list[Buffer]:

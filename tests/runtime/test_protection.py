@@ -261,9 +261,9 @@ def test_keyed_parts(part, key_file, other_key_file, image, load):
         load(model, MODELS.build(tiny_model_cfg()).state_dict())
     fired = model.loss if part == 'auxiliary_head' else model.forward
     before = protections(model)[0].encryptors[0].calls
-    from keyseg_mm.mm.dryrun import _samples
+    from keyseg_mm.mm.inputs import random_samples
 
-    fired(image, _samples(model, image))
+    fired(image, random_samples(model, image))
     assert protections(model)[0].encryptors[0].calls == before + 1
 
 
