@@ -11,10 +11,12 @@ import errno
 import json
 import os
 import secrets
+import signal
 import stat
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -73,7 +75,8 @@ def _write(name: str, folder: int, write: Callable[[IO[bytes]], object], mode: i
     try:
         handle, is_named = _open(hidden, folder)
         with open(handle, 'w+b') as file:
-            write(file)
+            with _undisturbed():
+                write(file)
             file.flush()
             os.fchmod(handle, mode & ~umask)
             os.fsync(handle)
@@ -87,6 +90,28 @@ def _write(name: str, folder: int, write: Callable[[IO[bytes]], object], mode: i
     finally:
         with suppress(FileNotFoundError):
             os.unlink(hidden, dir_fd=folder)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let signals wait that Python answers, by raising an error mostly.
+
+    torch's writer calls the file from C++: it takes that error for one of the file, or aborts the process.
+    """
+    came: list[int] = []
+    kept: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # no other answers signals
+        numbers = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+        kept = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    for number in kept:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 def _open(hidden: str, folder: int) -> tuple[int, bool]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import signal
 import stat
 
 import pytest
+import torch
 
 from keyseg_mm import Identity, SecretKey, write_key_file
 from keyseg_mm.atomic import is_key_file, make_folder, refuse_existing, write_new
+from keyseg_mm.checkpoint.files import write_checkpoint
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.keys import keyfile
 
@@ -25,11 +30,20 @@ def mode_of(path):
     return stat.S_IMODE(os.stat(path).st_mode)
 
 
-@pytest.fixture(params=['unnamed', 'hidden'])
+@pytest.fixture(params=['unnamed', 'hidden', 'refused'])
 def way(request, monkeypatch):
-    """As Linux writes files, and as other systems do."""
+    """As Linux writes files, as other systems do, and as Linux does where a file system has no files without names."""
+    opened = os.open
+
+    def refuse(path, flags, *args, **kwargs):
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return opened(path, flags, *args, **kwargs)
+
     if request.param == 'hidden':
         monkeypatch.delattr(os, 'O_TMPFILE')
+    elif request.param == 'refused':
+        monkeypatch.setattr(os, 'open', refuse)
     elif not hasattr(os, 'O_TMPFILE'):
         pytest.skip('files without names are of Linux')
     old = os.umask(0o022)
@@ -53,7 +67,7 @@ def test_a_file_is_private_until_it_is_whole(way, overwrite, tmp_path):
 
     write_new(path, write, overwrite=overwrite)
     assert seen['mode'] == 0o600
-    assert len(seen['files']) == (way == 'hidden') and set(seen['files'].values()) <= {0o600}
+    assert len(seen['files']) == (way != 'unnamed') and set(seen['files'].values()) <= {0o600}
     assert path.read_bytes() == b'half, whole' and mode_of(path) == 0o644
     assert names_in(tmp_path) == ['a.pth']
 
@@ -72,6 +86,34 @@ def test_what_ends_early_leaves_nothing(way, overwrite, error, tmp_path):
     with pytest.raises(error):
         write_new(path, write, overwrite=overwrite)
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b'old'] * overwrite
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_a_signal_waits_until_a_writer_in_another_language_is_done(way, number, suffix, tmp_path, monkeypatch):
+    """torch's writer aborts the process when an error comes out of the file that it calls."""
+    ran = []
+
+    def answer(number, frame):
+        ran.append(len(seen))
+        raise SystemExit(128 + number)
+
+    class Disturbed(io.BufferedRandom):
+        def write(self, data):
+            seen.append(len(data))
+            signal.raise_signal(number)
+            return super().write(data)
+
+    seen, kept = [], signal.signal(number, answer)
+    monkeypatch.setattr('builtins.open', lambda handle, mode: Disturbed(io.FileIO(handle, 'w+')))
+    try:
+        with pytest.raises(SystemExit):
+            write_checkpoint(tmp_path / f'a{suffix}', {'w': torch.ones(100)}, {})
+        assert signal.getsignal(number) is answer
+    finally:
+        signal.signal(number, kept)
+    assert len(seen) > 1 and ran == [len(seen)]
+    assert names_in(tmp_path) == []
 
 
 def test_a_file_that_appears_meanwhile_is_left(way, tmp_path):
