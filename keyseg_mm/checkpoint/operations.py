@@ -17,7 +17,7 @@ from keyseg_mm.checkpoint.patching import ForeignFileError, patch
 from keyseg_mm.envelope import SEALED
 from keyseg_mm.errors import LockError
 from keyseg_mm.keys.identity import Key, Recipient
-from keyseg_mm.locking import Plan, lock_in_place, proved, rekey_in_place, unlock_in_place
+from keyseg_mm.locking import Plan, lock_in_place, proved, rekey_in_place, unlock_in_place, unwrap
 from keyseg_mm.seal.sections import WEIGHTS, Sealing, rewrap, sealed_stamp
 from keyseg_mm.stamp import Stamp, fresh_salt, is_stamp, stamps_of
 
@@ -60,9 +60,10 @@ def prove_sealed(source: str | Path, sealed: str | Path, key: Key) -> None:
     Raises:
         LockError: it does not.
     """
-    before, after = open_checkpoint(source), open_checkpoint(sealed, key)
-    same = before.state_dict.keys() == after.state_dict.keys() and all(
-        _same_bits(value, after.state_dict[name]) for name, value in before.state_dict.items()
+    before, after = open_checkpoint(source).state_dict, open_checkpoint(sealed, key).state_dict
+    same = before.keys() == after.keys() and all(
+        is_stamp(name) or _same_bits(value, after[name])  # a stamp's secrets are wrapped anew each time
+        for name, value in before.items()
     )
     if not same:
         Path(sealed).unlink()
@@ -228,7 +229,7 @@ def change_maps_file(
     opened.drop_others()
     tensors = opened.state_dict
     if stamps_of(tensors) or opened.stamp is None:
-        rekey_in_place(tensors, key, new_key, model, salt(tensors) if salt else None, None, check, own=True)
+        rekey_in_place(tensors, key, new_key, model, salt(unwrap(tensors)) if salt else None, None, check, own=True)
     stamps = stamps_of(tensors)
     opened.write(out, Sealing(new_key, (new_key, *recipients), opened.mode), overwrite)
     return stamps, opened.dropped

@@ -31,6 +31,7 @@ then, to test it at the plain model's speed:
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,7 +185,7 @@ def parse_transform(text: str) -> str | dict[str, Any]:
     name, _, block = text.partition(':')
     if not block:
         return name
-    if not block.isdecimal():
+    if not re.fullmatch('[0-9]{1,9}', block):
         raise LockError(f'{text!r}: a transform is written NAME or NAME:BLOCK, as ChannelRotation:16')
     return {'type': name, 'block': int(block)}
 

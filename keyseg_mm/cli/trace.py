@@ -38,12 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ask the stamp, then the weights."""
     from keyseg_mm.checkpoint.files import read_checkpoint
-    from keyseg_mm.locking import unwrap
     from keyseg_mm.tracing import by_stamp
 
     names = _read_names(args.licensees)
     master = master_key(args.master)
-    tensors = unwrap(read_checkpoint(args.checkpoint)['state_dict'])
+    tensors = read_checkpoint(args.checkpoint)['state_dict']
     said = by_stamp(tensors, master, names)
     status = FORGED if said is not None and not said[1] else 0
     if said is None:
@@ -55,21 +54,22 @@ def run(args: argparse.Namespace) -> int:
         if said is None:
             print("         give --original, the owner's own file, to ask the weights")
         return status if said else NOT_TRACED
-    original = unwrap(read_checkpoint(args.original)['state_dict'])
+    original = read_checkpoint(args.original)['state_dict']
     owner = {key.id: key for key in (master, *map(master.licensee, names))}
     found = _ask_weights(_opened(tensors, owner), _opened(original, owner), master, names)
     return status or found
 
 
 def _opened(tensors: dict[str, Any], keys: dict[str, Any]) -> dict[str, Any]:
-    """Weights without their seal, where one of the keys opens it."""
+    """Weights without their seal, where one of the keys opens it, and without the prefix of data-parallel runs."""
+    from keyseg_mm.locking import unwrap
     from keyseg_mm.seal.sections import sealed_stamp, unseal_section
 
     stamp = sealed_stamp(tensors)
     key = None if stamp is None else next((keys[i] for i in stamp.key_ids if i in keys), None)
     if stamp is None or key is None:
-        return tensors
-    return unseal_section(key, tensors, stamp.seal.section if stamp.seal else '')
+        return unwrap(tensors)
+    return unwrap(unseal_section(key, tensors, stamp.seal.section if stamp.seal else ''))
 
 
 def _ask_weights(tensors: dict[str, Any], original: dict[str, Any], master: Any, names: list[str]) -> int:

@@ -23,7 +23,7 @@ from keyseg_mm.locking.fitting import fit
 from keyseg_mm.locking.parts import fit_to_file
 from keyseg_mm.locking.plan import Plan
 from keyseg_mm.locking.scheme import SCHEMES, Scheme, scheme_of
-from keyseg_mm.model.sites import Trace, module_of
+from keyseg_mm.model.sites import Trace
 from keyseg_mm.seal.sections import sealed_stamp, unseal_section
 from keyseg_mm.stamp import Stamp, below, fresh_salt, stamps_of
 
@@ -237,8 +237,19 @@ def _opened(
                     'this model was trained with its key, so its stamp does not tell which weights read the encrypted '
                     'maps; give its config too (--config), or model=... from Python'
                 )
-            stamp = complete(stamp, module_of(model, where) if where else model, None if where else trace)
+            stamp = complete(stamp, _part(model, where, tensors), None if where else trace)
         found[prefix] = stamp, features
     if not any(map(_is_turned, stamps.values())):
         raise LockError('this model was trained on encrypted images: no weight can be turned so that it reads plain')
     return found
+
+
+def _part(model: nn.Module, where: str, tensors: Mapping[str, Any]) -> nn.Module:
+    """The part of a model that a stamp is of, by where that was found; tensors may be those of a data-parallel run."""
+    names = where.split('.') if where else []
+    if names[:1] == ['module'] and all(name.startswith('module.') for name in tensors):
+        names = names[1:]
+    try:
+        return model.get_submodule('.'.join(names))
+    except AttributeError:
+        raise LockError(f'this checkpoint has a stamp of {where}, and the model of this config no such part') from None

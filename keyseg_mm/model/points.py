@@ -7,6 +7,7 @@ NAME is the dotted name in the model, ``.`` the model itself. Presets name sets:
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,7 +42,7 @@ class Point:
         parts = text.split(':') if isinstance(text, str) else []
         if len(parts) == 2 and parts[0] in ('out', 'in') and parts[1]:
             return cls(parts[0], parts[1])  # type: ignore[arg-type]
-        if len(parts) == 3 and parts[0] == 'out' and parts[1] and parts[2].isdecimal():
+        if len(parts) == 3 and parts[0] == 'out' and parts[1] and re.fullmatch('[0-9]{1,9}', parts[2]):
             return cls('out', parts[1], int(parts[2]))
         raise PointError(
             f'{text!r} is no encryption point; write out:NAME, out:NAME:INDEX, in:NAME, '

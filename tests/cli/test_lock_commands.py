@@ -160,8 +160,9 @@ def test_unlock_of_a_trained_checkpoint_takes_its_config(files, key, capsys):
 def test_transforms_on_the_command_line():
     assert parse_transform('ChannelPermutation') == 'ChannelPermutation'
     assert parse_transform('ChannelRotation:16') == {'type': 'ChannelRotation', 'block': 16}
-    with pytest.raises(LockError, match='NAME:BLOCK'):
-        parse_transform('ChannelRotation:x')
+    for block in ('x', '-1', '9' * 5000):
+        with pytest.raises(LockError, match='NAME:BLOCK'):
+            parse_transform(f'ChannelRotation:{block}')
 
 
 def test_lock_warns_of_layers_that_are_close_to_public_weights(files, capsys):

@@ -39,7 +39,7 @@ def test_a_key_file_may_be_called_what_it_likes(path):
 
 @pytest.mark.parametrize('runner_type', [Runner, FlexibleRunner])
 def test_a_secret_in_a_config_is_refused_before_it_is_logged(runner_type, key, tmp_path):
-    cfg = Config({'model': {'protection': {'key': key.needles()['hex'].decode()}}, 'work_dir': str(tmp_path / 'work')})
+    cfg = Config({'model': {'protection': {'key': key.material.hex()}}, 'work_dir': str(tmp_path / 'work')})
     with pytest.raises(SecretExposedError, match='burnt'):
         runner_type.from_cfg(cfg)
     assert not (tmp_path / 'work').exists()

@@ -49,7 +49,10 @@ def test_grammar_round_trip(text):
     assert str(Point.parse(text)) == text
 
 
-@pytest.mark.parametrize('text', ['', 'a.b', 'out:', 'in:a:1', 'out:a:b', 'out:a:-1', 'OUT:a', 'out:a:1:2', None])
+@pytest.mark.parametrize(
+    'text',
+    ['', 'a.b', 'out:', 'in:a:1', 'out:a:b', 'out:a:-1', 'OUT:a', 'out:a:1:2', None, 'out:a:٣', f'out:a:{"9" * 5000}'],
+)
 def test_grammar_refuses(text):
     with pytest.raises(PointError, match='no encryption point'):
         Point.parse(text)
