@@ -3,6 +3,7 @@
 # make flaky  the tests in N random orders (10), to see that their outcome hangs on nothing else
 # make gpu-check  what protection costs on a GPU, and whether it is right there, in ten minutes; on a CPU, that it runs
 # make fuzz   read changed inputs of every format, a minute's worth; ARGS='--inputs 1000000', or --coverage with atheris
+# make kill   kill every command that writes at 1,000 random moments, and look at what is left; ARGS='--kills 100'
 # make lint   style and types
 PYTHON ?= python3
 # onedl: the maintained fork, nothing to compile. openmmlab: mmcv compiles its ops, 20 minutes or more, unless pip finds
@@ -20,7 +21,7 @@ PIP = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 FIND = $(if $(WHEELS),--find-links $(WHEELS))
 ISOLATION = $(if $(filter openmmlab,$(STACK)),--no-build-isolation)
 
-.PHONY: setup demo test flaky gpu-check fuzz lint clean
+.PHONY: setup demo test flaky gpu-check fuzz kill lint clean
 
 setup: $(VENV)/installed
 
@@ -52,6 +53,9 @@ gpu-check: setup
 
 fuzz: setup
 	$(BIN)/python benchmarks/fuzz.py $(ARGS)
+
+kill: setup
+	$(BIN)/python -m tests.support.kills --out kills_out $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,0 +1,1 @@
+"""Kills every command that writes, at random moments, and looks at what is left: ``python -m tests.support.kills``."""
