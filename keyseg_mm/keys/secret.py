@@ -76,7 +76,7 @@ def unseen(function: Callable[_P, _R]) -> Callable[_P, _R]:
             return function(*args, **kwargs)
         except BaseException as error:
             found = error
-        del args, kwargs  # of this frame, which the traceback begins with
+        args, kwargs = (), {}  # type: ignore[assignment]  # of this frame, which the traceback begins with
         found.__context__ = found.__cause__ = None
         raise found.with_traceback(None)
 

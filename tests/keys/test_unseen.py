@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import traceback
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -27,13 +28,30 @@ STAMP = close_envelope(Stamp(KEY.id, SALT, (MAP,)), Secrets(KEY.features(SALT)),
 FILES = {'mistyped': MISTYPED, 'two': f'{KEY.to_text()}\n{KEY.to_text()}', 'whole': KEY.to_text()}
 
 
+def by_cgitb(error):
+    import cgitb  # not in Python 3.13
+
+    return cgitb.text((type(error), error, error.__traceback__))
+
+
+def by_rich(error):
+    from rich.console import Console
+    from rich.traceback import Traceback
+
+    console = Console(file=io.StringIO(), width=200)
+    console.print(Traceback.from_exception(type(error), error, error.__traceback__, show_locals=True))
+    return console.file.getvalue()
+
+
+PRINTERS = [printed for name, printed in (('cgitb', by_cgitb), ('rich', by_rich)) if find_spec(name)]
+
+
 def shown(function):
     """What a traceback with local variables says of the error that a call raises."""
     try:
         function()
     except BaseException as error:
-        chain = traceback.TracebackException.from_exception(error, capture_locals=True)
-        found = list(chain.format())
+        found = [printed(error) for printed in PRINTERS]
         while error is not None:  # suppressed ones too
             found += traceback.TracebackException.from_exception(error, capture_locals=True).format()
             error = error.__context__
@@ -48,7 +66,12 @@ def secrets():
     return [*(repr(form)[2:-1][:30] for form in forms), *(form.hex()[:20] for form in forms), *groups, PASSPHRASE]
 
 
-SECRETS = secrets()
+SECRETS, GIVEN = secrets(), (KEY.material, KEY.to_text(), PASSPHRASE)
+
+
+def given():
+    """Not by name: cgitb prints what the names in a line stand for."""
+    return GIVEN
 
 
 def check(text):
@@ -62,9 +85,9 @@ def test_what_is_looked_for_is_found():
         features = KEY.features(SALT).material
         raise ValueError(len(subkey) + len(features))
 
-    text = shown(lambda: careless(KEY.material, KEY.to_text(), PASSPHRASE))
+    text = shown(lambda: careless(*given()))
     assert [form for form in SECRETS if form not in text and len(form) != 20] == []
-    check(shown(lambda: unseen(careless)(KEY.material, KEY.to_text(), PASSPHRASE)))
+    check(shown(lambda: unseen(careless)(*given())))
 
 
 def operations(tmp_path):
@@ -72,10 +95,11 @@ def operations(tmp_path):
     for name, content in FILES.items():
         (tmp_path / name).write_text(content)
     write_key_file(tmp_path / 'sealed', KEY, PASSPHRASE)
-    yield from (lambda name=name: read_key_file(tmp_path / name) for name in FILES)
-    yield lambda: read_key_file(tmp_path / 'sealed', lambda _: PASSPHRASE)
-    yield lambda: read_key_file(tmp_path / 'sealed', lambda _: PASSPHRASE + '?')
-    yield lambda: write_key_file(tmp_path / 'other', KEY, PASSPHRASE)
+    paths = [tmp_path / name for name in FILES]
+    yield from (lambda path=path: read_key_file(path) for path in paths)
+    yield lambda: read_key_file(tmp_path / 'sealed', lambda _: given()[2])
+    yield lambda: read_key_file(tmp_path / 'sealed', lambda _: given()[2] + '?')
+    yield lambda: write_key_file(tmp_path / 'other', KEY, given()[2])
     yield lambda: locate(f'file:{tmp_path / "whole"}')
     yield lambda: locate(f'cmd:cat {tmp_path / "mistyped"}')
     yield lambda: SecretKey.from_text((tmp_path / 'whole').read_text())
