@@ -104,7 +104,8 @@ def _show_checkpoint(path: Path) -> None:
     from keyseg_mm.locking.parts import fitted
     from keyseg_mm.stamp import below, stamps_of
 
-    tensors = read_checkpoint(path)['state_dict']
+    content = read_checkpoint(path)
+    tensors = content['state_dict']
     stamps = stamps_of(tensors)
     if not stamps:
         print(f'{path}: a plain checkpoint, it carries no stamp')
@@ -114,6 +115,7 @@ def _show_checkpoint(path: Path) -> None:
         print(f'  key id  {" and ".join(stamp.key_ids)}')
         if stamp.seal is not None:
             print(f'  file    {_SEALS[stamp.seal.mode]}')
+            _show_covered(content)
         print(f'  salt    {stamp.salt.hex()}')
         if stamp.tensors:
             lines = [(t.names[0], f'{t.count:8} values', t.transform) for t in stamp.tensors]
@@ -128,6 +130,17 @@ def _show_checkpoint(path: Path) -> None:
             _show_embeddings(stamp, path)
         for image in stamp.images:
             print(f'  images  encrypted in training, and to be encrypted: {image}')
+
+
+def _show_covered(content: dict[str, Any]) -> None:
+    """What of a file nobody can alter, add or exchange."""
+    from keyseg_mm.seal.sections import covered
+
+    sections, others = covered(content)
+    names = ', '.join(f'{name} ({count} tensors)' for name, count in sections.items())
+    print(f'  covers  {names}, all stamps, and meta')
+    if others:
+        print(f'  but not {", ".join(others)}: values that are no tensors')
 
 
 def _show_lines(made_by: str, what: str, lines: list[tuple[str, str, dict[str, Any]]]) -> None:

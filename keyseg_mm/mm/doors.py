@@ -46,13 +46,12 @@ from keyseg_mm.mm.config_text import refuse_programs
 from keyseg_mm.mm.counting import count_plain
 from keyseg_mm.mm.hooks import GuardHook
 from keyseg_mm.runtime.attach import protection_of, protections
+from keyseg_mm.seal.nested import tensors_of, with_tensors
 from keyseg_mm.seal.sections import (
     WEIGHTS,
     check_meta_of,
     sealed_stamp,
-    tensors_of,
     unseal_checkpoint,
-    with_tensors,
 )
 from keyseg_mm.stamp import stamps_of
 

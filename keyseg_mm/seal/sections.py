@@ -8,7 +8,6 @@ for each file. In memory a section has no seal, and its stamp no content key.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,10 +17,11 @@ from torch import Tensor
 
 from keyseg_mm.bind import Secrets, close_envelope, memory_stamp, open_envelope, stamp_tensor
 from keyseg_mm.envelope import SEALED
-from keyseg_mm.errors import IntegrityError, LockError
+from keyseg_mm.errors import IntegrityError
 from keyseg_mm.keys.identity import Key, Recipient
 from keyseg_mm.keys.key import ContentKey, FeatureSecret
 from keyseg_mm.seal.meta import check_meta
+from keyseg_mm.seal.nested import tensors_of, with_tensors
 from keyseg_mm.seal.tensors import open_tensors, retag_tensors, seal_tensors
 from keyseg_mm.stamp import Stamp, fresh_salt, is_stamp, stamps_of
 
@@ -86,15 +86,38 @@ def unseal_checkpoint(
 
     Raises:
         KeyMismatchError: it is sealed to others.
-        IntegrityError: it was altered.
+        IntegrityError: it was altered, or put together from several files.
     """
     opened = dict(checkpoint)
+    _check_one_file(key, checkpoint)
     for name, value in checkpoint.items():
         if name not in but and sealed_stamp(value) is not None:
             meta = checkpoint.get('meta') if name == WEIGHTS else None
             found = unseal_section(key, value, name, meta=meta, own=own, verify=verify)
             opened[name] = found.get(_WRAPPED, found)
     return opened
+
+
+def _check_one_file(key: Key, checkpoint: Mapping[str, Any]) -> None:
+    """All of a file was sealed at once, or none of it; what was dropped from it since is no error."""
+    found = {name: sealed_stamp(value) for name, value in checkpoint.items() if name != 'meta' and tensors_of(value)}
+    stamps = {name: stamp for name, stamp in found.items() if stamp is not None}
+    bare = [name for name in found if name not in stamps]
+    if stamps and bare:
+        raise IntegrityError(f'{", ".join(bare)} in this file has no seal, and the rest has: it was put there later')
+    contents = {content.material for stamp in stamps.values() if (content := open_envelope(key, stamp).content)}
+    if len(contents) > 1:
+        raise IntegrityError(f'{" and ".join(stamps)} were put together from several files; take a copy of one')
+
+
+def covered(checkpoint: Mapping[str, Any]) -> tuple[dict[str, int], list[str]]:
+    """What the seals of a checkpoint cover: the number of tensors by section; and sections that they do not."""
+    found = {
+        name: sum(not is_stamp(tensor) for tensor in tensors_of(value))
+        for name, value in checkpoint.items()
+        if sealed_stamp(value) is not None
+    }
+    return found, [str(name) for name in checkpoint if name not in found and name != 'meta']
 
 
 def unseal_section(
@@ -209,31 +232,6 @@ def sealed_stamp(section: Any) -> Stamp | None:
     return stamp if stamp is not None and stamp.seal is not None else None
 
 
-def tensors_of(value: Any, path: tuple[Any, ...] = ()) -> dict[str, Tensor]:
-    """All tensors in nested dicts, lists and tuples, by name; a deeper one's name is its path as JSON."""
-    if isinstance(value, Tensor):
-        return {_name_at(path): value}
-    found: dict[str, Tensor] = {}
-    for step, item in _items(value):
-        found.update(tensors_of(item, (*path, step)))
-    return found
-
-
-def with_tensors(value: Any, tensors: Mapping[str, Any], path: tuple[Any, ...] = ()) -> Any:
-    """The same nested value with other tensors, by the names that :func:`tensors_of` gives them."""
-    if isinstance(value, Tensor):
-        return tensors[_name_at(path)]
-    items = [(step, with_tensors(item, tensors, (*path, step))) for step, item in _items(value)]
-    if isinstance(value, Mapping):
-        twin: Any = copy.copy(value)
-        twin.update(items)
-        return twin
-    if isinstance(value, (list, tuple)):
-        found = [item for _, item in items]
-        return type(value)(*found) if hasattr(value, '_fields') else type(value)(found)
-    return value
-
-
 def _apart(checkpoint: Mapping[str, Any]) -> set[str]:
     """Sections whose memory holds nothing of another one, so that it can be overwritten before that is sealed."""
     owners: dict[int, set[str]] = {}
@@ -242,22 +240,6 @@ def _apart(checkpoint: Mapping[str, Any]) -> set[str]:
             if tensor.layout == torch.strided and tensor.numel():
                 owners.setdefault(tensor.untyped_storage().data_ptr(), set()).add(name)
     return {*checkpoint} - set().union(*(names for names in owners.values() if len(names) > 1))
-
-
-def _name_at(path: tuple[Any, ...]) -> str:
-    """The name of what is found on a path: its key, where that looks like no path itself, or the path as JSON."""
-    if len(path) == 1 and isinstance(path[0], str) and not path[0].startswith('['):
-        return path[0]
-    try:
-        return json.dumps(path)
-    except TypeError:
-        raise LockError(f'a tensor under the key {path!r:.80} cannot be sealed: keys are texts and numbers') from None
-
-
-def _items(value: Any) -> Iterable[tuple[Any, Any]]:
-    if isinstance(value, Mapping):
-        return list(value.items())
-    return enumerate(value) if isinstance(value, (list, tuple)) else ()
 
 
 def _seal_section(

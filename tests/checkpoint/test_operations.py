@@ -14,7 +14,8 @@ from keyseg_mm import find_leaks, lock_file, rekey_file, unlock_file
 from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in, write_checkpoint
 from keyseg_mm.checkpoint.operations import change_maps_file
 from keyseg_mm.errors import KeyMismatchError, KeysegError, LockError
-from keyseg_mm.seal.sections import tensors_of, unseal_checkpoint
+from keyseg_mm.seal.nested import tensors_of
+from keyseg_mm.seal.sections import unseal_checkpoint
 from keyseg_mm.stamp import is_stamp
 from tests.support.cli import keyseg
 from tests.support.configs import tiny_model_cfg

@@ -25,7 +25,8 @@ from keyseg_mm.envelope import SIGNED
 from keyseg_mm.errors import IntegrityError, KeyMismatchError, LockError, NotFiredError, SecretExposedError
 from keyseg_mm.mm.hooks import GuardHook
 from keyseg_mm.runtime.protection import State
-from keyseg_mm.seal.sections import Sealing, seal_checkpoint, sealed_stamp, tensors_of, unseal_checkpoint
+from keyseg_mm.seal.nested import tensors_of
+from keyseg_mm.seal.sections import Sealing, seal_checkpoint, sealed_stamp, unseal_checkpoint
 from keyseg_mm.stamp import is_stamp
 from tests.support.configs import keyed_cfg, runner_cfg, tiny_model_cfg
 from tests.support.files import KEY, OTHER, opened_weights

@@ -10,24 +10,24 @@ from dataclasses import replace
 import pytest
 import torch
 
-from keyseg_mm import Identity, SecretKey, stamps_of
+from keyseg_mm import Identity, SecretKey, Trace, attach, entries_at, resolve, stamps_of
 from keyseg_mm.bind import memory_stamp, open_envelope, stamp_tensor
 from keyseg_mm.entries import MapEntry
 from keyseg_mm.envelope import MODES, SEALED, SIGNED
 from keyseg_mm.errors import IntegrityError, KeyMismatchError, LockError, StampError
 from keyseg_mm.keys.identity import HYBRID, X25519
+from keyseg_mm.seal.nested import tensors_of, with_tensors
 from keyseg_mm.seal.sections import (
     WEIGHTS,
     Sealing,
     check_meta_of,
+    covered,
     rewrap,
     seal_checkpoint,
     sealed_stamp,
-    tensors_of,
     trusted_stamp,
     unseal_checkpoint,
     unseal_section,
-    with_tensors,
 )
 from keyseg_mm.stamp import Stamp, is_stamp
 from tests.support.layers import layers
@@ -435,3 +435,55 @@ def test_every_bit_of_a_stamp_counts(mode):
         altered = {**sealed, name: torch.frombuffer(changed, dtype=torch.uint8)}
         with pytest.raises((StampError, IntegrityError, KeyMismatchError)):
             unseal_section(KEY, altered, meta={'epoch': 1})
+
+
+# ---- one file, one seal
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_sections_of_two_files_are_errors(mode):
+    """They are of one key, and each for itself is what was sealed; but not together."""
+    one, two = (seal_checkpoint({WEIGHTS: weights(i), 'ema': weights(i + 2)}, Sealing(KEY, mode=mode)) for i in (0, 1))
+    assert unseal_checkpoint(KEY, one) and unseal_checkpoint(KEY, two)
+    with pytest.raises(IntegrityError, match='put together from several files'):
+        unseal_checkpoint(KEY, {**one, 'ema': two['ema']})
+    with pytest.raises(IntegrityError, match='put together from several files'):
+        unseal_checkpoint(KEY, {**one, 'ema': two['ema']}, but=(WEIGHTS,))  # as a run that goes on reads it
+    with pytest.raises(IntegrityError, match='ema in this file has no seal, and the rest has'):
+        unseal_checkpoint(KEY, {**one, 'ema': weights(1)})
+    with pytest.raises(IntegrityError, match='state_dict in this file has no seal, and the rest has'):
+        unseal_checkpoint(KEY, {**one, WEIGHTS: weights(1)})
+    assert covered({**one, 'step': 3, 'meta': {}}) == ({WEIGHTS: 9, 'ema': 9}, ['step'])
+
+
+PARTS = ('0', '2')
+
+
+def of_parts(seed):
+    """A model of which two parts are protected alone, and one layer is not at all."""
+    model = layers(seed)
+    for name in PARTS:
+        part = model.get_submodule(name)
+        x = torch.zeros(1, part.in_channels, 5, 5)
+        sites = resolve('in:.', part, Trace.of(part, {'test': lambda part=part, x=x: part(x)}))
+        attach(part, KEY, sites, entries_at(sites), salt=SALT)
+    return model.state_dict()
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_a_file_of_protected_parts_is_under_one_seal(mode):
+    """A keyed backbone, a neck alone: no part can be exchanged with its stamp, nor what is not protected."""
+    files = [seal_checkpoint({WEIGHTS: of_parts(seed), 'meta': {'a': 1}}, Sealing(KEY, mode=mode)) for seed in (0, 1)]
+    assert set(stamps_of(files[0][WEIGHTS])) == {'', *PARTS}
+    opened = unseal_checkpoint(KEY, files[0])[WEIGHTS]
+    assert all(torch.equal(opened[name], value) for name, value in layers(0).state_dict().items())
+    for part in (*PARTS, '4'):
+        theirs = {name: value for name, value in files[1][WEIGHTS].items() if name.startswith(f'{part}.')}
+        assert len(theirs) == (3 if part in PARTS else 2)
+        with pytest.raises(IntegrityError):
+            unseal_checkpoint(KEY, {**files[0], WEIGHTS: {**files[0][WEIGHTS], **theirs}})
+    swapped = dict(files[0][WEIGHTS])
+    stamp = next(name.partition('.')[2] for name in swapped if name.startswith('0.keyseg'))
+    swapped[f'0.{stamp}'], swapped[f'2.{stamp}'] = swapped[f'2.{stamp}'], swapped[f'0.{stamp}']
+    with pytest.raises(IntegrityError):
+        unseal_checkpoint(KEY, {**files[0], WEIGHTS: swapped})

@@ -31,7 +31,8 @@ from keyseg_mm.keys.keyfile import parse_key
 from keyseg_mm.keys.locator import locate, refuse_secret
 from keyseg_mm.mm.config_text import refuse_programs
 from keyseg_mm.model.points import Point
-from keyseg_mm.seal.sections import Sealing, seal_checkpoint, tensors_of, unseal_checkpoint
+from keyseg_mm.seal.nested import tensors_of
+from keyseg_mm.seal.sections import Sealing, seal_checkpoint, unseal_checkpoint
 from keyseg_mm.stamp import Stamp, stamps_of
 
 KEY, IDENTITY = SecretKey(bytes(range(32))), Identity(bytes(range(32)))

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from keyseg_mm.keys.identity import Key
-from keyseg_mm.seal.sections import WEIGHTS, Sealing, seal_checkpoint, tensors_of, unseal_section
+from keyseg_mm.seal.nested import tensors_of
+from keyseg_mm.seal.sections import WEIGHTS, Sealing, seal_checkpoint, unseal_section
 from keyseg_mm.stamp import is_stamp
 
 _MOST = 64 * 2**20  # bytes looked at
