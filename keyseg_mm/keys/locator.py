@@ -4,6 +4,11 @@
 without a shell), ``-`` (standard input, tools only), ``none`` (run unauthorised, on purpose) and ``random:SEED`` (a
 wrong key, on purpose). Each leads to a key or to a customer's identity. Configs are dumped to logs, work folders,
 checkpoints and visualizer backends, so a secret typed into one is refused: it is burnt already.
+
+``env:NAME`` takes the variable out of the environment as it is followed, so that no child process inherits it. This
+process and its forks can follow it again; so can every process of torchrun, srun or mpirun, which has an environment of
+its own. What this process spawns later (loaders' workers by ``spawn``, ``torch.multiprocessing.spawn``) cannot: name
+the key to those as ``file:`` or ``cmd:``.
 """
 
 from __future__ import annotations

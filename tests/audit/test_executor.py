@@ -18,6 +18,7 @@ import pytest
 from keyseg_mm.audit.engine import executor
 from keyseg_mm.audit.engine.executor import make_executor
 from keyseg_mm.errors import KeysegError, SecretExposedError
+from keyseg_mm.keys.locator import locate
 
 JOBS = 6
 
@@ -65,6 +66,11 @@ def waits(job):
 def slow(job):
     time.sleep(job.number)
     return job.number
+
+
+def key_id(locator):
+    """The key's id, and whether the process has it in its environment still."""
+    return locate(locator).key.id, 'MY_KEY' in os.environ
 
 
 def unsendable(job):
@@ -239,3 +245,12 @@ def test_no_scheduler_at_the_address(address, monkeypatch):
 def test_dask_is_not_imported_unless_asked_for():
     code = 'import sys, keyseg_mm.audit.engine.executor as e\nwith e.make_executor(2): sys.exit("dask" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', code], check=False).returncode == 0
+
+
+def test_a_key_of_the_environment_reaches_the_processes_that_need_it(key, monkeypatch):
+    monkeypatch.setenv('MY_KEY', key.to_text())
+    assert key_id('env:MY_KEY') == (key.id, False)
+    found = []
+    with make_executor(2) as running:
+        running.run(key_id, ['env:MY_KEY'] * 2, lambda index, result: found.append(result))
+    assert found == [(key.id, False)] * 2 and 'MY_KEY' not in os.environ
