@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, DictAction
 
-from keyseg_mm.audit.engine.datasets import type_of
 from keyseg_mm.baselines.patches import patch_of
 from keyseg_mm.compare.methods import Method
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.keys.locator import refuse_secret
 from keyseg_mm.locking import plan_lock
-from keyseg_mm.mm.config import build_plain_model, read_config, without_protection
+from keyseg_mm.mm.config import build_plain_model, dicts_in, read_config, type_of, without_protection
 from keyseg_mm.mm.keyed import Keyed
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -95,7 +94,7 @@ def insert(cfg: Config, loaders: Sequence[str], step: Step, divisor: int = 0) ->
         KeysegError: a loader has no such pipeline.
     """
     for name in loaders:
-        owners = [part for _, part in _dicts(cfg.get(name)) if _PACK in map(type_of, part.get('pipeline') or ())]
+        owners = [part for _, part in dicts_in(cfg.get(name)) if _PACK in map(type_of, part.get('pipeline') or ())]
         if cfg.get(name) is not None and not owners:
             raise KeysegError(f'{name} has no pipeline with {_PACK} in it, before which images could be encrypted')
         for part in owners:
@@ -108,20 +107,9 @@ def insert(cfg: Config, loaders: Sequence[str], step: Step, divisor: int = 0) ->
             part['pipeline'] = [*early, dict(step), *late]
 
 
-def _dicts(value: Any, path: str = '') -> Iterator[tuple[str, Any]]:
-    """All dicts in a part of a config, each with the path that ``--cfg-options`` knows it by."""
-    if isinstance(value, dict):
-        yield path, value
-        pairs: Any = list(value.items())
-    else:
-        pairs = enumerate(value) if isinstance(value, (list, tuple)) else ()
-    for name, item in pairs:
-        yield from _dicts(item, f'{path}.{name}'.lstrip('.'))
-
-
 def key_options(cfg: Config) -> list[str]:
     """The options of ``--cfg-options`` by which a test of this config is given a key."""
     if isinstance(cfg.model.get('protection'), dict):
         return ['model.protection.key']
-    found = _dicts(cfg.get('test_dataloader'), 'test_dataloader')
+    found = dicts_in(cfg.get('test_dataloader'), 'test_dataloader')
     return [f'{path}.key' for path, step in found if step.get('type') == _ENCRYPTION]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,22 +53,48 @@ def rewritten(part: Any, change: Callable[[ConfigDict], ConfigDict]) -> Any:
 def pretrained_files(cfg: Config) -> list[str]:
     """The files of weights that a config starts from, as it names them: ``init_cfg``, ``pretrained``, ``load_from``."""
     found = [cfg.get('load_from')]
-
-    def walk(part: Any) -> None:
-        if isinstance(part, dict):
-            init = part.get('init_cfg')
-            found.extend([part.get('pretrained'), *(i.get('checkpoint') for i in _dicts(init))])
-            part = list(part.values())
-        if isinstance(part, (list, tuple)):
-            for item in part:
-                walk(item)
-
-    walk(cfg.model)
+    for path, part in dicts_in(cfg.model):
+        found += [part.get('pretrained'), part.get('checkpoint') if 'init_cfg' in path.split('.') else None]
     return list(dict.fromkeys(name for name in found if isinstance(name, str) and name))
 
 
-def _dicts(value: Any) -> list[Any]:
-    return [item for item in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(item, dict)]
+def dicts_in(value: Any, path: str = '') -> Iterator[tuple[str, Any]]:
+    """All dicts in a part of a config, each with the path that ``--cfg-options`` knows it by."""
+    if isinstance(value, dict):
+        yield path, value
+        pairs: Any = list(value.items())
+    else:
+        pairs = enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for name, item in pairs:
+        yield from dicts_in(item, f'{path}.{name}'.lstrip('.'))
+
+
+def type_of(step: Any) -> str:
+    """The name of the class of a pipeline's step, without its scope; configs give a name or the class itself."""
+    kind = step.get('type') if isinstance(step, Mapping) else step
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
+
+
+def pipeline_of(cfg: Config) -> list[Any]:
+    """A copy of the steps of a config's test pipeline: of its test data, or ``test_pipeline``.
+
+    Raises:
+        KeysegError: it has none.
+    """
+    try:
+        steps = innermost(cfg.test_dataloader.dataset)['pipeline']
+    except (KeyError, AttributeError, TypeError):
+        steps = cfg.get('test_pipeline')
+    if not steps:
+        raise KeysegError('this config has no test pipeline: no test_dataloader.dataset with steps to read photos by')
+    return [copy.deepcopy(step) for step in steps]
+
+
+def innermost(settings: Any) -> Any:
+    """The data set in wrappers such as RepeatDataset; of several joined ones the first."""
+    while settings.get('dataset') is not None or settings.get('datasets'):
+        settings = settings['dataset'] if settings.get('dataset') is not None else settings['datasets'][0]
+    return settings
 
 
 def build_plain_model(cfg: Config) -> nn.Module:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from keyseg_mm.atomic import write_new
 from keyseg_mm.errors import KeysegError
+from keyseg_mm.mm.config import pipeline_of, type_of
 
 Convert = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]  # of an image (H, W, 3), blue first
 
@@ -107,14 +108,10 @@ def preparation(cfg: Any) -> Convert:
         KeysegError: there is no such pipeline, or it has several branches.
     """
     init_default_scope(cfg.get('default_scope', 'mmseg'))
-    loader = cfg.get('test_dataloader') or {}
-    pipeline = loader.get('dataset', {}).get('pipeline') or cfg.get('test_pipeline')
-    if not pipeline:
-        raise KeysegError('this config has no test pipeline')
-    names = [str(getattr(t['type'], '__name__', t['type'])).rpartition('.')[2] for t in pipeline]
-    if 'TestTimeAug' in names:
+    pipeline = pipeline_of(cfg)
+    if 'TestTimeAug' in map(type_of, pipeline):
         raise KeysegError('this config augments in testing, and makes several images of one')
-    steps = Compose([t for t, name in zip(pipeline, names) if not name.startswith(_NOT_GEOMETRY)])
+    steps = Compose([step for step in pipeline if not type_of(step).startswith(_NOT_GEOMETRY)])
 
     def prepare(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         size = image.shape[:2]

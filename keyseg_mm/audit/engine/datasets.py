@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,6 +12,7 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 
 from keyseg_mm.errors import KeysegError
+from keyseg_mm.mm.config import innermost, pipeline_of
 
 T = TypeVar('T')
 ENCRYPTING = ('EncryptImage',)  # steps of pipelines
@@ -50,7 +51,7 @@ class PhotoSet:
         pipeline = change(pipeline_of(cfg))
         try:
             settings = copy.deepcopy(cfg[f'{split}_dataloader']['dataset'])
-            _innermost(settings)['pipeline'] = pipeline
+            innermost(settings)['pipeline'] = pipeline
         except (KeyError, AttributeError, TypeError):
             raise KeysegError(
                 f'this config has no {self._where}: the audit takes the photos that it scores on from the test data, '
@@ -98,28 +99,3 @@ def nested_shares(total: int, shares: Sequence[float], seed: int, most: int | No
     order = np.random.default_rng(seed).permutation(total).tolist()
     counts = {share: min(max(1, round(share * total)), most or total) for share in shares}
     return {share: order[:count] for share, count in counts.items()}
-
-
-def type_of(step: Any) -> str:
-    """The name of the class of a pipeline's step, without its scope; configs give a name or the class itself."""
-    kind = step.get('type') if isinstance(step, Mapping) else step
-    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
-
-
-def pipeline_of(cfg: Config) -> list[Any]:
-    """A copy of the steps of a config's test pipeline.
-
-    Raises:
-        KeysegError: it has none.
-    """
-    try:
-        return [copy.deepcopy(step) for step in _innermost(cfg.test_dataloader.dataset)['pipeline']]
-    except (KeyError, AttributeError, TypeError):
-        raise KeysegError('this config has no test_dataloader.dataset with a pipeline to read photos by') from None
-
-
-def _innermost(settings: Any) -> Any:
-    """The data set in wrappers such as RepeatDataset; of several joined ones the first."""
-    while settings.get('dataset') is not None or settings.get('datasets'):
-        settings = settings['dataset'] if settings.get('dataset') is not None else settings['datasets'][0]
-    return settings

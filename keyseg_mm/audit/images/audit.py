@@ -19,7 +19,7 @@ from mmengine.config import Config
 
 from keyseg_mm.audit.engine.attack import IMAGE_SUITES, Say, Suite
 from keyseg_mm.audit.engine.audit import Order, Stage
-from keyseg_mm.audit.engine.datasets import ENCRYPTING, PhotoSet, nested_shares, type_of
+from keyseg_mm.audit.engine.datasets import ENCRYPTING, PhotoSet, nested_shares
 from keyseg_mm.audit.engine.runner import Result, Runner, Scenario, Scored, finished, runs_of
 from keyseg_mm.audit.images import attacks  # noqa: F401 - registers all of them
 from keyseg_mm.audit.images.attack import ATTACKS, CONTROLS, ImageCase, Images, KnownPairs, OwnPhotos, Scheme
@@ -28,7 +28,7 @@ from keyseg_mm.audit.report.page import FALLEN, Report, Summary, colour_png
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.keys.identity import Key
 from keyseg_mm.maps.pixels import COLOURS
-from keyseg_mm.mm.config import read_config
+from keyseg_mm.mm.config import read_config, type_of
 
 #: SSIM below which an advantage is no more than chance of these few photos.
 NOISE = 0.03

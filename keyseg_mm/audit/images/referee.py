@@ -16,7 +16,7 @@ from mmengine.config import Config
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped]
 
-from keyseg_mm.audit.engine.datasets import ENCRYPTING, pipeline_of, type_of
+from keyseg_mm.audit.engine.datasets import ENCRYPTING
 from keyseg_mm.audit.engine.runner import Check
 from keyseg_mm.audit.images.attack import Images, KnownPairs, Restored, Scheme
 from keyseg_mm.audit.report.page import colour_png, decibels
@@ -28,6 +28,7 @@ from keyseg_mm.keys.identity import Key
 from keyseg_mm.keys.key import wrong_key
 from keyseg_mm.keys.secret import Secret
 from keyseg_mm.maps.pixels import PATCH, BlockCipher
+from keyseg_mm.mm.config import pipeline_of, type_of
 from keyseg_mm.mm.pipeline import EncryptImage
 from keyseg_mm.seal.sections import trusted_stamp
 from keyseg_mm.stamp import stamps_of

@@ -18,7 +18,7 @@ from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
 from keyseg_mm.audit.engine.attack import ModelSuite, Say, seed_everything
-from keyseg_mm.audit.engine.datasets import ENCRYPTING, PhotoSet, nested_shares, type_of
+from keyseg_mm.audit.engine.datasets import ENCRYPTING, PhotoSet, nested_shares
 from keyseg_mm.audit.model.attack import LabelledPhotos
 from keyseg_mm.audit.model.forward import load_weights
 from keyseg_mm.checkpoint.files import read_checkpoint
@@ -27,7 +27,7 @@ from keyseg_mm.envelope import SEALED
 from keyseg_mm.errors import KeysegError, PlainCheckpointError, StampError
 from keyseg_mm.keys.identity import Key
 from keyseg_mm.locking import unwrap
-from keyseg_mm.mm.config import build_plain_model, rewritten
+from keyseg_mm.mm.config import build_plain_model, rewritten, type_of
 from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.model.passes import undisturbed
 from keyseg_mm.model.points import Point
