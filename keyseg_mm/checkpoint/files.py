@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from torch import Tensor
 
 from keyseg_mm.atomic import write_new
 from keyseg_mm.checkpoint.archive import read_archive
@@ -36,15 +35,25 @@ def read_checkpoint(source: Source, mapped: bool = True) -> dict[str, Any]:
     Raises:
         KeysegError: missing, truncated, no checkpoint, or a pickle that asks for code to be run.
     """
-    content, where = read_content(source, NAMES, mapped), _name_of(source)
+    content, where = read_content(source, NAMES, mapped), name_of(source)
     if not isinstance(content, dict):
         raise KeysegError(f'{where} holds no state_dict')
-    content = content if isinstance(content.get('state_dict'), dict) else {'state_dict': content}
-    for name, value in content['state_dict'].items():
-        ordinary = not isinstance(value, Tensor) or (value.layout == torch.strided and value.device.type == 'cpu')
-        if not isinstance(name, str) or not ordinary:
-            raise KeysegError(f'{where} holds no state_dict: {name!r} is no name, or names no ordinary tensor')
+    content = content if 'state_dict' in content else {'state_dict': content}
+    check_names(content['state_dict'], where)
     return content
+
+
+def check_names(weights: Any, where: str) -> None:
+    """Make sure that something is a state_dict.
+
+    Raises:
+        KeysegError: it is none.
+    """
+    if not isinstance(weights, dict):
+        raise KeysegError(f'{where} holds no state_dict, but {type(weights).__name__}')
+    for name in weights:
+        if not isinstance(name, str):
+            raise KeysegError(f'{where} holds no state_dict: {name!r:.80} is no name')
 
 
 def read_content(source: Source, names: Names = NAMES, mapped: bool = True) -> Any:
@@ -54,7 +63,7 @@ def read_content(source: Source, names: Names = NAMES, mapped: bool = True) -> A
         source, mapped: as of :func:`read_checkpoint`, with its errors.
         names: what its pickle may name.
     """
-    where = _name_of(source)
+    where = name_of(source)
     if isinstance(source, (str, Path)):
         source = Path(source)
         if not source.is_file():
@@ -80,7 +89,8 @@ def read_content(source: Source, names: Names = NAMES, mapped: bool = True) -> A
         raise KeysegError(f'{where} is cut short or no checkpoint; restore it from a copy') from None
 
 
-def _name_of(source: Source) -> str:
+def name_of(source: Source) -> str:
+    """How a message calls a file."""
     return str(source) if isinstance(source, (str, Path)) else 'this checkpoint'
 
 

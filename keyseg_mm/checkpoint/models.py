@@ -65,7 +65,8 @@ def load(model: nn.Module, source: Source, key: Key | None = None, strict: bool 
         KeysegError: it is no checkpoint.
     """
     content = read_checkpoint(source)
-    meta, weights = dict(content.get('meta') or {}), content[WEIGHTS]
+    meta, weights = content.get('meta'), content[WEIGHTS]
+    meta = dict(meta) if isinstance(meta, Mapping) else {}
     protections = [protection for _, protection in protected_modules(model)]
     if protections:
         key = next((p.key for p in protections if p.key is not None and not p.rules.deliberate), None)

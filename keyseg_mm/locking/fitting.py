@@ -35,7 +35,11 @@ def fit(state_dict: Mapping[str, Any], model: nn.Module, drop: bool = False) -> 
     missing = [name for name in expected if name not in found and not name.endswith('num_batches_tracked')]
     unknown = [name for name in found if name not in expected]
     shapes = [name for name in found if name in expected and _shape(found[name]) != _shape(expected[name])]
-    problems = [('missing', missing), ('of another shape', shapes), *([] if drop else [('not in the model', unknown)])]
+    problems = [
+        ('missing', missing),
+        ('of another shape, or no tensors', shapes),
+        *([] if drop else [('not in the model', unknown)]),
+    ]
     words = '; '.join(f'{len(names)} {what} ({_few(names)})' for what, names in problems if names)
     if words:
         raise LockError(f'this checkpoint does not fit the model of this config: {words}')
@@ -49,8 +53,9 @@ def unwrap(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return {name[len(prefix) * wrapped :]: value for name, value in state_dict.items()}
 
 
-def _shape(value: Any) -> Any:
-    return tuple(getattr(value, 'shape', ())) or None
+def _shape(value: Any) -> tuple[int, ...] | None:
+    """Of a tensor; None of anything else."""
+    return tuple(value.shape) if hasattr(value, 'shape') else None
 
 
 def _few(names: list[str]) -> str:

@@ -36,7 +36,7 @@ from mmengine.runner import _flexible_runner as flexible
 from torch import Tensor
 
 from keyseg_mm.atomic import write_new
-from keyseg_mm.checkpoint.files import read_content
+from keyseg_mm.checkpoint.files import check_names, name_of, read_content
 from keyseg_mm.errors import LockError
 from keyseg_mm.keys.held import held
 from keyseg_mm.keys.locator import refuse_written
@@ -73,6 +73,7 @@ def read_for_host(file: Any, map_location: Any = None, **_: Any) -> Any:
     content = read_content(file, HOST_NAMES)
     if isinstance(content, dict):
         bare = WEIGHTS not in content
+        check_names(content if bare else content[WEIGHTS], name_of(file))
         content = _opened({WEIGHTS: content} if bare else content)
         content = content[WEIGHTS] if bare else content
     if map_location is None or str(map_location) == 'cpu':

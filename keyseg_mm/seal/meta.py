@@ -47,7 +47,7 @@ def plain_values(value: Any) -> Any:
 
 def meta_mac(content: Content, meta: Mapping[str, Any] | None) -> bytes:
     """HMAC-SHA256 (RFC 2104) of a file's plain meta values; empty for a file without any."""
-    plain = plain_values(meta or {})
+    plain = plain_values(meta) if isinstance(meta, Mapping) else {}
     if not plain:
         return b''
     mac = HMAC(content.subkey(_META, [], b''), SHA256())

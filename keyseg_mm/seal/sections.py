@@ -258,7 +258,13 @@ def _seal_section(
         part = close_envelope(part, Secrets(open_envelope(how.key, part).features), how.everybody)
         bare[f'{prefix}.{part.name}'] = stamp_tensor(part)
     stamp = close_envelope(stamp, Secrets(features, content), how.everybody)
-    sealed, seal = seal_tensors(tensors_of(bare), content, name, stamp.to_bytes(), meta, how.mode, own)
+    try:
+        sealed, seal = seal_tensors(tensors_of(bare), content, name, stamp.to_bytes(), meta, how.mode, own)
+    except ValueError:
+        raise LockError(
+            f'{name!r:.80} cannot be sealed: its name is to be up to 128 letters, digits and signs of _.:/-, and names '
+            'of tensors that are one and the same up to 512 signs that can be printed; or there are too many of them'
+        ) from None
     found: dict[str, Any] = with_tensors(bare, sealed)
     stamp = replace(stamp, seal=seal)
     found[stamp.name] = stamp_tensor(stamp, _ROOM)

@@ -13,7 +13,7 @@ import torch
 
 from keyseg_mm.bind import stamp_tensor
 from keyseg_mm.checkpoint.files import read_content
-from keyseg_mm.checkpoint.operations import rekey_file, seal_file
+from keyseg_mm.checkpoint.operations import lock_file, rekey_file, seal_file, unlock_file
 from keyseg_mm.entries import MapEntry
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.seal.sections import Sealing
@@ -218,6 +218,27 @@ def test_what_is_only_large_is_read(tmp_path):
     found = read_content(tmp_path / 'a.pth')
     assert found['meta'] == content['meta'] and torch.equal(found['state_dict']['wide'], torch.ones(1000, 1000))
     assert found['state_dict']['rows'].data_ptr() == found['state_dict']['same'].data_ptr()
+
+
+@pytest.mark.parametrize('value', [1, None, b'y', [torch.ones(1)], {'a': 1}, torch.ones(3, 0), torch.tensor(1.0)])
+@pytest.mark.parametrize('name', ['backbone.bn1.weight', 'backbone.bn1.num_batches_tracked', '\x1b'])
+def test_odd_values_are_errors_or_kept(name, value, made, model, plan, tmp_path):
+    out, found = tmp_path / 'out.pth', []
+    for of in ('plain', 'locked'):
+        content = torch.load(made / f'{of}.pth', weights_only=True)
+        content['state_dict'][name], content['meta'] = value, value
+        torch.save(content, tmp_path / 'odd.pth')
+        for act in (
+            lambda: seal_file(tmp_path / 'odd.pth', Sealing(KEY), out, overwrite=True),
+            lambda: lock_file(tmp_path / 'odd.pth', model, plan, KEY, out, overwrite=True),
+            lambda: unlock_file(tmp_path / 'odd.pth', KEY, out, overwrite=True),
+            lambda: rekey_file(tmp_path / 'odd.pth', KEY, [OTHER], out, overwrite=True),
+        ):
+            try:
+                act()
+            except KeysegError as error:
+                found.append(str(error))
+    assert found
 
 
 NUMBERS = ['NaN', 'Infinity', '-Infinity', '1e999', '9' * 5000, '[' * 100_000, '"' + 'a' * 5_000_000 + '"']

@@ -73,6 +73,11 @@ def sealed(path, tmp_path):
     return path, model(pictures())
 
 
+def test_meta_that_are_no_dict_are_none(tmp_path):
+    torch.save({'state_dict': layers().state_dict(), 'meta': 5}, tmp_path / 'a.pth')
+    assert keyseg_mm.load(layers(), tmp_path / 'a.pth') == {}
+
+
 # ---- keyed models
 
 

@@ -166,6 +166,20 @@ def test_importing_the_package_is_enough(where, here, tmp_path):
     assert not (tmp_path / WITNESS).exists()
 
 
+@pytest.mark.parametrize(
+    'content', [{'state_dict': [1]}, {'state_dict': None}, {'state_dict': {1: torch.ones(1)}}, {2: 'a'}]
+)
+def test_what_is_no_state_dict_is_said_to_be_none(content, here, tmp_path):
+    torch.save(content, tmp_path / 'a.pth')
+    for act in (
+        lambda: init_model(here.plain, str(tmp_path / 'a.pth'), 'cpu'),
+        lambda: here.keyed_runner.load_checkpoint(str(tmp_path / 'a.pth')),
+        lambda: read_checkpoint(tmp_path / 'a.pth'),
+    ):
+        with pytest.raises(KeysegError, match='a.pth holds no state_dict'):
+            act()
+
+
 # ---- configs in checkpoints
 
 PROGRAMS = {

@@ -152,6 +152,19 @@ def test_memory_of_two_sections_is_not_overwritten_for_the_first_one():
     assert torch.equal(opened['ema']['a'], torch.arange(4.0))
 
 
+@pytest.mark.parametrize('section', ['', ' ', 'ä', 'a' * 129, 1, None, '\n'])
+def test_sections_whose_names_cannot_be_kept(section):
+    with pytest.raises(LockError, match='cannot be sealed'):
+        seal_checkpoint({'state_dict': {}, section: {'a': torch.ones(1)}}, Sealing(KEY))
+
+
+@pytest.mark.parametrize('name', ['', '\x1b', 'a' * 513])
+def test_names_of_one_tensor_that_cannot_be_kept(name):
+    one = torch.ones(1)
+    with pytest.raises(LockError, match='cannot be sealed'):
+        seal_checkpoint({'state_dict': {'b': one, name: one}}, Sealing(KEY))
+
+
 def test_no_content_key_twice(sealed):
     """One key for a file, fresh for each; a section has a key of its own, so the same tensor gives no same bytes."""
     same = torch.ones(1000)
