@@ -35,6 +35,7 @@ from keyseg_mm.seal.nested import tensors_of
 from keyseg_mm.seal.sections import Sealing, seal_checkpoint, unseal_checkpoint
 from keyseg_mm.stamp import Stamp, stamps_of
 
+_JSON_ERRORS = (ValueError, RecursionError)  # what Python says of a text, and ours of a document
 KEY, IDENTITY = SecretKey(bytes(range(32))), Identity(bytes(range(32)))
 SALT = bytes(range(16))
 
@@ -299,8 +300,10 @@ TARGETS = {
     'points': Target(lambda: [b'out:backbone:0', b'in:decode_head.convs.0.conv', b'out:neck'], _text(Point.parse)),
     'stamps': Target(_stamps, Stamp.from_bytes, inner=change_json),
     'envelopes': Target(_stamps, _open, inner=change_json),
-    'lines of an envelope': Target(_lines, lambda d: read_wrapped(json.loads(d)), False, change_json, (ValueError,)),
-    'seals': Target(_seals, lambda data: read_seal(json.loads(data)), False, change_json, (ValueError, RecursionError)),
+    'lines of an envelope': Target(
+        _lines, lambda data: read_wrapped(json.loads(data)), False, change_json, _JSON_ERRORS
+    ),
+    'seals': Target(_seals, lambda data: read_seal(json.loads(data)), False, change_json, _JSON_ERRORS),
     'configs in checkpoints': Target(
         lambda: [b"model = dict(type='EncoderDecoder', a=[1, -2.5, None], b={'type': 'mmseg.FCNHead'})\nx = 'y'\n"],
         _text(refuse_programs),
