@@ -17,7 +17,7 @@ from torch import Tensor
 
 from keyseg_mm.bind import Secrets, close_envelope, memory_stamp, open_envelope, stamp_tensor
 from keyseg_mm.envelope import SEALED
-from keyseg_mm.errors import IntegrityError
+from keyseg_mm.errors import IntegrityError, LockError
 from keyseg_mm.keys.identity import Key, Recipient
 from keyseg_mm.keys.key import ContentKey, FeatureSecret
 from keyseg_mm.seal.meta import check_meta
