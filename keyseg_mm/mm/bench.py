@@ -5,7 +5,7 @@ Models are run the way the host tests and trains them, on painted street scenes,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,15 @@ def tensors_of(result: Any, name: str = '') -> list[tuple[str, Tensor]]:
     return [(n, t.float()) for part in found for n, t in part]
 
 
+def run_passes(passes: Passes, names: Iterable[str] | None = None) -> Outputs:
+    """All floating-point outputs of passes, by default of all, from fixed random states."""
+    outputs: Outputs = {}
+    for name in passes if names is None else names:
+        seed()
+        outputs.update((f'{name} {n}', t) for n, t in tensors_of(passes[name]()))
+    return outputs
+
+
 class HostBench:
     """Runs models of the host; a :class:`keyseg_mm.locking.proof.Bench`."""
 
@@ -104,11 +113,7 @@ class HostBench:
 
         def watch(double: nn.Module, passes: Passes) -> Outputs:
             add_encryptors(double, encryptors_for(double, [m[0] for m in maps], [m[2] for m in maps]))
-            outputs: Outputs = {}
-            for name, run_pass in passes.items():
-                seed()
-                outputs.update((f'{name} {n}', t.detach()) for n, t in tensors_of(run_pass()))
-            return outputs
+            return run_passes(passes)
 
         image = encrypted_pictures(cipher) if whole else pictures
         return watch_module(model, watch, image=image, smallest=SIDE, real=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from torch import nn
@@ -14,6 +16,7 @@ from keyseg_mm.envelope import SEALED, SIGNED
 from keyseg_mm.errors import LeakError, NotFiredError
 from keyseg_mm.mm.advice import warn_of_few_maps
 from keyseg_mm.mm.image_guard import ImageGuard
+from keyseg_mm.mm.proving import prove_file, prove_points
 from keyseg_mm.mm.registry import HOOKS
 from keyseg_mm.runtime.attach import protected_modules
 from keyseg_mm.runtime.encryptor import Encryptor
@@ -31,8 +34,9 @@ class GuardHook(Hook):
 
     It checks that the model is protected at all and is what its stamp says, before and after each loop; that in the
     first iteration, which torch.compile has no part in, every encryptor fires; that the config holds no secret, and
-    that every checkpoint carries the stamp and nothing secret. A training at only a few maps begins with a warning of
-    what that does not keep. In a config:
+    that every checkpoint carries the stamp and nothing secret. A training begins with the proof that each point does
+    something to what the model predicts, and with a warning where its maps are few; it ends with the proof that its
+    last file is right with the key and wrong without. In a config:
     ``custom_hooks=[dict(type='keyseg_mm.GuardHook')]``.
 
     Where images are encrypted (``keyseg_mm.EncryptImage``), it checks that every pipeline does so, and all alike; puts
@@ -79,10 +83,14 @@ class GuardHook(Hook):
                     'training without the key, or with one that anybody can make (none, random:SEED), would write '
                     'models that are called protected and are not; give a real key'
                 )
-            warning = warn_of_few_maps(protection.encryptors)
-            if warning:
-                runner.logger.warning(warning)
+            self._say(runner, warn_of_few_maps(protection.encryptors))
         self._note_calls(runner, 'train')
+        self._say(runner, prove_points(self._model(runner)))
+
+    def after_train(self, runner: Any) -> None:
+        last = [hook.last_ckpt for hook in runner.hooks if getattr(hook, 'last_ckpt', None)]
+        if is_main_process() and self._protections(runner) and last and Path(last[-1]).is_file():
+            self._say(runner, prove_file(self._model(runner), last[-1], runner.iter))
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         self._images.after_load_checkpoint(runner, checkpoint)
@@ -147,8 +155,17 @@ class GuardHook(Hook):
         return isinstance(model, nn.Module) and bool(protected_modules(model))
 
     @staticmethod
-    def _protected(runner: Any) -> list[tuple[nn.Module, Protection]]:
-        return protected_modules(runner.model.module if is_model_wrapper(runner.model) else runner.model)
+    def _model(runner: Any) -> nn.Module:
+        model: nn.Module = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        return model
+
+    def _protected(self, runner: Any) -> list[tuple[nn.Module, Protection]]:
+        return protected_modules(self._model(runner))
+
+    @staticmethod
+    def _say(runner: Any, words: str) -> None:
+        if words:
+            runner.logger.warning(words)
 
     def _protections(self, runner: Any) -> list[Protection]:
         return [protection for _, protection in self._protected(runner)]

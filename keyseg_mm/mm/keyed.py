@@ -21,6 +21,7 @@ from keyseg_mm.maps import normal_form
 from keyseg_mm.mm.advice import PLAIN_START
 from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.mm.registry import MODELS
+from keyseg_mm.model.points import PRESETS
 from keyseg_mm.model.sites import Site, resolve
 from keyseg_mm.runtime.attach import attach, await_checkpoint, entries_at, run_without_key
 from keyseg_mm.runtime.protection import Rules
@@ -99,6 +100,7 @@ def protect(module: nn.Module, located: LocatedKey, options: dict[str, Any]) -> 
         unlock=unlock,
         recipients=_recipients(options.get('recipients')),
         mode=SEALED if options.get('seal', True) else SIGNED,
+        named=tuple(point for point in _listed(options.get('points')) if point not in PRESETS),
     )
     if follows:
         await_checkpoint(module, located.key, rules)
@@ -113,7 +115,7 @@ def protect(module: nn.Module, located: LocatedKey, options: dict[str, Any]) -> 
 
 def _sites(module: nn.Module, points: str | list[str]) -> list[Site]:
     """Resolve points by a dry run; presets of backbone and neck spare the heads their part in it."""
-    wanted = [points] if isinstance(points, str) else list(points)
+    wanted = _listed(points)
     return resolve(wanted, module, trace_module(module, heads=not set(wanted) <= {'stages', 'neck'}))
 
 
@@ -132,7 +134,12 @@ def check_options(protection: Any) -> dict[str, Any]:
 
 def _recipients(texts: Any) -> tuple[Recipient, ...]:
     """The recipients of a config."""
-    return tuple(map(read_recipient, [texts] if isinstance(texts, str) else texts or ()))
+    return tuple(map(read_recipient, _listed(texts)))
+
+
+def _listed(texts: Any) -> list[str]:
+    """One text, several, or none."""
+    return [texts] if isinstance(texts, str) else list(texts or ())
 
 
 def _host_registry() -> Any:

@@ -35,8 +35,7 @@ class KeyedNeck(BaseModule):
         options = check_options(protection)
         if 'points' in options:
             raise KeysegError('KeyedNeck encrypts all of its maps; leave points out, or use Keyed around the model')
-        points = [f'out:.:{index}' for index in range(len(self.in_channels))]
-        protect(self, locate(options.get('key')), {**options, 'points': points})
+        protect(self, locate(options.get('key')), {**options, 'points': 'stages'})
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Hand on; the encryptors work on the result."""

@@ -136,5 +136,5 @@ def why_idle(modules: Mapping[str, nn.Module], encryptor: Encryptor) -> str:
     if module is None:
         return 'there is no such module any more'
     if not any(gate is encryptor for gate in gates_of(module)):
-        return f'a {type(module).__name__} without its encryptor is there now'
+        return f'a {type(module).__module__}.{type(module).__name__} without its encryptor is there now'
     return 'another forward has taken the place of the encrypting one' if is_bypassed(module) else ''

@@ -106,7 +106,8 @@ class Protection(Secret):
         if idle:
             raise NotFiredError(
                 f'this {type(model).__name__} is not what its stamp says: {"; ".join(idle)}. What it computes there is '
-                'not protected, and nothing is saved. Exchange or wrap parts of a model before it is protected'
+                'not protected, and neither returned nor saved. Exchange parts of a model before it is protected; for '
+                "adapters, as of peft, run it with protection.runtime='plain'"
             )
 
     def wait(self, model: nn.Module) -> None:

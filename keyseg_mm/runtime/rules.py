@@ -39,6 +39,7 @@ class Rules:
         unlock: turn the weights into the plain ones as they are loaded.
         recipients: who else can open the files that are written of the model.
         mode: whether these are sealed, or only signed; see :class:`keyseg_mm.seal.sections.Sealing`.
+        named: the points that were asked for by name, and not by a preset.
     """
 
     deliberate: bool = False
@@ -49,3 +50,4 @@ class Rules:
     unlock: bool = False
     recipients: tuple[Recipient, ...] = ()
     mode: str = SEALED
+    named: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import re
 
 import numpy as np
@@ -13,7 +14,7 @@ from mmengine.runner import Runner
 from mmseg.apis import inference_model, init_model
 from mmseg.registry import MODELS
 
-from keyseg_mm import SecretKey, find_leaks, read_key_file, stamps_of, unlock, unlock_model, write_key_file
+from keyseg_mm import SecretKey, find_leaks, read_key_file, stamps_of, unlock_model, write_key_file
 from keyseg_mm.bind import digest
 from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in, write_checkpoint
 from keyseg_mm.cli.trace import NOT_TRACED
@@ -274,8 +275,11 @@ def test_a_live_model_is_unlocked_as_it_is_loaded(made):
     assert same(dict(model.state_dict()), weights(made / 'plain.pth'))
 
 
-def test_a_model_without_a_key_keeps_the_stamp(made):
+def test_a_model_without_a_key_puts_no_stamp_on_what_it_has(made):
     cfg = Config.fromfile(str(made / 'keyed.py'))
     cfg.model.protection.key = 'none'
     model = init_model(cfg, str(locked(made, 'selective')), device='cpu')
-    assert same(unlock(model.state_dict(), KEY), weights(made / 'plain.pth'))
+    found = model.state_dict()
+    assert not stamps_of(found) and not same(found, weights(made / 'plain.pth'))
+    with pytest.raises(KeyMismatchError, match='nothing is written'):
+        pickle.dumps(found)

@@ -16,7 +16,7 @@ def trained(tmp_path_factory, tiny_cityscapes):
     for name, key in (('right', SecretKey(bytes(range(32)))), ('other', SecretKey(bytes(range(1, 33))))):
         write_key_file(folder / f'{name}.key', key)
     cfg = keyed_run(tiny_cityscapes, folder / 'work', f'file:{folder}/right.key')
-    cfg.model.protection.points = ['stages', 'in:auxiliary_head.conv_seg']
+    cfg.model.protection.points = ['stages', 'in:decode_head.conv_seg']
     run(cfg)
     config = folder / 'config.py'
     cfg.dump(str(config))
