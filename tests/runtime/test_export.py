@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
+import torch._dynamo.functional_export
+from functorch.compile import aot_module, nop
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -41,6 +44,8 @@ EXPORTERS = {
     'make_fx': lambda m, x: make_fx(m)(x),
     'make_fx, fake': lambda m, x: make_fx(m, tracing_mode='fake', _allow_non_fake_inputs=True)(x),
     'make_fx, symbolic': lambda m, x: make_fx(m, tracing_mode='symbolic', _allow_non_fake_inputs=True)(x),
+    'AOTAutograd': lambda m, x: aot_module(m, nop)(x),
+    'TorchDynamo': lambda m, x: torch._dynamo.export(m)(x),
     'torch.fx': lambda m, x: torch.fx.symbolic_trace(m),
     'torch.fx, in a module that is no leaf': lambda m, x: torch.fx.symbolic_trace(Around(m)),
     'TorchScript': lambda m, x: torch.jit.script(m),
@@ -55,6 +60,19 @@ def test_export_is_refused_while_keyed(keyed, name):
     assert isinstance(caught.value, SecretExposedError) or 'SecretExposedError' in str(caught.value)
     detach(model)
     EXPORTERS[name](model, x)
+
+
+@pytest.mark.parametrize('name', [name for name in EXPORTERS if name.startswith('torch.export')])
+def test_exporters_are_known_without_their_flags(keyed, name, monkeypatch):
+    """torch 2.11's says nothing while the compiler traces for it."""
+    model, x = keyed
+    for owner in (torch.export._trace, torch._dynamo.eval_frame, torch._dynamo.functional_export):
+        monkeypatch.setattr(owner, '_compiling_state_context', nullcontext, raising=False)
+    with pytest.raises(Exception, match='secret tables as constants'):
+        EXPORTERS[name](model, x)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        assert torch.equal(torch.compile(model, backend='eager', fullgraph=True)(x), model(x))
 
 
 def test_a_symbolic_trace_around_the_layers_of_torch_holds_no_table(keyed):
