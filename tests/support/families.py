@@ -22,6 +22,8 @@ ADE, CITY = '80k_ade20k-512x512', 'cityscapes-512x1024'
 # what makes a model smaller: changes, and a number that all its widths are divided by
 AS_IS = ({}, 1)
 
+POOLED = (dict(data_preprocessor=dict(size=(400, 400))), 1)  # the least that its pooling takes
+
 THIN = (dict(decode_head=dict(channels=64)), 1)
 
 R18 = (dict(backbone=dict(depth=18)), 4)  # a quarter of a ResNet-50's widths
@@ -93,7 +95,11 @@ FAMILIES = {
     'mask2former': ('mask2former_r50_8xb2-160k_ade20k-512x512', *MASK2FORMER),
     'maskformer': ('maskformer_r50-d32_8xb2-160k_ade20k-512x512', *R18),
     'mobilenet_v2': ('mobilenet-v2-d8_fcn_4xb4-160k_ade20k-512x512', *AS_IS),
-    'mobilenet_v3': ('mobilenet-v3-d8-s_lraspp_4xb4-320k_cityscapes-512x1024', *AS_IS),
+    'mobilenet_v3': (
+        'mobilenet-v3-d8-s_lraspp_4xb4-320k_cityscapes-512x1024',
+        dict(data_preprocessor=dict(size=(400, 400))),
+        1,
+    ),
     'nonlocal_net': (f'nonlocal_r50-d8_4xb4-{ADE}', *R18),
     'ocrnet': (f'ocrnet_hr18s_4xb4-{ADE}', *AS_IS),
     'pidnet': ('pidnet-s_2xb6-120k_1024x1024-cityscapes', *AS_IS),
