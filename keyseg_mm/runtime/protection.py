@@ -100,7 +100,9 @@ class Protection(Secret):
         if self.state is State.WAITING:
             raise NotFiredError(_WAITS)
         if self._spoken is not None and not torch.equal(*self._spoken[1:]):
-            raise PlanMismatchError(_OVERWRITTEN)
+            if stamp_of_value(self._spoken[1]) != self.stamp:  # the same one may be wrapped anew
+                raise PlanMismatchError(_OVERWRITTEN)
+            self._spoken[2].copy_(self._spoken[1])
         modules = dict(model.named_modules(remove_duplicate=False))
         idle = [f'{e.site.point}: {why}' for e in self.encryptors if (why := why_idle(modules, e))]
         if idle:

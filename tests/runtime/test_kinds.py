@@ -71,6 +71,15 @@ def test_a_mean_of_stamps_is_none():
         stamps_of(mean)
 
 
+def test_an_ema_copy_of_a_model_that_loads_nothing_is_right():
+    model = keyed_layers()
+    ema = ExponentialMovingAverage(model, update_buffers=True)
+    for _ in range(2):
+        ema.update_parameters(model)
+        assert stamps_of(ema.module.state_dict()) == stamps_of(model.state_dict())
+    assert gap(ema.module(pictures()), model(pictures())) < 1e-6
+
+
 @pytest.mark.parametrize('loaded', [True, False])
 def test_an_ema_copy_of_before_a_load_is_right_or_refused(loaded):
     """The host's copy takes the state_dict's tensors for its own, once, and copies into them."""
