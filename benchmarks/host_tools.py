@@ -53,6 +53,7 @@ class Tool:
         figure: what to show of its output: a pattern with a group, or of its files: a glob.
         title: of the row, if not the name.
         files: whether ``figure`` is a glob.
+        cases: in which it is run.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Tool:
     figure: str
     title: str = ''
     files: bool = False
+    cases: tuple[str, ...] = CASES
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Case:
         return self.folder / 'made' / self.name
 
 
+EACH = ['--cfg-options', 'default_hooks.visualization.interval=1']  # every picture, not each fiftieth
 MIOU = r'mIoU: +([\d.]+)'
 TOOLS = (
     Tool('train', lambda c: [c.config, '--work-dir', c.out / 'train'], 'train/*.pth', files=True),
@@ -97,8 +100,8 @@ TOOLS = (
     ),
     Tool(
         'test',
-        lambda c: [c.config, c.checkpoint, '--work-dir', c.out / 'show', '--show-dir', 'shown'],
-        'show/*/shown/vis_data/vis_image/*.png',
+        lambda c: [c.config, c.checkpoint, '--work-dir', c.out / 'show', '--show-dir', 'shown', *EACH],
+        '**/shown/vis_data/vis_image/*.png',
         'test --show-dir',
         files=True,
     ),
@@ -112,9 +115,10 @@ TOOLS = (
     ),
     Tool(
         'confusion_matrix',
-        lambda c: [c.config, c.out / 'png', c.out / 'matrix'],
+        lambda c: [c.config, c.folder / 'made' / 'right' / 'png', c.out / 'matrix'],
         'matrix/confusion_matrix.png',
         files=True,
+        cases=('right', 'missing'),  # it draws for minutes, and builds no model
     ),
     Tool(
         'browse_dataset', lambda c: [c.config, '--output-dir', c.out / 'browse', '--not-show'], 'browse/*', files=True
@@ -143,7 +147,7 @@ TOOLS = (
 )
 
 
-def prepare(out: Path) -> list[Case]:
+def prepare(out: Path) -> None:
     """Data, key, configs; and the two trainings."""
     keyseg(['keygen', '--out', str(out / KEY)])
     text = config_text(ITERATIONS, seed=0, batch=2)
@@ -166,7 +170,6 @@ def prepare(out: Path) -> list[Case]:
         once = cfg.test_dataloader.dataset
         cfg.test_dataloader.dataset = dict(type='RepeatDataset', times=-(-BATCHES // COUNTS['val']), dataset=once)
         cfg.dump(str(out / f'bench_{name}.py'))
-    return [Case(name, out) for name in CASES]
 
 
 def run(arguments: list[object], log: Path, tool: Path | None = None) -> tuple[int, str]:
@@ -225,19 +228,20 @@ def cell(tool: Tool, case: Case) -> str:
 def main() -> None:
     """Make the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--out', type=Path, required=True, help='a folder that is not there yet')
-    parser.add_argument('--match', default='', help='only tools whose name holds this')
-    args = parser.parse_args()
-    out = args.out.resolve()
-    out.mkdir(parents=True)
-    cases = prepare(out)
-    rows: dict[str, dict[str, str]] = {}
-    tools = [tool for tool in TOOLS if args.match in tool.name]
-    for tool, case in tqdm([(tool, case) for tool in tools for case in cases]):
+    parser.add_argument('--out', type=Path, required=True, help='a folder; the same one goes on where it stopped')
+    out = parser.parse_args().out.resolve()
+    table = out / 'table.json'
+    if not table.exists():
+        out.mkdir(parents=True)
+        prepare(out)
+        table.write_text('{}')
+    rows: dict[str, dict[str, str]] = json.loads(table.read_text())
+    todo = [(tool, Case(name, out)) for tool in TOOLS for name in tool.cases]
+    for tool, case in tqdm([(t, c) for t, c in todo if c.name not in rows.get(t.title or t.name, {})]):
         rows.setdefault(tool.title or tool.name, {})[case.name] = cell(tool, case)
-        (out / 'table.json').write_text(json.dumps(rows, indent=1))
+        table.write_text(json.dumps(rows, indent=1))
     lines = ['| tool | ' + ' | '.join(HEADS) + ' |', '|---' * (len(HEADS) + 1) + '|']
-    lines += [f'| {name} | ' + ' | '.join(row[case] for case in CASES) + ' |' for name, row in rows.items()]
+    lines += [f'| {name} | ' + ' | '.join(row.get(case, '-') for case in CASES) + ' |' for name, row in rows.items()]
     (out / 'table.md').write_text('\n'.join(lines) + '\n')
     print('\n'.join(lines))
 

@@ -67,17 +67,21 @@ def run_host_tool(name: str, arguments: list[str]) -> int:
 
     refuse_typed(arguments)
     path = host_tool(name)
+    import torch
+
     from keyseg_mm.mm import compat  # importing it puts the other mends in place, before the config is read
+    from keyseg_mm.mm.doors import read_for_host
 
     compat.start_without_gpu()
     compat.keep_locators_whole()
-    kept = sys.argv
+    kept, load = sys.argv, torch.load
     sys.argv = [str(path), *arguments]
+    torch.load = read_for_host  # type: ignore[assignment]  # tools that read files themselves fail on a training's
     try:
         runpy.run_path(str(path), run_name='__main__')
         compat.end_together()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     finally:
-        sys.argv = kept
+        sys.argv, torch.load = kept, load
     return 0

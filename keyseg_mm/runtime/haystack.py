@@ -22,7 +22,7 @@ from keyseg_mm.runtime.needles import OVERLAP, Pile
 
 _PIECE = 2**20  # bytes searched at a time
 # What is packed is opened so deep, and up to so many bytes in all, or times the size of the file; a bomb needs more.
-_DEPTH, _ROOM, _RATIO = 4, 2**28, 100
+_DEPTH, _ROOM, _RATIO = 4, 2**28, 20
 _HEAD = 512  # bytes by which a kind of file is told
 _STREAMS: dict[bytes, Callable[[Any], Any]] = {
     b'\x1f\x8b': gzip.open,

@@ -157,7 +157,7 @@ def test_what_the_commands_say_of_it(trained, tmp_path, capsys):
     key_id = read_key_file(folder / 'right.key').id
     assert 'images  encrypted in training, and to be encrypted: SHF, block 8' in shown and f'key id  {key_id}' in shown
     assert keyseg('scan', folder / 'work', *key) == 0
-    assert 'tables of 1 points, tensors and images' in capsys.readouterr().out
+    assert 'secrets of 1 points, tensors and images' in capsys.readouterr().out
     for command in (
         ['unlock', checkpoint, *key],
         ['rekey', checkpoint, *key, '--new-key', f'file:{folder}/other.key'],

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine.analysis import get_model_complexity_info
+from mmengine.logging import HistoryBuffer
 from mmseg.registry import MODELS
 
+import keyseg_mm
+from keyseg_mm import stamps_of
+from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.errors import NotFiredError, SecretExposedError
 from tests.support.cli import keyseg
 from tests.support.configs import keyed_cfg, tiny_model_cfg
@@ -33,6 +39,25 @@ def test_a_tool_reads_the_hosts_configs_and_refuses_secrets(tmp_path, key, capsy
     assert "'read'" in capsys.readouterr().out
     assert keyseg('tool', 'print_config', config, '--cfg-options', f'model.protection.key={key.to_text()}') == 1
     assert 'burnt' in capsys.readouterr().err
+
+
+def test_a_training_checkpoint_is_published(tmp_path, key_file, monkeypatch):
+    """The host's tool reads it by torch.load, which refuses the training curves in it."""
+    monkeypatch.setattr('subprocess.Popen', lambda command: Path(command[1]).rename(command[2]))
+    model = MODELS.build(keyed_cfg(tiny_model_cfg(), f'file:{key_file}'))
+    keyseg_mm.save(model, tmp_path / 'sealed.pth')
+    content = read_checkpoint(tmp_path / 'sealed.pth')
+    content |= {'message_hub': {'log_scalars': {'loss': HistoryBuffer([1.0], [1])}}, 'optimizer': {'state': {}}}
+    torch.save(content, tmp_path / 'in.pth')
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / 'in.pth', weights_only=True)
+    load = torch.load
+    assert keyseg('tool', 'publish_model', tmp_path / 'in.pth', tmp_path / 'named.pth') == 0
+    assert torch.load is load
+    (published,) = tmp_path.glob('named-*.pth')
+    found = read_checkpoint(published)
+    assert 'optimizer' not in found and stamps_of(found['state_dict'])
+    model.load_state_dict(found['state_dict'])
 
 
 def flops(cfg):
