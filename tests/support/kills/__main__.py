@@ -79,6 +79,7 @@ class Child:
 
     def _run(self, arguments: list[str], folder: Path, number: int) -> int:
         os.setpgid(0, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
         os.umask(0o022)
         os.environ.update(TMPDIR=str(folder / 'tmp'), KEYSEG_PASSPHRASE='correct horse')
         tempfile.tempdir = None
