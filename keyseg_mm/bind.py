@@ -48,10 +48,10 @@ class Bound:
     stamp: Stamp
 
     def weight_maps(self) -> dict[str, WeightMap]:
-        """The secret map that each weight carries, by its name: that of its input, after that of the map it reads."""
+        """The secret map that each known weight carries, by name: that of its input, after that of the map it reads."""
         refuse_unknown(self.stamp)
         maps: dict[str, ChannelMap] = {}
-        for entry in sorted(self.stamp.maps, key=_reading_order):
+        for entry in sorted((e for e in self.stamp.maps if e.weights), key=_reading_order):
             found = derive_channel_map(self.key, self.stamp.salt, entry)
             for name in entry.weights:
                 maps[name] = found.compose(maps[name]) if name in maps else found

@@ -5,8 +5,8 @@
 
 DATA holds cityscapes/, as for run.py, whose trainings in OUT are taken over. For each model: a plain training, which
 plays the public weights; a plain one fine-tuned from it, which is locked at `linear` and at `stages` with each
-transform; one trained with the key from the start and one fine-tuned with the key from the public weights (`stages`,
-`ChannelPermutation`: the paper's way); and one trained with the key at `linear` with signs. Each of the protected files
+transform; one trained with the key from the start (`stages`, `ChannelPermutation`: the paper's way); and at `linear`
+with signs one trained with the key and one fine-tuned with it from the public weights. Each of the protected files
 is audited with the attacks of `keyseg audit`, small budgets, and 1, 5 and 10 % of the photos. Prints one row for each,
 the advantages beside the best attack and the best control. Attacks and controls that need public weights are left out
 for the columns without them.
@@ -70,7 +70,7 @@ class Files:
         return train(self.plain_config, self.fine_tuning(self.public()), self.folder / 'tuned')
 
     def tuned_with_key(self) -> Path:
-        options = [*self.fine_tuning(self.public()), self.keyed, 'model.protection.allow_plain=True']
+        options = [*self.fine_tuning(self.public()), self.keyed, *keyed_as(*EVERYWHERE), 'model.protection.start=plain']
         return train(self.keyed_config, options, self.folder / 'keyed-tuned')
 
     def locked(self, points: str, transform: str) -> Path:

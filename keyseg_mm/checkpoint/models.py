@@ -13,6 +13,7 @@ from keyseg_mm.errors import KeyFileError, LockError
 from keyseg_mm.keys.identity import Key
 from keyseg_mm.locking import unlock_in_place
 from keyseg_mm.runtime.attach import protected_modules
+from keyseg_mm.runtime.written import lock_opened
 from keyseg_mm.seal.sections import WEIGHTS, check_meta_of, seal_checkpoint, sealed_stamp, unseal_section
 from keyseg_mm.stamp import stamps_of
 
@@ -41,7 +42,7 @@ def save(model: nn.Module, path: str | Path, meta: Mapping[str, Any] | None = No
     for module, protection in found:
         protection.check(module)
     how = found[0][1].sealing
-    content = seal_checkpoint({'meta': dict(meta or {}), WEIGHTS: model.state_dict()}, how)
+    content = seal_checkpoint(lock_opened(model, {'meta': dict(meta or {}), WEIGHTS: model.state_dict()}), how)
     write_checkpoint(path, content[WEIGHTS], content['meta'], overwrite)
 
 

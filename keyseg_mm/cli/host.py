@@ -6,9 +6,11 @@ keyseg_mm/mm/compat.py they add nothing.
 
 from __future__ import annotations
 
+import io
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 from keyseg_mm.errors import KeysegError
 
@@ -75,8 +77,13 @@ def run_host_tool(name: str, arguments: list[str]) -> int:
     compat.start_without_gpu()
     compat.keep_locators_whole()
     kept, load = sys.argv, torch.load
+
+    def load_strictly(file: Any, *args: Any, **kwargs: Any) -> Any:
+        # what is in memory is what processes of a run send each other, by pickles that ask torch for their storages
+        return load(file, *args, **kwargs) if isinstance(file, io.BytesIO) else read_for_host(file, *args, **kwargs)
+
     sys.argv = [str(path), *arguments]
-    torch.load = read_for_host  # type: ignore[assignment]  # tools that read files themselves fail on a training's
+    torch.load = load_strictly  # type: ignore[assignment]  # tools that read files themselves fail on a training's
     try:
         runpy.run_path(str(path), run_name='__main__')
         compat.end_together()

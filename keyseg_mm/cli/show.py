@@ -122,7 +122,7 @@ def _show_checkpoint(path: Path) -> None:
             _show_lines("encrypting a trained model's weights; it runs with protection.runtime=plain", 'tensors', lines)
         if stamp.maps:
             lines = [(entry.point, f'{entry.channels:5} channels', entry.transform) for entry in stamp.maps]
-            made_by = 'locking a trained model' if stamp.is_carried else 'training with the key'
+            made_by = 'carrying maps into its weights' if stamp.is_carried else 'training with the key'
             _show_lines(made_by, 'points ', lines)
             for point in fitted(stamp, below(tensors, prefix and f'{prefix}.'))[1]:
                 print(f'  absent  {point}: of a part that this file does not have')

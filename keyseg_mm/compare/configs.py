@@ -56,13 +56,11 @@ def protect(cfg: Config, method: Method, key: str) -> None:
     Raises:
         KeysegError: the method cannot be applied to this data or model.
     """
-    # all methods start from the same weights
-    start = {'allow_plain': True} if cfg.get('load_from') and not method.lock else {}
     # files in the open, signed: what a method itself keeps from whoever has the weights, and not what a seal does
     guard, protection = dict[str, Any](type='keyseg_mm.GuardHook'), dict[str, Any](key=key, seal=False)
     if method.protects == 'images':
         insert(cfg, LOADERS, dict(type=_ENCRYPTION, method=method.cipher, block=method.block, key=key))
-        guard.update(start)
+        guard.update({'allow_plain': True} if cfg.get('load_from') else {})
     elif method.protects == 'patches':
         patch = patch_of(build_plain_model(cfg))
         insert(cfg, LOADERS[1:], dict(type=_ENCRYPTION, method='PATCH', key=key), divisor=patch)
@@ -72,7 +70,9 @@ def protect(cfg: Config, method: Method, key: str) -> None:
         plan_lock(build_plain_model(cfg), [method.points], method.transform)
         protection.update(points='checkpoint')
     elif method.points:
-        protection.update(points=method.points, transform=dict(method.transform), **start)
+        protection.update(points=method.points, transform=dict(method.transform))
+        if cfg.get('load_from'):  # all methods start from the same weights
+            cfg.model.init_cfg, cfg.load_from = dict(type='Pretrained', checkpoint=cfg.load_from), None
         Keyed(cfg.model.type, protection, **cfg.model)
     if len(protection) > 2:
         cfg.model.update(of=cfg.model.type, type='keyseg_mm.Keyed', protection=protection)

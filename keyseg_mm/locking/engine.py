@@ -18,10 +18,10 @@ from keyseg_mm.errors import LockError
 from keyseg_mm.keys.identity import Key
 from keyseg_mm.keys.key import FeatureSecret
 from keyseg_mm.locking.bench import bench_for
-from keyseg_mm.locking.features import DEFAULT_TRANSFORM, complete, refuse_block_wise
 from keyseg_mm.locking.fitting import fit
 from keyseg_mm.locking.parts import fit_to_file
 from keyseg_mm.locking.plan import Plan
+from keyseg_mm.locking.planning import DEFAULT_TRANSFORM, complete, refuse_block_wise
 from keyseg_mm.locking.scheme import SCHEMES, Scheme, scheme_of
 from keyseg_mm.model.sites import Trace
 from keyseg_mm.seal.sections import sealed_stamp, unseal_section
@@ -45,7 +45,7 @@ def lock(
         state_dict: of the plain model.
         model: the plain model, with any weights; it is looked at and run, and stays as it is.
         key: the secret key.
-        points, transform, trace: see :func:`keyseg_mm.locking.features.plan_lock`; by default all layers.
+        points, transform, trace: see :func:`keyseg_mm.locking.planning.plan_lock`; by default all layers.
         salt: 16 public bytes; by default fresh random ones.
         scheme: another scheme than that of feature maps: ``'tensors'``, ``'selective'`` or ``'patches'``. It takes no
             points and no transform.
@@ -101,7 +101,7 @@ def unlock(
         key: its key.
         model: the plain model; needed where the model was trained with the key, to find the weights that read the
             encrypted maps.
-        trace: see :func:`keyseg_mm.locking.features.plan_lock`.
+        trace: see :func:`keyseg_mm.locking.planning.plan_lock`.
         check: refuse weights that are only signed and were altered; sealed ones are always checked.
 
     Returns:
@@ -149,6 +149,21 @@ def lock_in_place(tensors: dict[str, Any], plan: Plan, key: Key, salt: bytes | N
     features = key.features(stamp.salt)
     SCHEMES[plan.scheme].carry(tensors, '', None, Bound(features, stamp), own)
     return _put(tensors, '', key, stamp, features)
+
+
+def lock_again(tensors: dict[str, Any], prefix: str, key: Key, features: FeatureSecret, stamp: Stamp) -> None:
+    """Give plain weights the maps and the stamp that they had, or that was planned; values of the dict are replaced.
+
+    Args:
+        tensors: a state_dict.
+        prefix: of the model's names in it.
+        key: the key.
+        features: what the maps are derived from.
+        stamp: with the weights that carry its maps.
+    """
+    if _is_turned(stamp):
+        _scheme(stamp).carry(tensors, prefix, None, Bound(features, stamp))
+    _put(tensors, prefix, key, stamp, features)
 
 
 def unlock_in_place(

@@ -152,6 +152,46 @@ def carry_maps(
     in_threads(work, largest_first)
 
 
+def join_maps(old: Mapping[str, WeightMap], new: Mapping[str, WeightMap]) -> dict[str, WeightMap]:
+    """What leads from old maps to new ones, by the names of the weights; either may have none for a weight.
+
+    Names that had one map have one. There is none where the two are the same object.
+    """
+    made: dict[tuple[int, int], WeightMap] = {}
+    maps: dict[str, WeightMap] = {}
+    for name in {**old, **new}:
+        before, after = old.get(name), new.get(name)
+        if before is after:
+            continue
+        pair = id(before), id(after)
+        if pair not in made:
+            back = None if before is None else before.inverse()
+            joined = back if after is None else after if back is None else after.compose(back)
+            made[pair] = joined  # type: ignore[assignment]  # one of the two is there
+        maps[name] = made[pair]
+    return maps
+
+
+def turn_weights(model: nn.Module, old: Mapping[str, WeightMap], new: Mapping[str, WeightMap]) -> None:
+    """:func:`join_maps` carried into a live model's weights, in place.
+
+    Args:
+        model: its weights carry ``old``; names that it does not have are passed over.
+        old, new: by the names of weights.
+
+    Raises:
+        LockError: a weight has another size than its map. Nothing was changed.
+    """
+    own = dict(model.named_parameters(remove_duplicate=False))
+    maps = {name: found for name, found in join_maps(old, new).items() if name in own}
+    wrong = [name for name, found in maps.items() if found.misfit(own[name])]
+    if wrong:
+        raise LockError(f'{", ".join(wrong)}: not of the size that the stamp says')
+    once = {id(own[name]): (own[name], found) for name, found in maps.items()}  # names of one tensor
+    largest_first = sorted(once.values(), key=lambda pair: -pair[0].numel())
+    in_threads(lambda pair: pair[1].carry(pair[0], pair[0]), largest_first)
+
+
 def change_maps(
     tensors: dict[str, Any], prefix: str, old: Mapping[str, WeightMap], new: Mapping[str, WeightMap], own: bool
 ) -> None:
@@ -159,16 +199,7 @@ def change_maps(
 
     Weights are overwritten where their memory may be (``own``) and no other entry uses it.
     """
-    made: dict[tuple[int, int], WeightMap] = {}  # names that had one map have one
-    maps: dict[str, WeightMap] = {}
-    for name in {**old, **new}:
-        before, after = old.get(name), new.get(name)
-        pair = id(before), id(after)
-        if pair not in made:
-            back = None if before is None else before.inverse()
-            joined = back if after is None else after if back is None else after.compose(back)
-            made[pair] = joined  # type: ignore[assignment]  # one of the two is there
-        maps[name] = made[pair]
+    maps = join_maps(old, new)
     used = Counter(t.untyped_storage().data_ptr() for t in tensors.values() if own and isinstance(t, Tensor))
     found = {name: tensors[prefix + name] for name in maps if isinstance(tensors.get(prefix + name), Tensor)}
     alone = {name: t for name, t in found.items() if used[t.untyped_storage().data_ptr()] == 1}

@@ -30,7 +30,6 @@ from urllib.parse import urlparse
 
 import torch
 from mmengine.config import Config
-from mmengine.model import BaseModule
 from mmengine.runner import Runner, checkpoint
 from mmengine.runner import _flexible_runner as flexible
 from torch import Tensor
@@ -45,6 +44,8 @@ from keyseg_mm.mm.compat import HOST_NAMES
 from keyseg_mm.mm.config_text import refuse_programs
 from keyseg_mm.mm.counting import count_plain
 from keyseg_mm.mm.hooks import GuardHook
+from keyseg_mm.mm.initialising import carry_at_init, is_initialising
+from keyseg_mm.mm.strangers import StrangersHook
 from keyseg_mm.runtime.attach import protection_of, protections
 from keyseg_mm.seal.nested import tensors_of, with_tensors
 from keyseg_mm.seal.sections import (
@@ -116,7 +117,7 @@ def _moved(tensor: Tensor, map_location: Any) -> Tensor:
 
 
 def _opened(content: dict[str, Any]) -> dict[str, Any]:
-    stamp, load = sealed_stamp(content[WEIGHTS]), _load.get()
+    stamp, load = sealed_stamp(content[WEIGHTS]), _Load.START if is_initialising() else _load.get()
     keys = [] if stamp is None or load is _Load.ANY else held(stamp.key_ids)
     if keys:
         content = unseal_checkpoint(keys[0], content, but=(WEIGHTS,) if load is _Load.RUN else ())
@@ -179,7 +180,8 @@ def _open_for_parts() -> None:
         if keys:
             check_meta_of(keys[0], content)
             if protection_of(model) is None:
-                content = unseal_checkpoint(keys[0], content)
+                weights = unseal_checkpoint(keys[0], {n: content[n] for n in (WEIGHTS, 'meta') if n in content})
+                content = {**content, **weights}  # the other sections were opened as they were read, or never are
         return old(model, content, *args, **kwargs)
 
     _replace(_TO_MODEL, load)
@@ -220,6 +222,8 @@ def _guard(runner_type: Any) -> None:
             found = old(self, *args, **kwargs) if name == 'register_hooks' else None
             if GuardHook.is_needed(self.model) and not any(isinstance(hook, GuardHook) for hook in self.hooks):
                 self.register_hook(GuardHook())
+            if GuardHook.shows_strangers(self) and not any(isinstance(hook, StrangersHook) for hook in self.hooks):
+                self.register_hook(StrangersHook())
             return found if name == 'register_hooks' else old(self, *args, **kwargs)
 
         setattr(runner_type, name, new)
@@ -258,7 +262,7 @@ def set_up() -> None:
         return
     _read_strictly()
     _during(Runner, 'load_checkpoint', _Load.RUN)
-    _during(BaseModule, 'init_weights', _Load.START)
+    carry_at_init()
     _during(checkpoint, '_load_checkpoint_with_prefix', _Load.START)
     _open_for_parts()
     _save_whole()

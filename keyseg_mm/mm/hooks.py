@@ -24,6 +24,7 @@ from keyseg_mm.runtime.export import CAN_COMPILE
 from keyseg_mm.runtime.haystack import Leak
 from keyseg_mm.runtime.leaks import Needles, search_object
 from keyseg_mm.runtime.protection import Protection, State
+from keyseg_mm.runtime.written import RUNTIME, check_runtime, lock_opened, runtime_of
 from keyseg_mm.seal.sections import seal_checkpoint
 from keyseg_mm.stamp import stamp_names
 
@@ -48,6 +49,9 @@ class GuardHook(Hook):
         seal: of a model that is not protected itself and learns from encrypted images: seal its checkpoints with their
             key. By default they are signed, so that ``init_model`` and inferencers, which know no key, read them. A
             protected model says it itself (``protection.seal``).
+        strangers: at each validation, validate a protected model without its key and with a wrong one too, for curves
+            and pictures in the visualizer; see :class:`keyseg_mm.mm.strangers.StrangersHook`. That takes three times as
+            long.
 
     Raises:
         NotFiredError: no protection, encryptors that were not called, or a pipeline that does not encrypt.
@@ -59,7 +63,8 @@ class GuardHook(Hook):
 
     priority = 'LOWEST'  # after the hooks that add to the checkpoint, EMA's for one
 
-    def __init__(self, allow_plain: bool = False, seal: bool = False) -> None:
+    def __init__(self, allow_plain: bool = False, seal: bool = False, strangers: bool = False) -> None:
+        self.strangers = strangers
         self._images = ImageGuard(allow_plain, SEALED if seal else SIGNED)
         self._run = ''
         self._calls: dict[Encryptor, int] = {}
@@ -85,15 +90,17 @@ class GuardHook(Hook):
                 )
             self._say(runner, warn_of_few_maps(protection.encryptors))
         self._note_calls(runner, 'train')
-        self._say(runner, prove_points(self._model(runner)))
+        self._say(runner, prove_points(_model(runner)))
 
     def after_train(self, runner: Any) -> None:
         last = [hook.last_ckpt for hook in runner.hooks if getattr(hook, 'last_ckpt', None)]
         if is_main_process() and self._protections(runner) and last and Path(last[-1]).is_file():
-            self._say(runner, prove_file(self._model(runner), last[-1], runner.iter))
+            self._say(runner, prove_file(_model(runner), last[-1], runner.iter))
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         self._images.after_load_checkpoint(runner, checkpoint)
+        if runner._resume:
+            check_runtime(_model(runner), checkpoint)
 
     def before_val_epoch(self, runner: Any) -> None:
         self._images.check_blocks(runner, 'val')
@@ -134,9 +141,12 @@ class GuardHook(Hook):
         self._check_calls()  # the host saves the first iteration before it asks this hook about it
         self._check_modules(runner)
         found = self._protections(runner)
+        checkpoint.update(lock_opened(_model(runner), checkpoint))
+        checkpoint['meta'] = {**checkpoint['meta'], RUNTIME: runtime_of(_model(runner))}
         stamps = {name.rpartition('.')[2] for name in checkpoint.get('state_dict', {})}
         for protection in found:
-            if protection.state is State.KEYED and not stamp_names(stamps & {protection.stamp.name}):
+            is_mapped = protection.state in (State.KEYED, State.PLAIN) and protection.stamp.maps
+            if is_mapped and not stamp_names(stamps & {protection.stamp.name}):
                 raise LeakError(
                     f'the checkpoint about to be saved lacks the stamp of key {protection.stamp.key_id}: a hook or '
                     'wrapper dropped it; without the stamp nobody can tell which key the model needs'
@@ -155,12 +165,13 @@ class GuardHook(Hook):
         return isinstance(model, nn.Module) and bool(protected_modules(model))
 
     @staticmethod
-    def _model(runner: Any) -> nn.Module:
-        model: nn.Module = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        return model
+    def shows_strangers(runner: Any) -> bool:
+        """Whether a runner's guard asks for the validations of strangers."""
+        return any(isinstance(hook, GuardHook) and hook.strangers for hook in runner.hooks)
 
-    def _protected(self, runner: Any) -> list[tuple[nn.Module, Protection]]:
-        return protected_modules(self._model(runner))
+    @staticmethod
+    def _protected(runner: Any) -> list[tuple[nn.Module, Protection]]:
+        return protected_modules(_model(runner))
 
     @staticmethod
     def _say(runner: Any, words: str) -> None:
@@ -211,6 +222,12 @@ class GuardHook(Hook):
                 f'the {run} loop ran without these encryptors: {", ".join(idle)}; something replaced or bypassed '
                 'their modules after the model was built, and what it computed is not protected'
             )
+
+
+def _model(runner: Any) -> nn.Module:
+    """The model itself, without the wrapper of a distributed run."""
+    found: nn.Module = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    return found
 
 
 def _stop(leaks: Any) -> None:

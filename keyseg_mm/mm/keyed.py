@@ -8,28 +8,28 @@ from typing import Any
 
 from mmengine.dist import broadcast_object_list, is_distributed
 from mmengine.registry import DefaultScope
-from mmseg.models.segmentors.base import BaseSegmentor
 from torch import nn
 
 from keyseg_mm.entries import MapEntry
 from keyseg_mm.envelope import SEALED, SIGNED
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.keys.identity import Recipient, read_recipient
+from keyseg_mm.keys.identity import Key, Recipient, read_recipient
 from keyseg_mm.keys.locator import LocatedKey, locate
 from keyseg_mm.locking.places import sites_of_stamp
+from keyseg_mm.locking.plan import Plan
+from keyseg_mm.locking.planning import plan_lock, plan_training
 from keyseg_mm.maps import normal_form
-from keyseg_mm.mm.advice import PLAIN_START
 from keyseg_mm.mm.dryrun import trace_module
+from keyseg_mm.mm.initialising import carry_at_init
 from keyseg_mm.mm.registry import MODELS
 from keyseg_mm.model.points import PRESETS
-from keyseg_mm.model.sites import Site, resolve
-from keyseg_mm.runtime.attach import attach, await_checkpoint, entries_at, run_without_key
+from keyseg_mm.runtime.attach import attach, await_checkpoint, run_without_key
 from keyseg_mm.runtime.protection import Rules
-from keyseg_mm.stamp import fresh_salt, parse_salt
+from keyseg_mm.stamp import Stamp, fresh_salt, parse_salt
 
 logger = logging.getLogger('keyseg_mm')
 
-_OPTIONS = ('key', 'points', 'transform', 'salt', 'allow_plain', 'runtime', 'verify', 'recipients', 'seal')
+_OPTIONS = ('key', 'points', 'transform', 'salt', 'start', 'runtime', 'verify', 'recipients', 'seal')
 # The paper's way, and not the strongest: the audits (docs/results.md) have it fall to four labelled photos, by a layer
 # learnt at each map, as every transform of so few maps does. It is the default of training since it alone leaves a
 # pretrained backbone, which most of the host's configs begin with, what it has learnt. From random weights
@@ -55,11 +55,12 @@ def Keyed(of: Any, protection: dict[str, Any], **kwargs: Any) -> nn.Module:  # n
             - ``transform``: name or dict of a transform; by default ``ChannelPermutation``, the paper's.
             - ``salt``: public, 32 hex digits; by default the loaded checkpoint's, or a fresh one, which all models
               that one process builds with the same key and points share: a student and its teacher, say.
-            - ``allow_plain``: accept plain weights. What read plain maps may survive the training then, and with it the
-              model without its key; to train a plain model on, lock it first.
-            - ``runtime``: ``keyed``, with encryptors at the points; or ``plain``: a protected checkpoint is opened as
-              it is loaded, and the model runs, and trains on, without encryptors, at the plain model's speed. What it
-              writes is sealed all the same.
+            - ``start``: ``plain`` lets ``load_from`` name a plain checkpoint: the maps are carried into its weights as
+              they are loaded, exactly, and the training goes on from there. Nothing that works without the key is left.
+            - ``runtime``: ``keyed``, with encryptors at the points; or ``plain``: the model runs, and trains, without
+              encryptors, at the plain model's speed; a protected checkpoint is opened as it is loaded. What is written
+              carries the maps and is sealed, as with ``keyed``: by the law of :mod:`keyseg_mm.runtime.coordinates` it
+              is the same model. Weights have to carry all maps exactly then.
             - ``recipients``: who else can open the files that are written, besides the key: the texts of their
               recipients, or ``file:PATH``; see ``keyseg keygen --identity``.
             - ``seal``: by default True: what is written is sealed. False, for research: its weights stay in the open,
@@ -89,34 +90,39 @@ def protect(module: nn.Module, located: LocatedKey, options: dict[str, Any]) -> 
         logger.warning(
             'a wrong key, %s, on purpose: results are those of an unauthorised user, as asked', located.key.id
         )
-    unlock = options.get('runtime', 'keyed') == 'plain'
-    follows = unlock or options.get('points') == FROM_CHECKPOINT
+    opens, follows = options.get('runtime') == 'plain', options.get('points') == FROM_CHECKPOINT
+    key: Key = located.key
+
+    def stamp_for(plan: Plan) -> Stamp:
+        salt = salt_of_run(key.id, plan.maps) if options.get('salt') is None else parse_salt(options['salt'])
+        return plan.to_stamp(key.id, salt)
+
     rules = Rules(
         deliberate=located.deliberate,
-        allow_plain=lambda part, prefix: _is_initialisation(part, prefix) or _takes_plain(options),
+        takes_plain=options.get('start') == 'plain',
         fixed_salt=options.get('salt') is not None,
         verify=bool(options.get('verify', True)),
-        find_sites=sites_of_stamp if follows else None,
-        unlock=unlock,
+        find_sites=sites_of_stamp if opens or follows else None,
+        unlock=opens,
+        plan=(lambda model: stamp_for(_plan(model, options))) if opens and not follows else None,
         recipients=_recipients(options.get('recipients')),
         mode=SEALED if options.get('seal', True) else SIGNED,
         named=tuple(point for point in _listed(options.get('points')) if point not in PRESETS),
     )
-    if follows:
-        await_checkpoint(module, located.key, rules)
+    if opens or follows:
+        await_checkpoint(module, key, rules)
     else:
-        sites = _sites(module, options.get('points', DEFAULT_POINTS))
-        entries = entries_at(sites, options.get('transform', DEFAULT_TRANSFORM))
-        salt = options.get('salt')
-        salt = salt_of_run(located.key.id, entries) if salt is None else parse_salt(salt)
-        attach(module, located.key, sites, entries, salt=salt, rules=rules)
+        plan = _plan(module, options)
+        attach(module, key, plan.sites, plan.entries, salt=stamp_for(plan).salt, rules=rules).carry(module)
+    carry_at_init(type(module))
     return module
 
 
-def _sites(module: nn.Module, points: str | list[str]) -> list[Site]:
-    """Resolve points by a dry run; presets of backbone and neck spare the heads their part in it."""
-    wanted = _listed(points)
-    return resolve(wanted, module, trace_module(module, heads=not set(wanted) <= {'stages', 'neck'}))
+def _plan(module: nn.Module, options: dict[str, Any]) -> Plan:
+    """What is encrypted, by a dry run; plain weights have to be carried exactly."""
+    exact = options.get('start') == 'plain' or options.get('runtime') == 'plain'
+    points, transform = options.get('points', DEFAULT_POINTS), options.get('transform', DEFAULT_TRANSFORM)
+    return (plan_lock if exact else plan_training)(module, points, transform, trace_module(module))
 
 
 def check_options(protection: Any) -> dict[str, Any]:
@@ -128,6 +134,10 @@ def check_options(protection: Any) -> dict[str, Any]:
     normal_form(options.get('transform', 'ChannelPermutation'))
     if options.get('runtime', 'keyed') not in ('keyed', 'plain'):
         raise KeysegError(f"protection.runtime is 'keyed' or 'plain', not {options['runtime']!r}")
+    if options.get('start') not in (None, 'plain'):
+        raise KeysegError(f"protection.start is 'plain', or left out, not {options['start']!r}")
+    if options.get('start') == 'plain' and options.get('points') == FROM_CHECKPOINT:
+        raise KeysegError("protection.start='plain' needs points: a plain checkpoint does not tell any")
     _recipients(options.get('recipients'))
     return options
 
@@ -159,22 +169,3 @@ def salt_of_run(key_id: str, entries: tuple[MapEntry, ...]) -> bytes:
     if is_distributed():
         broadcast_object_list(shared)
     return shared[0]
-
-
-def _takes_plain(options: dict[str, Any]) -> bool:
-    """Whether a config welcomes plain weights; asked when some come, and it says what that means."""
-    if options.get('allow_plain'):
-        logger.warning(PLAIN_START)
-        return True
-    return False
-
-
-def _is_initialisation(module: nn.Module, prefix: str) -> bool:
-    """Whether a load is the host filling a keyed backbone, neck or head from its own ``init_cfg``.
-
-    Such a load goes to the part alone (no prefix), while a checkpoint of the model reaches it as ``backbone.`` or so.
-    """
-    init_cfg = getattr(module, 'init_cfg', None)
-    configs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
-    pretrained = any(isinstance(c, dict) and str(c.get('type')).startswith('Pretrained') for c in configs)
-    return pretrained and prefix == '' and not isinstance(module, BaseSegmentor)

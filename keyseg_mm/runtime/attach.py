@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from keyseg_mm.bind import Bound
 from keyseg_mm.entries import Entry, MapEntry
 from keyseg_mm.errors import LockError, PlanMismatchError, TransformError
 from keyseg_mm.keys.identity import Key
-from keyseg_mm.locking.features import complete
 from keyseg_mm.locking.places import entry_at
+from keyseg_mm.locking.planning import complete
+from keyseg_mm.locking.scheme import turn_weights
 from keyseg_mm.maps import TRANSFORMS, normal_form
 from keyseg_mm.maps.order import SINGLE
 from keyseg_mm.model.points import ROOT
@@ -149,19 +149,16 @@ def unlock_model(model: nn.Module, trace: Trace | None = None) -> None:
     owners = protected_modules(model)
     if not owners:
         raise LockError(f'this {type(model).__name__} is not protected; there is nothing to unlock')
-    changed: list[tuple[nn.Parameter, Tensor]] = []
+    changed = []
     for module, protection in owners:
         if protection.features is None or protection.rules.deliberate:
             raise LockError('this model runs without its key, on purpose; build it with the right one to unlock it')
         protection.check(module)
         if protection.state is State.KEYED:
             stamp = complete(protection.stamp, module, trace if module is model else None)
-            maps = Bound(protection.features, stamp).weight_maps()
-            once = {id(p): (p, maps[n]) for n in maps for p in [module.get_parameter(n)]}  # names of one tensor
-            changed += [(p, found.inverse().carry(p)) for p, found in once.values()]
-    with torch.no_grad():
-        for parameter, plain in changed:
-            parameter.copy_(plain)
+            changed.append((module, Bound(protection.features, stamp).weight_maps()))
+    for module, maps in changed:
+        turn_weights(module, maps, {})
     detach(model)
 
 

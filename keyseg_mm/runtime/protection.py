@@ -8,32 +8,35 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from keyseg_mm.bind import Bound, derive_map, memory_stamp, open_envelope, stamp_tensor
-from keyseg_mm.entries import SALT_BYTES, describe
+from keyseg_mm.bind import Bound, derive_map, memory_stamp, stamp_tensor
+from keyseg_mm.entries import SALT_BYTES
 from keyseg_mm.envelope import SEALED
-from keyseg_mm.errors import KeyMismatchError, NotFiredError, PlainCheckpointError, PlanMismatchError, StampError
+from keyseg_mm.errors import KeyMismatchError, LockError, NotFiredError, PlanMismatchError, StampError
 from keyseg_mm.keys.held import hold
 from keyseg_mm.keys.identity import Key
 from keyseg_mm.keys.key import FeatureSecret, Material
 from keyseg_mm.keys.secret import Secret
-from keyseg_mm.locking.features import complete
 from keyseg_mm.locking.parts import fit_to_file, fit_to_model
-from keyseg_mm.locking.scheme import carry_maps
+from keyseg_mm.locking.planning import complete
+from keyseg_mm.locking.scheme import carry_maps, turn_weights
 from keyseg_mm.model.points import ROOT
 from keyseg_mm.model.sites import Site
+from keyseg_mm.runtime.accepting import TAKES_IMAGES, bare_stamp, is_own_key, opened, refuse_other_entries, refuse_plain
+from keyseg_mm.runtime.coordinates import carry_loaded, maps_of, with_readers
 from keyseg_mm.runtime.encryptor import Encryptor, add_encryptors, encryptors_for, why_idle
 from keyseg_mm.runtime.gates import Gate, Refusal, Watch, add_gates, remove_gates, takes_gates
 from keyseg_mm.runtime.rules import Rules, State
 from keyseg_mm.runtime.unwritten import Unwritten
 from keyseg_mm.runtime.witness import TestsOnly, Witness
-from keyseg_mm.seal.sections import Sealing, unseal_section
+from keyseg_mm.seal.sections import Sealing
 from keyseg_mm.stamp import Stamp, below, stamp_names, stamp_of_value
 
 __all__ = ['Protection', 'Rules', 'State']
@@ -51,7 +54,7 @@ class Protection(Secret):
         rules: what is accepted.
     """
 
-    __slots__ = ('state', 'stamp', 'key', 'features', 'rules', '_gates', '_spoken')
+    __slots__ = ('state', 'stamp', 'key', 'features', 'rules', '_is_filled', '_gates', '_spoken')
 
     def __init__(self, key: Key | None, rules: Rules) -> None:
         self.key, self.rules = key, rules
@@ -59,6 +62,7 @@ class Protection(Secret):
         self.state = State.WITHOUT if key is None else State.WAITING
         self.stamp = Stamp(key.id if key else '', bytes(SALT_BYTES), ())
         self.features: Material | None = key
+        self._is_filled = False
         self._gates: list[Gate] = []
         # the stamp of the state_dicts: one tensor, as a parameter is, and what was in it
         self._spoken: tuple[Stamp, Tensor, Tensor] | None = None
@@ -78,9 +82,12 @@ class Protection(Secret):
 
         Raises:
             KeyMismatchError: it has no key to write them with.
+            LockError: what is written would be plain.
         """
         if self.key is None or self.rules.deliberate:
             raise KeyMismatchError(_NOT_WRITTEN)
+        if self.state is State.PLAIN and not self.stamp.maps and self.rules.mode != SEALED:
+            raise LockError('this model runs opened and has no maps to write: without a seal its file would be plain')
         return Sealing(self.key, (self.key, *self.rules.recipients), self.rules.mode)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Protection:
@@ -119,13 +126,51 @@ class Protection(Secret):
         add_gates(model, [(name, refusal) for name in names])
         self._gates = [refusal]
 
-    def become_keyed(self, model: nn.Module, stamp: Stamp, sites: Sequence[Site]) -> None:
+    def become_keyed(
+        self, model: nn.Module, stamp: Stamp, sites: Sequence[Site], features: Material | None = None
+    ) -> None:
         """Enter the state KEYED, or stay in it with other sites. The model is changed only if all is well."""
+        features = features or self.features
+        if features is None:
+            raise KeyMismatchError('this model runs without a key')
+        self.features = features.features(stamp.salt)
+        maps = [derive_map(self.features, stamp.salt, entry) for entry in stamp.maps]
+        self._change(model, State.KEYED, stamp, encryptors_for(model, sites, maps))
+
+    def become_plain(self, model: nn.Module, stamp: Stamp) -> None:
+        """Enter the state PLAIN: the weights are the plain ones, and files get the stamp's maps as they are written."""
         if self.features is None:
             raise KeyMismatchError('this model runs without a key')
         self.features = self.features.features(stamp.salt)
-        maps = [derive_map(self.features, stamp.salt, entry) for entry in stamp.maps]
-        self._change(model, State.KEYED, stamp, encryptors_for(model, sites, maps))
+        self._change(model, State.PLAIN, stamp, ())
+
+    @contextmanager
+    def filling(self, model: nn.Module) -> Iterator[None]:
+        """Within it the weights are plain and get plain values, drawn or pretrained; after it they carry the maps."""
+        turn_weights(model, maps_of(self._carried()), {})
+        self._is_filled = True
+        try:
+            yield
+        finally:
+            self._is_filled = False
+        self._begin_plain(model)
+        self.carry(model)
+
+    def _begin_plain(self, model: nn.Module) -> None:
+        """Leave the state WAITING where a model that runs opened begins without a protected checkpoint."""
+        if self.state is State.WAITING and self.rules.plan is not None:
+            try:
+                self.become_plain(model, self.rules.plan(model))
+            except LockError as error:
+                logger.warning('this model can be trained opened from a protected checkpoint only: %s', error)
+
+    def carry(self, model: nn.Module) -> None:
+        """Let the weights, which are plain, carry the maps."""
+        turn_weights(model, {}, maps_of(self._carried()))
+
+    def _carried(self) -> Bound | None:
+        """What the weights carry: in the state KEYED the maps, always."""
+        return Bound(self.features, self.stamp) if self.state is State.KEYED and self.features is not None else None
 
     def _change(self, model: nn.Module, state: State, stamp: Stamp, encryptors: Sequence[Encryptor]) -> None:
         watches: list[Watch] = [Witness(model, encryptors, self.check)] if encryptors else []
@@ -168,21 +213,21 @@ class Protection(Secret):
         if len(names) > 1:
             raise StampError(f'this checkpoint carries {len(names)} stamps for one model; restore it from a copy')
         if not names:
-            self._take_plain(model, prefix)
+            self._take_plain(model, state_dict, prefix)
             return
         stamp = stamp_of_value(state_dict[names[0]])
         if stamp.embeddings:
-            raise PlanMismatchError(_TAKES_IMAGES)
+            raise PlanMismatchError(TAKES_IMAGES)
         if self.key is None:
             logger.warning(
                 "key='none': this model is protected with %s and runs without it", ' or '.join(stamp.key_ids)
             )
             self.stamp = stamp  # its seal too: what it is of stays noise
-        elif self._has_key(self.key, stamp):
+        elif is_own_key(self.key, stamp, self.rules):
             fitting = fit_to_model(stamp, model)
-            self._check_entries(fitting)
-            features, bare = self._open(self.key, stamp, model, state_dict, prefix)
-            self._take(features, replace(bare, entries=fitting.entries), model, state_dict, prefix)
+            refuse_other_entries(self.stamp, fitting, self.rules)
+            features = opened(self.key, stamp, model, state_dict, prefix, self.rules)
+            self._take(features, bare_stamp(fitting, self.key), model, state_dict, prefix)
         else:
             self._take_foreign(self.key, fit_to_model(stamp, model), model, state_dict, prefix)
         self._spoken = None
@@ -191,100 +236,59 @@ class Protection(Secret):
 
     def _take_foreign(self, key: Key, stamp: Stamp, model: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
         """Be what another key's stamp says, on purpose. Sealed weights are noise, of which maps make nothing else."""
-        bare = _bare(stamp, key)
+        bare = bare_stamp(stamp, key)
         if stamp.seal is None or stamp.seal.mode != SEALED:
-            self._check_entries(stamp)
-            self._take(key.features(stamp.salt), bare, model, state_dict, prefix)
+            refuse_other_entries(self.stamp, stamp, self.rules)
+            self._take(key.features(stamp.salt), bare, model, state_dict, prefix, foreign=True)
         elif self.rules.unlock or self.rules.find_sites is not None:
-            self._take(key.features(stamp.salt), replace(bare, entries=()), model, state_dict, prefix)
+            self._take(key.features(stamp.salt), replace(bare, entries=()), model, state_dict, prefix, foreign=True)
 
-    def _open(
-        self, key: Key, stamp: Stamp, model: nn.Module, state_dict: dict[str, Any], prefix: str
-    ) -> tuple[FeatureSecret, Stamp]:
-        """Take the seal off, if there is one, straight into the model's own memory; gives the stamp bare."""
-        secrets = open_envelope(key, stamp, self.rules.verify)
-        if stamp.seal is not None:
-            own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
-            sealed, name = below(state_dict, prefix), stamp.seal.section
-            found = unseal_section(key, sealed, name, into=own, verify=self.rules.verify)
-            state_dict.update({prefix + n: value for n, value in found.items()})
-        return secrets.features, _bare(stamp, key)
-
-    def _take_plain(self, model: nn.Module, prefix: str) -> None:
-        if self.key is not None and not self.rules.allow_plain(model, prefix):
-            raise PlainCheckpointError(
-                f'this checkpoint is plain (it carries no stamp), and the model is keyed with {self.key.id}: '
-                'its weights would meet encrypted feature maps. To protect it, as it is or to train on: keyseg lock, '
-                "and points='checkpoint' for what that makes. If it should be protected already, it is the wrong file, "
-                'or its stamp was stripped'
-            )
-
-    def _has_key(self, key: Key, stamp: Stamp) -> bool:
-        """Whether a stamp is of this key; where it is not, that is an error, or it was meant to be."""
-        if key.id in stamp.key_ids:
-            return True
-        ids = ' or '.join(stamp.key_ids)
-        if not self.rules.deliberate:
-            raise KeyMismatchError(
-                f'this checkpoint is protected with key {ids}, and the key given is {key.id}: '
-                'give its own key, or key=none to run it unauthorised on purpose'
-            )
-        logger.warning(
-            'a wrong key, %s, on purpose: this checkpoint is protected with %s and runs degraded', key.id, ids
-        )
-        return False
-
-    def _check_entries(self, stamp: Stamp) -> None:
-        if self.rules.unlock:
+    def _take_plain(self, model: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+        """Let plain values in where they are welcome; they carry the maps then."""
+        if self.key is None or self._is_filled:
             return
-        if stamp.tensors:
-            raise PlanMismatchError(
-                f'the weights of this checkpoint are encrypted themselves ({describe(stamp.tensors[0].transform)}), '
-                "and no encryptor makes up for that in a running model: set protection.runtime='plain', which opens "
-                'them in memory, and take points and transform out'
-            )
-        if self.rules.find_sites is not None:
-            return
-        differences = self.stamp.differences(stamp)
-        if differences:
-            raise PlanMismatchError(
-                'this checkpoint is protected otherwise than the model is (here: the model, there: the checkpoint; '
-                "points='checkpoint' takes the checkpoint's): " + '; '.join(differences)
-            )
-        if self.rules.fixed_salt and stamp.salt != self.stamp.salt:
-            raise PlanMismatchError(
-                f'protection.salt is {self.stamp.salt.hex()}, and the checkpoint was made with {stamp.salt.hex()}: '
-                'leave salt out to take it from the checkpoint'
-            )
+        if self.rules.takes_plain:
+            self._begin_plain(model)
+        if not self.rules.takes_plain or self.state is State.WAITING:
+            refuse_plain(self.key)
+        if carried := self._carried():
+            carry_loaded(model, state_dict, prefix, None, carried, carried)
 
     def _take(
-        self, features: FeatureSecret, stamp: Stamp, model: nn.Module, state_dict: dict[str, Any], prefix: str
+        self,
+        features: FeatureSecret,
+        stamp: Stamp,
+        model: nn.Module,
+        state_dict: dict[str, Any],
+        prefix: str,
+        foreign: bool = False,
     ) -> None:
-        """Be what an accepted stamp says."""
-        same, self.features = features == self.features, features
+        """Be what an accepted stamp says; ``foreign``: of another key, so that what its weights carry is not known."""
         if self.rules.unlock:
+            stamp = complete(stamp, model)
             turned = fit_to_file(stamp, below(state_dict, prefix))
-            maps = Bound(features, complete(turned, model)).weight_maps()
+            maps = Bound(features, turned).weight_maps()
             # straight into the parameters: the host, given a parameter itself, has nothing to copy
             parameters = dict(model.named_parameters(remove_duplicate=False))
             carry_maps(state_dict, {name: found.inverse() for name, found in maps.items()}, prefix, parameters)
-            self._change(model, State.PLAIN, stamp, ())
-        elif self.state is State.KEYED and same and stamp.entries == self.stamp.entries:
-            self.stamp = stamp  # which may know more of the weights
-        elif self.rules.find_sites is not None:
+            self.features = features
+            self.become_plain(model, stamp)
+            return
+        there, known = self._carried(), with_readers(stamp, self.stamp)
+        is_other = self.state is not State.KEYED or stamp.entries != self.stamp.entries
+        if is_other and self.rules.find_sites is not None:
             if not stamp.maps:
                 logger.warning('this checkpoint has no maps in its weights: the model runs opened, without encryptors')
-            self.become_keyed(model, stamp, self.rules.find_sites(model, stamp) if stamp.maps else ())
-        else:
+            self.become_keyed(model, known, self.rules.find_sites(model, stamp) if stamp.maps else (), features)
+        elif features != self.features:
             derived = [derive_map(features, stamp.salt, entry) for entry in stamp.maps]
             for encryptor, secret in zip(self.encryptors, derived):
                 encryptor.use(secret)
-            self.stamp = stamp
-
-
-def _bare(stamp: Stamp, key: Key) -> Stamp:
-    """What a stamp says, without what was wrapped and sealed, under the name of the key that opened it."""
-    return replace(stamp, key_id=key.id, recipients=(), commitment='', seal=None)
+        self.features, self.stamp = features, known
+        new = Bound(features, known)
+        carry_loaded(
+            model, state_dict, prefix, new if foreign else Bound(features, with_readers(known, stamp)), new, there
+        )
 
 
 _ROOM = 2**16  # bytes: stamps of one model are of one length, since the host's EMA copies one into another
@@ -294,7 +298,3 @@ _OVERWRITTEN = (
 )
 _WAITS = 'no protected checkpoint was loaded, and the model takes its points from one: give load_from or the file'
 _NOT_WRITTEN = 'this model runs without its key, on purpose: nothing is written of it'
-_TAKES_IMAGES = (
-    'this checkpoint takes encrypted images (see `keyseg show`): it runs with its plain config, without a key, on '
-    'images of `keyseg encrypt-image` or of keyseg_mm.EncryptImage in the pipeline; `keyseg unlock` makes a plain one'
-)

@@ -171,7 +171,7 @@ def test_scan(tmp_path, model_files, key_file, key, capsys):
     folder.mkdir()
     model_files[1].rename(folder / 'keyed.bin')
     assert keyseg('scan', folder, *locator) == 0
-    assert 'the secrets of 4 points' in capsys.readouterr().out
+    assert 'the secrets of 2 points' in capsys.readouterr().out
     (folder / 'log.txt').write_text(key.to_text())
     assert keyseg('scan', folder, *locator) == FOUND
     printed = capsys.readouterr().out

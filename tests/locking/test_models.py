@@ -87,9 +87,7 @@ def test_unlock_of_a_model_trained_with_the_key(plain, key, key_file):
     model = MODELS.build(cfg)
     model.init_weights()
     expected, state = logits(model), model.state_dict()
-    with pytest.raises(LockError, match='--config'):
-        unlock(state, key)
-    back = unlock(state, key, plain)
+    back = unlock(state, key)
     assert not torch.equal(back['decode_head.convs.0.conv.weight'], state['decode_head.convs.0.conv.weight'])
     plain.load_state_dict(back)
     assert torch.allclose(logits(plain), expected, rtol=1e-4, atol=1e-5)
@@ -231,6 +229,6 @@ def test_a_stamp_is_followed_without_a_run(plain, key, key_file, made, monkeypat
         monkeypatch.setattr(module, name, None)
     model = loaded(plain, f'file:{key_file}', state, points='checkpoint')
     found = [encryptor.site for encryptor in protections(model)[0].encryptors]
-    assert len(found) > 3
+    assert len(found) > 1
     assert [replace(site, shape=()) for site in named] == found
     assert {site.dim for site in found} == {1} and ('train',) in [site.runs for site in found] or made == 'trained'

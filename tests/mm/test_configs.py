@@ -245,7 +245,6 @@ def test_options_of_the_readme(key_file):
         f'model.protection.key=file:{key_file}',
         'model.protection.points=[stages,in:decode_head.conv_seg]',
         'model.protection.transform=SignedChannelPermutation',
-        'model.protection.allow_plain=True',
     )
     model = build(Config.fromfile(str(file)), *options)
     entries = protection_of(model).stamp.entries
@@ -265,7 +264,7 @@ def test_new_style_config_of_the_readme(tmp_path, key_file):
     cfg = write(tmp_path / 'protected.py', readme_block('new-style').replace('keys/my.key', str(key_file)))
     model = build(cfg)
     assert type(model).__name__ == 'EncoderDecoder'
-    assert len(protection_of(model).encryptors) == 3
+    assert len(protection_of(model).encryptors) == 1
     assert cfg.custom_hooks[0].type.__name__ == 'GuardHook'
 
 

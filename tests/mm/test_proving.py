@@ -26,12 +26,12 @@ def build(key_file, points, **changes):
 READ, AUX = 'out:backbone:3', 'in:auxiliary_head.conv_seg'
 #: What has no effect, and whether that is an error or is said.
 POINTS = {
-    'stages': (['out:backbone:0', 'out:backbone:1', 'out:backbone:2'], False),
+    'stages': (['out:backbone:2'], False),  # maps that nobody reads are left out
     'linear': (['in:auxiliary_head.convs.0.conv', AUX], False),
     READ: ([], False),
     'out:backbone:0': (['out:backbone:0'], True),
     f'{READ} {AUX}': ([AUX], True),
-    f'stages {AUX}': (['out:backbone:0', 'out:backbone:1', 'out:backbone:2', AUX], True),
+    f'stages {AUX}': (['out:backbone:2', AUX], True),
 }
 
 

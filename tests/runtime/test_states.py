@@ -60,9 +60,9 @@ def without_key():
 MODELS = {
     'waiting': waiting,
     'waiting to unlock': lambda: waiting(unlock=True),
-    'waiting, plain allowed': lambda: waiting(allow_plain=lambda model, prefix: True),
+    'waiting, plain allowed': lambda: waiting(takes_plain=True),
     'keyed': lambda: keyed(SALTS[2]),
-    'keyed, plain allowed': lambda: keyed(SALTS[2], rules=Rules(allow_plain=lambda model, prefix: True)),
+    'keyed, plain allowed': lambda: keyed(SALTS[2], rules=Rules(takes_plain=True)),
     'keyed, salt fixed': lambda: keyed(SALTS[2], rules=Rules(fixed_salt=True)),
     'keyed by a checkpoint': lambda: loaded(waiting(), locked(3, salt=SALTS[3])),
     'plain': lambda: loaded(waiting(unlock=True), locked(3, salt=SALTS[3])),
@@ -82,7 +82,7 @@ TABLE = {
     #                          plain    locked   trained  other key  two stamps
     'waiting':                 [REFUSED, K,      K,       WRONG_KEY, KeysegError],
     'waiting to unlock':       [REFUSED, P,      P,       WRONG_KEY, KeysegError],
-    'waiting, plain allowed':  [W,       K,      K,       WRONG_KEY, KeysegError],
+    'waiting, plain allowed':  [REFUSED, K,      K,       WRONG_KEY, KeysegError],
     'keyed':                   [REFUSED, DIFFERS, K,      WRONG_KEY, KeysegError],
     'keyed, plain allowed':    [K,       DIFFERS, K,      WRONG_KEY, KeysegError],
     'keyed, salt fixed':       [REFUSED, DIFFERS, DIFFERS, WRONG_KEY, KeysegError],
