@@ -65,20 +65,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list_points(config: Path, wanted: list[str], match: str) -> None:
-    """The table of a model's points."""
+    """The table of a model's points; of those that were asked for, which ones a training encrypts."""
+    from keyseg_mm.locking.planning import plan_training
     from keyseg_mm.mm.dryrun import trace_module
-    from keyseg_mm.model.sites import resolve
 
     model = plain_model(config)
     trace = trace_module(model)
-    sites = resolve(wanted, model, trace) if wanted else list(trace.sites.values())
+    plan = plan_training(model, wanted, 'ChannelPermutation', trace) if wanted else None
     rows = [
         (str(s.point), str(s.channels), 'x'.join(map(str, s.shape)), s.layer, '+'.join(s.runs))
-        for s in sites
+        for s in (plan.sites if plan else trace.sites.values())
         if match in str(s.point)
     ]
     print_table(('point', 'channels', 'seen shape', 'module', 'fires in'), rows)
     print(f'\n{len(rows)} points of {type(model).__name__}')
+    for name, why in plan.left_out.items() if plan else ():
+        print(f'  left out: {name}: {why}')
 
 
 def _show_key(path: Path) -> None:

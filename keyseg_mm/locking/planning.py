@@ -65,7 +65,7 @@ def plan_lock(
     problems = [f'{site.point}: {problem}' for site, _, problem in made if problem and site.point not in may_go]
     if problems:
         raise LockError('; '.join(problems))
-    left_out = {site.point.name: problem for site, _, problem in made if problem}
+    left_out = {_named(site): problem for site, _, problem in made if problem}
     entries = tuple(entry for _, entry, problem in made if not problem)
     if not entries:
         why = '; '.join(f'{name}: {reason}' for name, reason in left_out.items())
@@ -103,7 +103,7 @@ def plan_training(
         named = str(site.point) in wanted
         entry, problem = maker.entry(site, spec, named)
         if problem and not named and maker.may_go(site):
-            left_out[site.point.name] = problem
+            left_out[_named(site)] = problem
         else:
             entries[site] = entry_at(site, spec) if problem else entry
             as_drawn += [f'{site.point}: {problem}'] if problem else []
@@ -216,12 +216,17 @@ class _Maker:
             others = ', '.join(sorted(found.others))
             return layers, f'its map is read by {others}, where no transform can be absorbed; take {instead} instead'
         if not layers:
-            return layers, f'no layer reads its map: it is what the model hands out; take {DEFAULT_POINTS} instead'
+            return layers, f'no layer reads its map, unless whoever runs the model does; take {DEFAULT_POINTS} instead'
         for layer in layers:
             reading = self.trace.sites.get(Point('in', layer))
             if reading is None or _channel_dim(reading) != _channel_dim(site):
                 return layers, f'{layer} reads it along another dimension than its channels; take {instead} instead'
         return layers, ''
+
+
+def _named(site: Site) -> str:
+    """A layer by its name, and one of a module's maps by its point."""
+    return site.point.name if site.point.side == 'in' else str(site.point)
 
 
 def _channel_dim(site: Site) -> int:

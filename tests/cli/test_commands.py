@@ -154,7 +154,7 @@ def test_points(model_files, capsys):
     config = model_files[0]
     assert keyseg('show', config, '--points', 'stages') == 0
     printed = capsys.readouterr().out
-    assert 'out:backbone:0' in printed and '4 points of EncoderDecoder' in printed and 'test+train' in printed
+    assert 'out:backbone:0' in printed and '2 points of EncoderDecoder' in printed and 'test+train' in printed
     assert keyseg('show', config, '--match', 'in:auxiliary') == 0
     assert 'train' in capsys.readouterr().out
     assert keyseg('show', config, '--points', 'in:nope') == 1
