@@ -60,6 +60,9 @@ def places_in(model: nn.Module) -> list[Place]:
     ]
 
 
+_LARGER = 128  # side of the images where points are tried again
+
+
 def effects_in(model: nn.Module) -> Effects:
     """Find out by running a copy of a protected model, small, as in testing.
 
@@ -84,7 +87,13 @@ def effects_in(model: nn.Module) -> Effects:
         idle = _idle([p for p in probes if not p.slope > _NO_SLOPE], passes)
         return Effects(*(tuple(str(p.site.point) for p in found) for found in (idle, bypassed)))
 
-    return watch_module(model, watch) if places else Effects()
+    if not places:
+        return Effects()
+    found = watch_module(model, watch)
+    if found.idle:  # small, a map may have a single value at each place, and an attention nothing to choose from
+        idle = set(found.idle) & set(watch_module(model, watch, smallest=_LARGER).idle)
+        found = replace(found, idle=tuple(point for point in found.idle if point in idle))
+    return found
 
 
 def _seen_from(site: Site, prefix: str) -> Site:

@@ -13,6 +13,7 @@ from keyseg_mm.errors import KeysegError, NotFiredError
 from keyseg_mm.mm.effects import effects_in
 from keyseg_mm.mm.proving import prove_file, prove_points
 from tests.support.configs import keyed_cfg, runner_cfg, tiny_model_cfg
+from tests.support.families import small_model
 from tests.support.runs import run
 
 
@@ -49,6 +50,13 @@ def test_points_that_change_nothing_are_named(points, key_file):
     after = model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert not any(p.grad is not None for p in model.parameters())
+
+
+def test_what_is_idle_in_a_small_picture_alone_is_not(key_file):
+    """ISANet attends within blocks, and at a small size a block is one place."""
+    model = MODELS.build(keyed_cfg(small_model('isanet'), f'file:{key_file}', points='linear'))
+    model.init_weights()
+    assert set(effects_in(model).idle) == {'in:auxiliary_head.convs.0.conv', 'in:auxiliary_head.conv_seg'}
 
 
 @MODELS.register_module(force=True)
