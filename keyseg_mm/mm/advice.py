@@ -21,5 +21,5 @@ def warn_of_few_maps(entries: Sized) -> str:
     return (
         f'only {maps} encrypted. That keeps out who runs the file as it is; audited models fell to whoever has a few '
         "labelled photos too, and learns a layer at each map (docs/threat-model.md). More is kept by points='linear' "
-        "with transform='SignedChannelPermutation', from random weights on or by keyseg lock after training"
+        "with transform='SignedChannelPermutation', in training or by keyseg lock after it"
     )

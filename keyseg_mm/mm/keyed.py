@@ -31,9 +31,9 @@ logger = logging.getLogger('keyseg_mm')
 
 _OPTIONS = ('key', 'points', 'transform', 'salt', 'start', 'runtime', 'verify', 'recipients', 'seal')
 # The paper's way, and not the strongest: the audits (docs/results.md) have it fall to four labelled photos, by a layer
-# learnt at each map, as every transform of so few maps does. It is the default of training since it alone leaves a
-# pretrained backbone, which most of the host's configs begin with, what it has learnt. From random weights
-# points='linear' with signs holds best of all that was audited; GuardHook says so when a training begins.
+# learnt at each map, as every transform of so few maps does. points='linear' with signs holds best of all that was
+# audited, and keeps what a pretrained backbone knows as well, now that weights carry the maps; it has not been measured
+# yet as the default. GuardHook says so when a training begins.
 DEFAULT_POINTS, DEFAULT_TRANSFORM = 'stages', 'ChannelPermutation'
 FROM_CHECKPOINT = 'checkpoint'  # as points: those of the stamp that is loaded
 
