@@ -98,7 +98,7 @@ def await_checkpoint(model: nn.Module, key: Key, rules: Rules) -> Protection:
 
 
 def run_without_key(model: nn.Module) -> Protection:
-    """Let a model run without a key, on purpose: a stamp that is loaded is no error, and is handed on."""
+    """Let a model run without a key, on purpose: a stamp that is loaded is no error, and nothing is written of it."""
     protection = _new(model, None, Rules(deliberate=True))
     add_gates(model, [(ROOT, TestsOnly())])
     return _watch(model, protection)

@@ -7,14 +7,21 @@ from typing import Any
 
 from torch import nn
 
-from keyseg_mm.errors import PlanMismatchError
+from keyseg_mm.errors import LockError, PlanMismatchError
 from keyseg_mm.keys.key import FeatureSecret
 from keyseg_mm.locking.engine import lock_again
 from keyseg_mm.runtime.attach import protection_of
 from keyseg_mm.runtime.protection import Protection, State
+from keyseg_mm.seal.sections import WEIGHTS
 
 RUNTIME = 'keyseg_runtime'  # in a file's meta: how the model ran that it was written of
 _COPIES = ('', 'module.')  # where a model's weights are in a section: its own, or those that EMA's wrapper averages
+
+_NOT_THERE = (
+    'the stamp of this model says that its maps are carried by {}, which it does not have: it was loaded from a model '
+    'with other parts, and what is written would be plain there. Train it with '
+    "protection.runtime='keyed', which carries what fits"
+)
 
 
 def lock_opened(model: nn.Module, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,7 +34,7 @@ def lock_opened(model: nn.Module, checkpoint: Mapping[str, Any]) -> dict[str, An
         checkpoint: with ``state_dict``; stays as it is.
 
     Raises:
-        LockError: points that the weights cannot carry.
+        LockError: weights that are to carry a map are not there. Nothing is changed.
     """
     opened = {name: p for name, module in model.named_modules() if (p := _opened(module)) is not None}
     found: dict[str, Any] = dict(checkpoint)
@@ -37,8 +44,12 @@ def lock_opened(model: nn.Module, checkpoint: Mapping[str, Any]) -> dict[str, An
         for prefix in _COPIES:
             places = {prefix + (f'{name}.' if name else ''): p for name, p in opened.items()}
             names = {place + weight for place, p in places.items() for weight in _weights(p)}
-            if names and all(name in value for name in names):
-                found[section] = _locked(dict(found[section]), places)
+            missing = sorted(name for name in names if name not in value)
+            if len(missing) == len(names) and (section, prefix) != (WEIGHTS, ''):
+                continue  # it has no such weights
+            if missing:
+                raise LockError(_NOT_THERE.format(', '.join(missing)))
+            found[section] = _locked(dict(found[section]), places)
     return found
 
 

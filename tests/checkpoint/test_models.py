@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from mmseg.registry import MODELS
 from torch import nn
 
 import keyseg_mm
@@ -25,6 +26,8 @@ from keyseg_mm.errors import (
 from keyseg_mm.runtime.attach import await_checkpoint
 from keyseg_mm.runtime.protection import Rules, State
 from keyseg_mm.seal.sections import Sealing, seal_checkpoint
+from tests.support.audits import small_model_cfg
+from tests.support.configs import keyed_cfg
 from tests.support.files import SUFFIXES, opened_weights, weights_in
 from tests.support.layers import KEY, SALTS, keyed_layers, layers, pictures, sites_in
 
@@ -240,6 +243,21 @@ def test_a_wrong_key_on_purpose_runs_on_noise(what, path):
         assert all(not torch.equal(p, q) for p, q in zip(model.parameters(), layers().parameters()))
         with pytest.raises(KeyMismatchError, match='without its key'):
             keyseg_mm.save(model, path.with_name('out.pth'))
+
+
+@pytest.mark.parametrize('points', ['linear', 'in:decode_head.convs.1.conv'])
+@pytest.mark.parametrize('seal', [True, False])
+def test_an_opened_model_that_lacks_what_carries_its_maps_is_not_written(seal, points, key_file, tmp_path):
+    """Of a file of another head: its stamp names weights that are not there, and the others would be written plain."""
+    larger = small_model_cfg()
+    larger.decode_head.num_convs = 2
+    first = MODELS.build(keyed_cfg(larger, f'file:{key_file}', points=points))
+    keyseg_mm.save(first, tmp_path / 'larger.pth')
+    opened = MODELS.build(keyed_cfg(small_model_cfg(), f'file:{key_file}', runtime='plain', seal=seal))
+    keyseg_mm.load(opened, tmp_path / 'larger.pth', strict=False)
+    with pytest.raises(LockError, match='carried by decode_head.convs.1.conv.weight, which it does not have'):
+        keyseg_mm.save(opened, tmp_path / 'opened.pth')
+    assert not (tmp_path / 'opened.pth').exists()
 
 
 # ---- altered files
