@@ -182,14 +182,9 @@ def turn_weights(model: nn.Module, old: Mapping[str, WeightMap], new: Mapping[st
     Raises:
         LockError: a weight has another size than its map. Nothing was changed.
     """
-    own = dict(model.named_parameters(remove_duplicate=False))
+    own: dict[str, Any] = dict(model.named_parameters())  # each once, whatever its names
     maps = {name: found for name, found in join_maps(old, new).items() if name in own}
-    wrong = [name for name, found in maps.items() if found.misfit(own[name])]
-    if wrong:
-        raise LockError(f'{", ".join(wrong)}: not of the size that the stamp says')
-    once = {id(own[name]): (own[name], found) for name, found in maps.items()}  # names of one tensor
-    largest_first = sorted(once.values(), key=lambda pair: -pair[0].numel())
-    in_threads(lambda pair: pair[1].carry(pair[0], pair[0]), largest_first)
+    carry_maps(dict(own), maps, into=own)
 
 
 def change_maps(

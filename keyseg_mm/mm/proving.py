@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 from mmengine.runner import checkpoint
 from torch import nn
 
 from keyseg_mm.checkpoint.files import read_content
-from keyseg_mm.entries import MapEntry
 from keyseg_mm.errors import NotFiredError, PointError
+from keyseg_mm.locking.places import entry_at
 from keyseg_mm.locking.proof import Outputs, agreement
 from keyseg_mm.mm.bench import HostBench
 from keyseg_mm.mm.compat import HOST_NAMES
@@ -89,9 +88,5 @@ def prove_file(model: nn.Module, path: str, iteration: int) -> str:
 
 
 def _outputs(model: nn.Module, authorised: bool = True) -> Outputs:
-    maps = [(place.site, _entry(place.site), place.map) for place in places_in(model) if authorised]
+    maps = [(place.site, entry_at(place.site, {}), place.map) for place in places_in(model) if authorised]
     return HostBench().run(model, maps)
-
-
-def _entry(site: Any) -> MapEntry:
-    return MapEntry(str(site.point), site.channels, {})

@@ -34,7 +34,7 @@ class StrangersHook(Hook):
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         found = {f'mIoU {who}': self._validate(runner, model, who) for who in STRANGERS}
-        found['mIoU of a constant prediction'] = self._constant(runner, model)
+        found['mIoU of a constant prediction'] = self._constant(runner)
         runner.visualizer.add_scalars(found, step=runner.iter)
         right = (metrics or {}).get('mIoU')
         words = ', '.join(f'{name.removeprefix("mIoU ")} {value:.2f}' for name, value in found.items())
@@ -64,7 +64,7 @@ class StrangersHook(Hook):
             f'val {who}', picture, data_sample=sample, draw_gt=False, show=False, step=runner.iter
         )
 
-    def _constant(self, runner: Any, model: Any) -> float:
+    def _constant(self, runner: Any) -> float:
         if self._floor is None:
             classes = len(runner.val_dataloader.dataset.metainfo['classes'])
             self._floor = floor_of_dataset(runner.cfg.val_dataloader.dataset, classes)

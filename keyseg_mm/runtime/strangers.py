@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from keyseg_mm.bind import Bound, derive_map
 from keyseg_mm.keys.key import SecretKey
+from keyseg_mm.locking.scheme import turn_weights
 from keyseg_mm.maps import Map
 from keyseg_mm.maps.base import Tables
 from keyseg_mm.runtime.attach import protected_modules
@@ -53,17 +53,16 @@ def _with_other_weights(module: nn.Module, protection: Protection, key: SecretKe
     if protection.features is None:
         yield
         return
-    maps: dict[str, Any] = Bound(protection.features, protection.stamp).weight_maps()
-    wrong: dict[str, Any] = {} if key is None else Bound(key, protection.stamp).weight_maps()
-    own = {name: (p, p.detach().clone()) for name, p in module.named_parameters() if name in maps}
+    maps = Bound(protection.features, protection.stamp).weight_maps()
+    own = [(p, p.detach().clone()) for name, p in module.named_parameters() if name in maps]
     try:
-        for name, (parameter, plain) in own.items():
-            locked = maps[name].carry(plain)
-            parameter.data.copy_(wrong[name].inverse().carry(locked) if name in wrong else locked)
+        turn_weights(module, {}, maps)
+        if key is not None:
+            turn_weights(module, Bound(key, protection.stamp).weight_maps(), {})
         yield
     finally:
         with torch.no_grad():
-            for parameter, plain in own.values():
+            for parameter, plain in own:
                 parameter.copy_(plain)
 
 
