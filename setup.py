@@ -35,6 +35,7 @@ setup(
         'keyring': ['keyring>=24'],
         'safetensors': ['safetensors>=0.4'],
         'dask': ['distributed>=2024.1'],
+        'completion': ['argcomplete>=3'],
         'dev': [
             'pytest>=8',
             'pytest-randomly>=3.16',
@@ -43,6 +44,7 @@ setup(
             'hypothesis>=6.100',
             'ruff>=0.6',
             'mypy>=1.11',
+            'argcomplete>=3',
             'safetensors>=0.4',
             'distributed>=2024.1',
             'tensorboard>=2.17',

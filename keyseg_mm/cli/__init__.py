@@ -11,74 +11,97 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from keyseg_mm import __version__
-from keyseg_mm.cli.console import INTERRUPTED, Shown
+from keyseg_mm.cli.console import Shown, add_host_options, without_warnings
+from keyseg_mm.cli.status import ERROR, INTERRUPTED, STATUS
 from keyseg_mm.errors import KeysegError
 
-# name -> one line for --help. Each module has add_arguments(parser) and run(args) -> exit status.
-COMMANDS = {
-    'keygen': 'make a secret key file, plain, sealed with a passphrase, or for a licensee',
-    'show': 'show the public side of a key file, checkpoint or config, and the points of a model',
-    'train': "train a config with mmsegmentation's own train.py",
-    'test': "test a checkpoint with mmsegmentation's own test.py",
-    'tool': "run another of mmsegmentation's own tools on a protected config: get_flops, benchmark, print_config ...",
-    'lock': 'protect a trained checkpoint, without training',
-    'encrypt-image': 'encrypt images for a model that `keyseg lock --scheme patches` made, or decrypt them',
-    'rekey': 'give a protected checkpoint another key, or a licensee a copy of their own',
-    'unlock': 'turn a protected checkpoint back into the plain one',
-    'trace': 'tell whose copy a checkpoint is',
-    'scan': 'search a folder for a key and the tables derived from it',
-    'audit': 'attack a protected checkpoint or encrypted images in every known way, and report what an attacker gets',
-    'compare': 'compare the published methods on your data: train, lock, test, audit, one table',
-    'demo': 'train and test a small protected model on street scenes made on the spot',
+# group -> name -> one line for --help. Each has a module here with add_arguments(parser) and run(args) -> exit status.
+GROUPS = {
+    'Start': {
+        'demo': 'train and test a small protected model on street scenes made on the spot',
+        'keygen': 'make a secret key file, plain, sealed with a passphrase, or for a licensee; or an identity',
+    },
+    'Protect': {
+        'lock': 'protect a trained checkpoint, without training',
+        'unlock': 'turn a protected checkpoint back into the plain one',
+        'rekey': 'give a protected checkpoint another key, or a licensee a copy of their own',
+    },
+    'Run': {
+        'train': "train a config, plain or protected, with mmsegmentation's own train.py",
+        'test': "test a checkpoint, plain or protected, with mmsegmentation's own test.py",
+    },
+    'Look': {
+        'show': 'show the public side of a key file, checkpoint or config, and the points of a model',
+        'scan': 'search a folder for a key and the tables derived from it',
+        'trace': 'tell whose copy a checkpoint is',
+    },
+    'Judge': {
+        'audit': 'attack a protected checkpoint or encrypted images in every known way: what does an attacker get?',
+        'compare': 'compare the published methods on your data: train, lock, test, audit, one table',
+    },
 }
-# Commands that pass all their options on to the host's own tool.
+COMMANDS = {name: line for group in GROUPS.values() for name, line in group.items()}
+# This package's own tools, by `keyseg tool NAME` as the host's are, and with modules as the commands have.
+TOOLS = ('encrypt_images',)
+# What passes its options on to the host's own tools.
 PASS_ON = ('train', 'test', 'tool')
 # Commands that keep every finished step.
 _RESUMED = ('audit', 'compare')
 
 EPILOG = """\
 a first run:
-  keyseg demo                                       see what protection does, in a few minutes
-  keyseg keygen --out keys/my.key                   make a key; whoever has the file has the model
-  keyseg show CONFIG --points stages                see what would be encrypted
-  keyseg train configs/fcn/keyed_fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py \\
-      --cfg-options model.protection.key=file:keys/my.key
-  keyseg test CONFIG CHECKPOINT --cfg-options model.protection.key=file:keys/my.key
-  keyseg lock PLAIN.pth --key file:keys/my.key --out locked.pth         protect a model that is trained already
+  keyseg demo                                              see what protection does, in a few minutes
+  keyseg keygen --out keys/my.key                          make a key; whoever has the file has the model
+  keyseg lock PLAIN.pth --config CONFIG --key file:keys/my.key --out locked.pth
+  keyseg test CONFIG locked.pth --key file:keys/my.key     your own plain config; add the key, and it runs
 
 a key is named by a locator, never typed: file:PATH, env:NAME, keyring:NAME, none (run unauthorised, on purpose),
-random:SEED (a wrong key, on purpose)
+random:SEED (a wrong key, on purpose). `keyseg tool` lists what else there is: encrypt_images, and mmsegmentation's
+other tools. TAB completes commands and options: pip install argcomplete, then
+  eval "$(register-python-argcomplete keyseg)"
+
+exit status: {status}
 """
 
 
 def build_parser(names: list[str]) -> argparse.ArgumentParser:
     """The command line; only the named commands' own options are read in."""
+    raw = argparse.RawDescriptionHelpFormatter
+    listed = ''.join(
+        f'\n{group}\n' + ''.join(f'  {name:9} {line}\n' for name, line in lines.items())
+        for group, lines in GROUPS.items()
+    )
+    status = '\n  '.join(f'{number:<4} {meaning}' for number, meaning in STATUS.items())
     parser = argparse.ArgumentParser(
         prog='keyseg',
-        description='Protect mmsegmentation models with a secret key.',
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage='keyseg [--version] COMMAND ...      (keyseg COMMAND --help: its options, and examples)',
+        description=f'Protect mmsegmentation models with a secret key.\n{listed}',
+        epilog=EPILOG.format(status=f'\n  {status}'),
+        formatter_class=raw,
     )
     parser.add_argument('--version', action='version', version=f'keyseg_mm {__version__}')
-    commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
-    for name, line in COMMANDS.items():
-        raw = argparse.RawDescriptionHelpFormatter
-        command = commands.add_parser(name, help=line, formatter_class=raw, add_help=name not in PASS_ON)
+    commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True, help=argparse.SUPPRESS)
+    for name in (*COMMANDS, *TOOLS):
+        prog = f'keyseg tool {name}' if name in TOOLS else f'keyseg {name}'
+        command = commands.add_parser(name, formatter_class=raw, prog=prog, add_help=name not in PASS_ON)
         if name in names and name not in PASS_ON:
-            module = importlib.import_module(f'keyseg_mm.cli.{name.replace("-", "_")}')
+            module = importlib.import_module(f'keyseg_mm.cli.{name}')
             command.description = module.__doc__
             module.add_arguments(command)
             command.set_defaults(run=module.run)
+        elif name in names:
+            add_host_options(command)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; errors of this package end it with their message and status 1, without a traceback."""
+    complete()
     try:
         try:
             return _run(argv)
@@ -88,6 +111,17 @@ def main(argv: list[str] | None = None) -> int:
         if not _is_read_no_more():
             raise
         return 128 + signal.SIGPIPE  # the exit status that shells give
+
+
+def complete() -> None:
+    """Complete the command line that a shell is asking about, and end; see ``argcomplete``."""
+    if '_ARGCOMPLETE' not in os.environ:
+        return
+    with suppress(ImportError):  # then nothing is completed
+        import argcomplete
+
+        words = os.environ.get('COMP_LINE', '').split()
+        argcomplete.autocomplete(build_parser(words[1:2]))
 
 
 def _is_read_no_more() -> bool:
@@ -104,17 +138,19 @@ def _is_read_no_more() -> bool:
 
 def _run(argv: list[str] | None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ['tool'] and arguments[1:2] in [[tool] for tool in TOOLS]:
+        arguments = arguments[1:]
     name = arguments[0] if arguments else ''
     logging.basicConfig(level=logging.WARNING, format='%(levelname)s: %(message)s')
     if name in PASS_ON:
         return run_module(name, arguments[1:])
     args = _parse(build_parser([name]), arguments)
     try:
-        with _ending_in_order(), redirect_stdout(cast(Any, Shown(sys.stdout))):
+        with _ending_in_order(), without_warnings(), redirect_stdout(cast(Any, Shown(sys.stdout))):
             return int(args.run(args))
     except KeysegError as error:
         print(f'keyseg {name}: {error}', file=sys.stderr)
-        return 1
+        return ERROR
     except KeyboardInterrupt:
         again = '; the same command goes on where it stopped' if name in _RESUMED else ''
         print(f'\nkeyseg {name}: stopped, as asked{again}', file=sys.stderr)
@@ -154,11 +190,11 @@ def _ending_in_order() -> Iterator[None]:
 
 def run_module(name: str, arguments: list[str]) -> int:
     """Run one of the host's tools with all its options; what ``tools/*.py`` call too."""
-    from keyseg_mm.cli.host import run_any_tool, run_host_tool
+    from keyseg_mm.cli.host import run_any_tool, run_with_key
 
     try:
         with _ending_in_order():
-            return run_any_tool(arguments) if name == 'tool' else run_host_tool(name, arguments)
+            return run_any_tool(arguments) if name == 'tool' else run_with_key(name, arguments)
     except KeysegError as error:
         print(f'keyseg {name}: {error}', file=sys.stderr)
-        return 1
+        return ERROR

@@ -31,12 +31,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keyseg_mm.cli.console import SUITES, add_jobs, add_key, print_table, real_key, say, whole_number
+from keyseg_mm.cli.status import HELPS
 from keyseg_mm.errors import KeysegError
 
 if TYPE_CHECKING:
     from keyseg_mm.audit.engine.audit import Order
 
-HELPS = 4
 _MODEL = ('public', 'second', 'data_share', 'device')  # options of its audit
 _WIDE = 44  # characters of a title
 

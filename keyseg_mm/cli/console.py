@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +19,6 @@ if TYPE_CHECKING:
     from keyseg_mm.keys.secret import Text
 
 SUITES = ('quick', 'standard', 'full')  # of audits; written out: --help must not wait for torch
-INTERRUPTED = 130  # the exit status that shells give a command stopped with Ctrl-C
 _NAMED = 6  # dropped entries that are named
 
 
@@ -29,6 +31,34 @@ def add_out(parser: argparse.ArgumentParser, what: str, required: bool = True) -
     """``--out`` and ``--overwrite``, of commands that make one file."""
     parser.add_argument('--out', required=required, type=Path, metavar='FILE', help=what)
     parser.add_argument('--overwrite', action='store_true', help='replace FILE if it exists')
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """``--json``."""
+    parser.add_argument('--json', action='store_true', help='print JSON, for programs')
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def add_host_options(parser: argparse.ArgumentParser) -> None:
+    """What ``keyseg train`` and ``keyseg test`` take besides the options of the host's own tools."""
+    add = parser.add_argument
+    add('--key', metavar='LOC', help='locator of the key; wraps a plain config, and goes into a protected one')
+    add('--points', nargs='+', metavar='POINT', help='what to encrypt: presets or points (training: stages)')
+    runtime = 'with encryptors, or opened at the plain speed (testing a plain config: plain)'
+    add('--runtime', choices=('keyed', 'plain'), help=runtime)
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Keep Python's warnings, which other packages give of themselves, from users; ``python -W`` brings them back."""
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter('ignore')
+        yield
 
 
 def add_recipients(parser: argparse.ArgumentParser, what: str) -> None:

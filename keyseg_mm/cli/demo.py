@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from functools import partial
 from pathlib import Path
 
@@ -28,9 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run it; returns the exit status."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # the host's, of what is missing that the demo does not need
-        from keyseg_mm.demo import run as demo
+    from keyseg_mm.demo import run as demo
 
     demo.prepare(args.out, args.overwrite)
     demo.run(args.out, args.iterations, args.seed, partial(print, file=sys.stdout, flush=True))

@@ -1,27 +1,41 @@
 """Running the installed mmsegmentation's own tools, unchanged, with this package's mends in place.
 
-``keyseg train``, ``keyseg test`` and ``keyseg tool NAME`` pass all their options on: to the mends of
-keyseg_mm/mm/compat.py they add nothing.
+``keyseg train``, ``keyseg test`` and ``keyseg tool NAME`` pass all their options on. ``train`` and ``test`` put a key
+into the config besides, see :mod:`keyseg_mm.mm.wrapping`.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import runpy
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from keyseg_mm.cli.console import add_host_options, without_warnings
 from keyseg_mm.errors import KeysegError
+from keyseg_mm.keys.locator import refuse_typed
 
 _TOOLS = """usage: keyseg tool NAME [the tool's own arguments, --help among them]
 
-Runs one of mmsegmentation's own tools, with all its options. On the onedl stack the tools themselves do not find the
+encrypt_images is a tool of keyseg_mm: it encrypts images for a model that `keyseg lock --scheme patches` made.
+
+All others are mmsegmentation's own, with all their options. On the onedl stack the tools themselves do not find the
 `mmseg::` bases of a config, which the distribution there has under another name; run like this they do. They all read
 the copy of a config that a training has put into its work folder, which has no bases. A keyed model's FLOPs are those
 of the plain one.
 
 tools of the installed mmsegmentation:"""
+
+
+_USAGE = {
+    'train': 'keyseg train CONFIG [--key LOC] [options of the host]',
+    'test': 'keyseg test CONFIG CHECKPOINT [--key LOC] [options of the host]',
+}
+_BESIDES = "other options of a protection: --cfg-options model.protection.NAME=VALUE. The host's own tool says:"
 
 
 def host_tools() -> dict[str, Path]:
@@ -63,16 +77,56 @@ def run_any_tool(arguments: list[str]) -> int:
     return 0
 
 
-def run_host_tool(name: str, arguments: list[str]) -> int:
-    """Run one of the host's tools in this process, as ``python tools/NAME ARGUMENTS`` would; returns its status."""
-    from keyseg_mm.keys.locator import refuse_typed
+def run_with_key(name: str, arguments: list[str]) -> int:
+    """Run ``train`` or ``test`` of the host on a config, plain or protected, into which the key of ``--key`` is put."""
+    parser = argparse.ArgumentParser(prog=f'keyseg {name}', add_help=False, allow_abbrev=False, usage=_USAGE[name])
+    add_host_options(parser)
+    own, rest = parser.parse_known_args(arguments)
+    if {'-h', '--help'} & {*rest}:
+        print(f'{parser.format_help()}\n{_BESIDES}\n', flush=True)
+    if own.key is None and (own.points or own.runtime):
+        raise KeysegError('--points and --runtime go with --key LOC')
+    if own.key == '-':
+        raise KeysegError('--key -: the processes of a run would all read standard input; take file:, env: or keyring:')
+    refuse_typed([*arguments, f'key={own.key}'])
+    return run_host_tool(name, rest, partial(_start, own, name == 'test'))
 
+
+def _start(own: argparse.Namespace, opens: bool, path: Path) -> None:
+    """Run the host's tool at ``path``, with its own arguments as it parsed them, and the key put into the config."""
+    from keyseg_mm.mm.config import read_config
+    from keyseg_mm.mm.wrapping import check_keyed_options, options_for
+
+    tool = runpy.run_path(str(path), run_name='keyseg_mm_host')
+    args = tool['parse_args']()
+    cfg, options = read_config(args.config), args.cfg_options or {}
+    file = getattr(args, 'checkpoint', '')
+    if file and '://' not in file and not Path(file).exists():
+        raise KeysegError(f'{file}: no such file; CHECKPOINT is what a training or `keyseg lock` wrote')
+    if own.key is not None:
+        options = options_for(cfg, own.key, own.points, own.runtime, opens) | options
+    cfg.merge_from_dict(options)
+    check_keyed_options(cfg, args.config)
+    args.cfg_options = options or None
+    tool['main'].__globals__['parse_args'] = lambda: args
+    tool['main']()
+
+
+def run_host_tool(name: str, arguments: list[str], start: Callable[[Path], object] | None = None) -> int:
+    """Run one of the host's tools in this process, as ``python tools/NAME ARGUMENTS`` would; returns its status.
+
+    Args:
+        name: of the tool.
+        arguments: its own.
+        start: runs the tool, given its path.
+    """
     refuse_typed(arguments)
     path = host_tool(name)
     import torch
 
-    from keyseg_mm.mm import compat  # importing it puts the other mends in place, before the config is read
-    from keyseg_mm.mm.doors import read_for_host
+    with without_warnings():  # of what is missing in the host, and mostly is not needed
+        from keyseg_mm.mm import compat  # importing it puts the other mends in place, before the config is read
+        from keyseg_mm.mm.doors import read_for_host
 
     compat.start_without_gpu()
     compat.keep_locators_whole()
@@ -85,7 +139,7 @@ def run_host_tool(name: str, arguments: list[str]) -> int:
     sys.argv = [str(path), *arguments]
     torch.load = load_strictly  # type: ignore[assignment]  # tools that read files themselves fail on a training's
     try:
-        runpy.run_path(str(path), run_name='__main__')
+        start(path) if start else runpy.run_path(str(path), run_name='__main__')
         compat.end_together()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if isinstance(key, Identity):
         print(f'  recipient, to be given away: {key.recipient.to_text()}')
     print(f'  {default_comment(args.out)}')
-    print(f'  on a command line: --cfg-options model.protection.key=file:{args.out}')
+    print(f'  on a command line: --key file:{args.out}')
     if passphrase is not None:
         print(f'  training and testing take the passphrase from the environment variable {PASSPHRASE_VARIABLE}')
     return 0

@@ -12,20 +12,22 @@ Other schemes, from the literature, with --config:
   --scheme tensors     the values of all tensors are put into a secret order; the model runs only opened
   --scheme selective   so are the most sensitive values alone
   --scheme patches     a vision transformer without overlapping patches (SETR, Segmenter, DPT, UPerNet on ViT, BEiT, MAE
-                       or Swin, Twins) takes images that the client encrypts, with `keyseg encrypt-image`; the server
-                       needs no key and sees no plain image. Its weights stay in the open, and are signed
+                       or Swin, Twins) takes images that the client encrypts, with `keyseg tool encrypt_images`; the
+                       server needs no key and sees no plain image. Its weights stay in the open, and are signed
 
 examples:
   keyseg keygen --out keys/my.key
   keyseg lock plain.pth --key file:keys/my.key --out locked.pth
   keyseg lock plain.pth --key file:keys/my.key --out locked.pth --to file:customer.recipient
+  keyseg lock plain.pth --config CONFIG --key file:keys/my.key --out locked.pth --write-config locked.py
   keyseg lock plain.pth --config CONFIG --dry-run                 see where maps would be
   keyseg lock plain.pth --config CONFIG --key file:keys/my.key --out locked.safetensors --transform ChannelRotation
   keyseg lock plain.pth --config CONFIG --key file:keys/my.key --out locked.pth --scheme patches
   keyseg lock plain.pth --config CONFIG --dry-run --public pretrained.pth    still close to the weights it came from?
 
-then, to test it at the plain model's speed:
-  keyseg test KEYED_CONFIG locked.pth --cfg-options model.protection.key=file:keys/my.key model.protection.runtime=plain
+then, to test it at the plain model's speed, with the model's own config or with one that --write-config wrote:
+  keyseg test CONFIG locked.pth --key file:keys/my.key
+  keyseg test locked.py locked.pth
 """
 
 from __future__ import annotations
@@ -78,6 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--scheme', choices=SCHEMES, default=SCHEMES[0], help='with --config: what is done (features)')
     parser.add_argument('--salt', metavar='HEX', help='32 hex digits, public (fresh ones, which the checkpoint tells)')
+    parser.add_argument(
+        '--write-config', type=Path, metavar='FILE', help='with --config: a config to make, that runs what was locked'
+    )
     parser.add_argument('--dry-run', action='store_true', help='show the plan and its effect, and write nothing')
     features = parser.add_argument_group('scheme features')
     features.add_argument('--points', nargs='+', metavar='POINT', help='where (linear, all layers)')
@@ -106,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
         if not args.key or not args.out:
             raise LockError('give --key and --out, or, with --config, --dry-run to see the plan')
         refuse_existing(args.out, args.overwrite)
+        if args.write_config:
+            _check_written(args)
     return _seal(args, options) if args.config is None else _carry(args, options)
 
 
@@ -136,14 +143,27 @@ def _carry(args: argparse.Namespace, options: dict[str, Any]) -> int:
     if args.dry_run:
         print('\na dry run: nothing was written')
         return 0
-    return _write(args, opened, proof.plan, key, salt)
+    return _write(args, opened, proof.plan, key, salt, cfg)
 
 
-def _write(args: argparse.Namespace, opened: Opened, plan: Plan, key: Key, salt: bytes) -> int:
+def _check_written(args: argparse.Namespace) -> None:
+    """Make sure that ``--write-config`` can be done."""
+    from keyseg_mm.atomic import refuse_existing
+
+    if args.config is None or args.scheme == 'patches':
+        raise LockError('--write-config goes with --config, and with schemes whose models need a key to run')
+    if args.key == '-':
+        raise LockError('--write-config: a config names its key, so --key - does not do: take file:, env: or keyring:')
+    refuse_existing(args.write_config, args.overwrite)
+
+
+def _write(args: argparse.Namespace, opened: Opened, plan: Plan, key: Key, salt: bytes, cfg: Any) -> int:
+    from keyseg_mm.atomic import write_new
     from keyseg_mm.checkpoint.opened import open_checkpoint
     from keyseg_mm.checkpoint.operations import lock_opened
     from keyseg_mm.cli import lock_report
     from keyseg_mm.envelope import SEALED, SIGNED
+    from keyseg_mm.mm.wrapping import is_keyed, opened_config
     from keyseg_mm.seal.sections import Sealing
 
     signed = args.no_seal or args.scheme == 'patches'  # who runs a model of encrypted images has no key
@@ -153,7 +173,11 @@ def _write(args: argparse.Namespace, opened: Opened, plan: Plan, key: Key, salt:
     what = 'for images encrypted' if stamp.embeddings else 'protected'
     print(f'\nmade {args.out}, {what} with key {" and ".join(to.id for to in how.everybody)}')
     print_dropped(opened.dropped)
-    lock_report.show_use(stamp, args.out)
+    if args.write_config:
+        text = opened_config(cfg, args.key, str(args.out))
+        write_new(args.write_config, lambda file: file.write(text.encode()), overwrite=args.overwrite)
+        print(f'made {args.write_config}, a config that runs it')
+    lock_report.show_use(args, not is_keyed(cfg))
     print(f'  keep {args.checkpoint} to yourself: it is the plain model')
     return 0
 
@@ -175,7 +199,7 @@ def _seal(args: argparse.Namespace, options: dict[str, Any]) -> int:
     prove_sealed(args.checkpoint, args.out, key)
     print(f'made {args.out}, sealed for {" and ".join(to.id for to in how.everybody)}; it opens bit for bit')
     print_dropped(dropped)
-    lock_report.show_opening()
+    lock_report.show_use(args, None)
     print(f'  keep {args.checkpoint} to yourself: it is the plain model')
     return 0
 

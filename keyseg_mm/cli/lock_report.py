@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,6 @@ from keyseg_mm.locking.proof import Agreement, Proof
 from keyseg_mm.locking.scheme import scheme_of
 from keyseg_mm.mm.advice import warn_of_few_maps
 from keyseg_mm.mm.config import pretrained_files
-from keyseg_mm.stamp import Stamp
 
 _SHOWN = 10  # tensors
 _NEAREST = 5  # layers named
@@ -147,25 +147,31 @@ def show_public(plan: Plan, weights: dict[str, Any], public: Public | None, cfg:
         )
 
 
-def show_use(stamp: Stamp, out: Path) -> None:
-    """How the locked model is run."""
-    if stamp.embeddings:
+def show_use(args: Any, is_plain: bool | None) -> None:
+    """The commands that run what was made, to be pasted.
+
+    Args:
+        args: of ``keyseg lock``.
+        is_plain: whether ``--config`` is a plain config; None without ``--config``.
+    """
+    if args.scheme == 'patches':
         print('  it runs without a key, with its plain config, on images encrypted as follows:')
-        show_encryption(out)
-    elif stamp.tensors:
-        show_opening()
+        show_encryption(args.out, args.key, args.config)
+        return
+    config, out, key = (shlex.quote(str(word)) for word in (args.config or 'CONFIG', args.out, args.key))
+    if args.write_config:
+        command = f'keyseg test {shlex.quote(str(args.write_config))} {out}'
     else:
-        print("  run it with its maps: model=dict(type='keyseg_mm.Keyed', of=<the model's type>, protection=dict(")
-        print("    key='file:...', points='checkpoint')); or opened, at the plain model's speed: runtime='plain'")
+        command = f'keyseg test {config} {out} --key {key}{" --runtime plain" if is_plain is False else ""}'
+    print(f"  test it, at the plain model's speed:\n    {command}")
+    print('  or open it in Python:')
+    print(f'    keyseg_mm.load(model, {str(args.out)!r}, keyseg_mm.locate({args.key!r}).key)')
 
 
-def show_opening() -> None:
-    """How a sealed model is run opened."""
-    print("  run it opened: model=dict(type='keyseg_mm.Keyed', of=<the model's type>, protection=dict(key='file:...',")
-    print("    runtime='plain')), or keyseg_mm.load(model, FILE, key)")
-
-
-def show_encryption(checkpoint: Path) -> None:
+def show_encryption(checkpoint: Path, key: str = 'LOC', config: Path | str | None = None) -> None:
     """How images are encrypted for a model: on the command line, and in a pipeline."""
-    print(f'    keyseg encrypt-image --key LOC --checkpoint {checkpoint} --config CONFIG IN OUT.png')
-    print("    dict(type='keyseg_mm.EncryptImage', key='LOC', method='PATCH')   behind what resizes; needs a GuardHook")
+    words = ['keyseg', 'tool', 'encrypt_images', '--key', key, '--checkpoint', str(checkpoint), '--config']
+    print(f'    {shlex.join([*words, str(config or "CONFIG")])} IN OUT.png')
+    print(
+        f"    dict(type='keyseg_mm.EncryptImage', key={key!r}, method='PATCH')   behind what resizes; needs a GuardHook"
+    )

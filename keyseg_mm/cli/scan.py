@@ -21,7 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keyseg_mm.cli.console import add_key, real_key
+from keyseg_mm.cli.console import add_json, add_key, print_json, real_key
+from keyseg_mm.cli.status import FOUND, UNREAD
 from keyseg_mm.errors import KeysegError
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from keyseg_mm.runtime.haystack import Search
     from keyseg_mm.stamp import Stamp
 
-FOUND, UNREAD = 3, 5
 _CHECKPOINTS = ('.pth', '.pt', '.safetensors')
 
 
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``keyseg scan``."""
     parser.add_argument('folder', type=Path, help='folder or file to search')
     add_key(parser, 'locator of the key to look for')
+    add_json(parser)
     parser.add_argument(
         '--checkpoint',
         type=Path,
@@ -66,12 +67,18 @@ def run(args: argparse.Namespace) -> int:
         for path in files:
             search_file(path, needles.pile, search, bar.update)
     places = len({(stamp.salt, entry) for stamp in stamps for entry in stamp.entries})  # files of a run have the same
+    status = FOUND if search.leaks else UNREAD if search.unread else 0
+    if args.json:
+        found = {'found': [str(leak) for leak in sorted(search.leaks)], 'not_read': search.unread}
+        print_json({'files': len(files), 'key_id': key.id, 'places': places, **found, 'not_followed': search.others})
+        return status
     print(f'searched {len(files)} files for key {key.id} and the secrets of {places} points, tensors and images')
-    return _tell(search)
+    _tell(search)
+    return status
 
 
-def _tell(search: Search) -> int:
-    """Say what came of it; gives the exit status."""
+def _tell(search: Search) -> None:
+    """Say what came of it."""
     for what in search.others:
         print(f'note: {what} is a link or no file, and was not followed')
     for what in search.unread:
@@ -80,9 +87,8 @@ def _tell(search: Search) -> int:
         print(f'FOUND {leak}')
     if search.leaks:
         print('take this key for burnt: make a new one and protect the models again')
-        return FOUND
-    print('nothing secret found' + (' in the rest' if search.unread else ''))
-    return UNREAD if search.unread else 0
+    else:
+        print('nothing secret found' + (' in the rest' if search.unread else ''))
 
 
 def _is_checkpoint(path: Path) -> bool:

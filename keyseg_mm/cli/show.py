@@ -10,16 +10,17 @@ examples:
   keyseg show my_config.py                     its protection and encryption of images, and the ids of their keys
   keyseg show my_config.py --points stages     what would be encrypted: points, channels, shapes
   keyseg show my_config.py --points --match decode_head
+  keyseg show model.pth --json                 the same for a program
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keyseg_mm.cli.console import ask_passphrase, plain_model, print_table
+from keyseg_mm.cli.console import add_json, ask_passphrase, plain_model, print_json, print_table
 from keyseg_mm.errors import KeysegError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"list the points of a config's model: all, or those of points and presets ({presets})",
     )
     parser.add_argument('--match', metavar='TEXT', help='of these only points whose text holds TEXT')
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,47 +53,65 @@ def run(args: argparse.Namespace) -> int:
     if not path.is_file():
         raise KeysegError(f'{path}: no such file')
     is_config = path.suffix in ('.py', '.json', '.yaml', '.yml')
-    if args.points is not None or args.match is not None:
-        if not is_config:
-            raise KeysegError(f"{path} is no config; --points and --match list the points of a config's model")
-        _list_points(path, args.points or [], args.match or '')
-    elif is_config:
-        _show_config(path)
-    elif is_key_file(path):
-        _show_key(path)
+    listed = args.points is not None or args.match is not None
+    if listed and not is_config:
+        raise KeysegError(f"{path} is no config; --points and --match list the points of a config's model")
+    if listed:
+        facts = _points(path, args.points or [], args.match or '')
     else:
-        _show_checkpoint(path)
+        facts = _config(path) if is_config else _key(path) if is_key_file(path) else _checkpoint(path)
+    kind = facts.pop('tell')
+    if args.json:
+        print_json({'file': str(path), 'kind': kind, **{name: v for name, v in facts.items() if name != 'content'}})
+    else:
+        _TELL[kind](path, facts)
     return 0
 
 
-def _list_points(config: Path, wanted: list[str], match: str) -> None:
-    """The table of a model's points; of those that were asked for, which ones a training encrypts."""
+def _points(config: Path, wanted: list[str], match: str) -> dict[str, Any]:
+    """A model's points; of those that were asked for, which ones a training encrypts."""
     from keyseg_mm.locking.planning import plan_training
     from keyseg_mm.mm.dryrun import trace_module
 
     model = plain_model(config)
     trace = trace_module(model)
     plan = plan_training(model, wanted, 'ChannelPermutation', trace) if wanted else None
+    names = ('point', 'channels', 'shape', 'module', 'fires_in')
     rows = [
-        (str(s.point), str(s.channels), 'x'.join(map(str, s.shape)), s.layer, '+'.join(s.runs))
+        dict(zip(names, (str(s.point), s.channels, list(s.shape), s.layer, list(s.runs))))
         for s in (plan.sites if plan else trace.sites.values())
         if match in str(s.point)
     ]
+    left_out = {str(name): why for name, why in plan.left_out.items()} if plan else {}
+    return {'tell': 'points', 'model': type(model).__name__, 'points': rows, 'left_out': left_out}
+
+
+def _tell_points(path: Path, facts: dict[str, Any]) -> None:
+    rows = [
+        (row['point'], str(row['channels']), 'x'.join(map(str, row['shape'])), row['module'], '+'.join(row['fires_in']))
+        for row in facts['points']
+    ]
     print_table(('point', 'channels', 'seen shape', 'module', 'fires in'), rows)
-    print(f'\n{len(rows)} points of {type(model).__name__}')
-    for name, why in plan.left_out.items() if plan else ():
+    print(f'\n{len(rows)} points of {facts["model"]}')
+    for name, why in facts['left_out'].items():
         print(f'  left out: {name}: {why}')
 
 
-def _show_key(path: Path) -> None:
+def _key(path: Path) -> dict[str, Any]:
     from keyseg_mm.keys.identity import Identity
     from keyseg_mm.keys.keyfile import read_key_file, readable_by_others
 
     key = read_key_file(path, ask_passphrase)
-    print(f'{path}: {"an identity" if isinstance(key, Identity) else "a key"} file, key id {key.id}')
-    if isinstance(key, Identity):
-        print(f'  recipient, to be given away: {key.recipient.to_text()}')
-    if readable_by_others(path):
+    recipient = key.recipient.to_text() if isinstance(key, Identity) else None
+    return {'tell': 'key', 'key_id': key.id, 'recipient': recipient, 'readable_by_others': readable_by_others(path)}
+
+
+def _tell_key(path: Path, facts: dict[str, Any]) -> None:
+    recipient = facts['recipient']
+    print(f'{path}: {"an identity" if recipient else "a key"} file, key id {facts["key_id"]}')
+    if recipient:
+        print(f'  recipient, to be given away: {recipient}')
+    if facts['readable_by_others']:
         print(f'  WARNING: others on this machine can read it; close it with: chmod 600 {path}')
 
 
@@ -101,13 +121,26 @@ _SEALS = {
 }
 
 
-def _show_checkpoint(path: Path) -> None:
+def _checkpoint(path: Path) -> dict[str, Any]:
     from keyseg_mm.checkpoint.files import read_checkpoint
+    from keyseg_mm.seal.sections import covered
+    from keyseg_mm.stamp import stamps_of
+
+    content = read_checkpoint(path)
+    sections, others = covered(content)
+    stamps = [
+        {'of': prefix, 'key_ids': list(stamp.key_ids), **json.loads(stamp.to_json())}
+        for prefix, stamp in stamps_of(content['state_dict']).items()
+    ]
+    facts = {'covered': sections, 'not_covered': list(others)} if stamps else {}
+    return {'tell': 'checkpoint', 'content': content, 'stamps': stamps, **facts}
+
+
+def _tell_checkpoint(path: Path, facts: dict[str, Any]) -> None:
     from keyseg_mm.locking.parts import fitted
     from keyseg_mm.stamp import below, stamps_of
 
-    content = read_checkpoint(path)
-    tensors = content['state_dict']
+    tensors = facts['content']['state_dict']
     stamps = stamps_of(tensors)
     if not stamps:
         print(f'{path}: a plain checkpoint, it carries no stamp')
@@ -117,7 +150,7 @@ def _show_checkpoint(path: Path) -> None:
         print(f'  key id  {" and ".join(stamp.key_ids)}')
         if stamp.seal is not None:
             print(f'  file    {_SEALS[stamp.seal.mode]}')
-            _show_covered(content)
+            _show_covered(facts)
         print(f'  salt    {stamp.salt.hex()}')
         if stamp.tensors:
             lines = [(t.names[0], f'{t.count:8} values', t.transform) for t in stamp.tensors]
@@ -134,15 +167,12 @@ def _show_checkpoint(path: Path) -> None:
             print(f'  images  encrypted in training, and to be encrypted: {image}')
 
 
-def _show_covered(content: dict[str, Any]) -> None:
+def _show_covered(facts: dict[str, Any]) -> None:
     """What of a file nobody can alter, add or exchange."""
-    from keyseg_mm.seal.sections import covered
-
-    sections, others = covered(content)
-    names = ', '.join(f'{name} ({count} tensors)' for name, count in sections.items())
+    names = ', '.join(f'{name} ({count} tensors)' for name, count in facts['covered'].items())
     print(f'  covers  {names}, all stamps, and meta')
-    if others:
-        print(f'  but not {", ".join(others)}: values that are no tensors')
+    if facts['not_covered']:
+        print(f'  but not {", ".join(facts["not_covered"])}: values that are no tensors')
 
 
 def _show_lines(made_by: str, what: str, lines: list[tuple[str, str, dict[str, Any]]]) -> None:
@@ -170,34 +200,39 @@ def _show_embeddings(stamp: Stamp, path: Path) -> None:
     show_encryption(path)
 
 
-def _show_config(path: Path) -> None:
+def _config(path: Path) -> dict[str, Any]:
     from keyseg_mm.maps.pixels import PATCH
-    from keyseg_mm.mm.config import read_config
+    from keyseg_mm.mm.config import dicts_in, read_config
     from keyseg_mm.mm.pipeline import EncryptImage
 
-    cfg = read_config(path)
-    keyed = [
-        (where, part) for where, part in _parts(cfg.get('model'), 'model') if isinstance(part.get('protection'), dict)
-    ]
-    steps = [
-        (where, part)
-        for name in _PIPELINES
-        for where, part in _parts(cfg.get(name), name)
-        if part.get('type') in ('keyseg_mm.EncryptImage', EncryptImage)
-    ]
-    if not keyed and not steps:
-        print(f'{path}: protects nothing')
-    for where, part in keyed:
-        print(f'{path}: {where} is a protected {part.get("of", part.get("type"))}')
+    cfg, protected, images = read_config(path), [], []
+    for where, part in dicts_in(cfg.get('model'), 'model'):
+        if isinstance(part.get('protection'), dict):
+            options, of = dict(part['protection']), str(part.get('of', part.get('type')))
+            key_id = _key_id(options.get('key'), 'runs unauthorised')
+            protected.append({'where': where, 'of': of, 'protection': options, 'key_id': key_id})
+    for where, step in (pair for name in _PIPELINES for pair in dicts_in(cfg.get(name), name)):
+        if step.get('type') in ('keyseg_mm.EncryptImage', EncryptImage):
+            block, salt = ("the checkpoint's",) * 2 if step.get('method') == PATCH else (8, 'none')
+            defaults = {'method': 'SHF', 'block': block, 'key': 'none', 'salt': salt}
+            found = {name: step.get(name, default) for name, default in defaults.items()}
+            images.append({'where': where, **found, 'key_id': _key_id(step.get('key'), 'leaves images plain')})
+    return {'tell': 'config', 'protected': protected, 'images': images}
+
+
+def _tell_config(path: Path, facts: dict[str, Any]) -> None:
+    if not facts['protected'] and not facts['images']:
+        print(f'{path}: protects nothing; `keyseg train {path} --key LOC` protects it as it trains')
+    for part in facts['protected']:
+        print(f'{path}: {part["where"]} is a protected {part["of"]}')
         for name, value in part['protection'].items():
             print(f'  {name:10}{value}')
-        print(f'  key id    {_key_id(part["protection"].get("key"), "runs unauthorised")}')
-    for where, step in steps:
-        print(f'{path}: {where} encrypts images')
-        block, salt = ("the checkpoint's",) * 2 if step.get('method') == PATCH else (8, 'none')
-        for name, default in (('method', 'SHF'), ('block', block), ('key', 'none'), ('salt', salt)):
-            print(f'  {name:10}{step.get(name, default)}')
-        print(f'  key id    {_key_id(step.get("key"), "leaves images plain")}')
+        print(f'  key id    {part["key_id"]}')
+    for step in facts['images']:
+        print(f'{path}: {step["where"]} encrypts images')
+        for name in ('method', 'block', 'key', 'salt'):
+            print(f'  {name:10}{step[name]}')
+        print(f'  key id    {step["key_id"]}')
 
 
 def _key_id(locator: Any, without: str) -> str:
@@ -210,12 +245,4 @@ def _key_id(locator: Any, without: str) -> str:
     return key.id if key else f'none: {without}'
 
 
-def _parts(value: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """All dicts in a part of a config, with their places."""
-    if isinstance(value, dict):
-        yield where, value
-        for name, item in value.items():
-            yield from _parts(item, f'{where}.{name}')
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from _parts(item, f'{where}[{index}]')
+_TELL = {'points': _tell_points, 'key': _tell_key, 'checkpoint': _tell_checkpoint, 'config': _tell_config}

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from keyseg_mm.cli.console import master_key
+from keyseg_mm.cli.status import FORGED, NOT_TRACED
 from keyseg_mm.errors import KeysegError
 
-NOT_TRACED, FORGED = 3, 4
 _SHOWN = 5
 
 

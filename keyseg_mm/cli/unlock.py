@@ -5,7 +5,7 @@ was locked needs no config. One that was trained with the key does, to find the 
 where something else than such layers reads them, it cannot be unlocked, and runs with its encryptors.
 
 To run a protected checkpoint at plain speed there is no need to write the plain weights to a disk:
-  keyseg test CONFIG locked.pth --cfg-options model.protection.key=file:keys/my.key model.protection.runtime=plain
+  keyseg test CONFIG locked.pth --key file:keys/my.key
 
 examples:
   keyseg unlock locked.pth --key file:keys/my.key --out plain.pth

@@ -98,7 +98,7 @@ class EncryptImage(BaseTransform):
             if self.entry is None:
                 raise PlanMismatchError(
                     'EncryptImage waits for a checkpoint of `keyseg lock --scheme patches` to say how: give a Runner '
-                    "custom_hooks=[dict(type='keyseg_mm.GuardHook')], or use `keyseg encrypt-image`"
+                    "custom_hooks=[dict(type='keyseg_mm.GuardHook')], or use `keyseg tool encrypt_images`"
                 )
             key: Material = self.key
             if self.stamp is not None and not self.deliberate:

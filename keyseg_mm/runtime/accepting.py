@@ -112,5 +112,6 @@ def refuse_plain(key: Key) -> NoReturn:
 
 TAKES_IMAGES = (
     'this checkpoint takes encrypted images (see `keyseg show`): it runs with its plain config, without a key, on '
-    'images of `keyseg encrypt-image` or of keyseg_mm.EncryptImage in the pipeline; `keyseg unlock` makes a plain one'
+    'images of `keyseg tool encrypt_images` or of keyseg_mm.EncryptImage in the pipeline; `keyseg unlock` makes a '
+    'plain one'
 )

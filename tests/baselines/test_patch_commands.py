@@ -1,4 +1,4 @@
-"""keyseg lock --scheme patches, encrypt-image, and what unlock, rekey, show and scan make of their files."""
+"""keyseg lock --scheme patches, encrypt_images, and what unlock, rekey, show and scan make of their files."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from mmengine.config import Config
 from keyseg_mm import SecretKey, stamps_of, write_key_file
 from keyseg_mm.bind import derive_cipher
 from keyseg_mm.checkpoint.files import read_checkpoint
-from keyseg_mm.cli.scan import FOUND
-from keyseg_mm.cli.trace import NOT_TRACED
+from keyseg_mm.cli.status import FOUND, NOT_TRACED
 from keyseg_mm.envelope import SIGNED
 from keyseg_mm.stamp import is_stamp
 from tests.support.cli import keyseg
@@ -72,7 +71,7 @@ def state(name):
 
 
 LOCK = ('lock', '--scheme', 'patches', 'plain.pth', '--config', 'config.py', '--key', 'file:right.key')
-ENCRYPT = ('encrypt-image', '--key', 'file:right.key', '--checkpoint', 'locked.pth')
+ENCRYPT = ('tool', 'encrypt_images', '--key', 'file:right.key', '--checkpoint', 'locked.pth')
 
 
 def test_lock_rekey_unlock_show_and_scan(files, capsys):
@@ -184,7 +183,7 @@ def test_png_round_trip_is_bit_for_bit(files, capsys):
 
 
 def test_only_the_models_own_key_and_stamp(files, capsys):
-    wrong = ('encrypt-image', '--key', 'file:other.key', '--checkpoint', 'locked.pth', 'photo.png', 'c.png')
+    wrong = ('tool', 'encrypt_images', '--key', 'file:other.key', '--checkpoint', 'locked.pth', 'photo.png', 'c.png')
     assert keyseg(*wrong) == 1 and 'the key given is' in capsys.readouterr().err
     weakened = state('locked.pth')
     stamp = stamps_of(weakened)['']
@@ -192,9 +191,9 @@ def test_only_the_models_own_key_and_stamp(files, capsys):
     document['entries'][0]['permute'] = 'none'  # what a curious server would like
     weakened[stamp.name] = torch.tensor(list(json.dumps(document, separators=(',', ':')).encode()), dtype=torch.uint8)
     torch.save(weakened, 'weakened.pth')
-    assert keyseg('encrypt-image', '--key', 'file:right.key', '--checkpoint', 'weakened.pth', 'photo.png', 'c.png') == 1
+    assert keyseg(*ENCRYPT[:-1], 'weakened.pth', 'photo.png', 'c.png') == 1
     assert 'altered' in capsys.readouterr().err
-    assert keyseg('encrypt-image', '--key', 'file:right.key', '--checkpoint', 'plain.pth', 'photo.png', 'c.png') == 1
+    assert keyseg(*ENCRYPT[:-1], 'plain.pth', 'photo.png', 'c.png') == 1
     assert 'plain images' in capsys.readouterr().err and not (files / 'c.png').exists()
 
 

@@ -116,7 +116,7 @@ def test_the_server_tests_files_that_the_client_encrypted(place, capsys):
     folder, part = place['folder'], dict(cityscapes='leftImg8bit', ade20k='images')[place['layout']]
     server = folder / 'server'
     server.mkdir()
-    encrypt = ['encrypt-image', '--key', f'file:{folder}/right.key', '--checkpoint', folder / 'locked.pth']
+    encrypt = ['tool', 'encrypt_images', '--key', f'file:{folder}/right.key', '--checkpoint', folder / 'locked.pth']
     assert keyseg(*encrypt, '--config', folder / 'config.py', place['data'] / part, server / part) == 0
     labels = dict(cityscapes='gtFine', ade20k='annotations')[place['layout']]
     shutil.copytree(place['data'] / labels, server / labels)

@@ -17,7 +17,7 @@ from mmseg.registry import MODELS
 from keyseg_mm import SecretKey, find_leaks, read_key_file, stamps_of, unlock_model, write_key_file
 from keyseg_mm.bind import digest
 from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in, write_checkpoint
-from keyseg_mm.cli.trace import NOT_TRACED
+from keyseg_mm.cli.status import NOT_TRACED
 from keyseg_mm.envelope import SEALED
 from keyseg_mm.errors import IntegrityError, KeyMismatchError, NotFiredError, PlanMismatchError
 from keyseg_mm.stamp import is_stamp

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import stat
 import subprocess
 import sys
@@ -15,9 +18,9 @@ from mmseg.registry import MODELS
 from keyseg_mm import read_key_file
 from keyseg_mm.bind import open_envelope
 from keyseg_mm.checkpoint.files import stamps_in
-from keyseg_mm.cli import COMMANDS
+from keyseg_mm.cli import COMMANDS, GROUPS, build_parser
 from keyseg_mm.cli.host import host_tool
-from keyseg_mm.cli.scan import FOUND, UNREAD
+from keyseg_mm.cli.status import FOUND, STATUS, UNREAD
 from tests.support.cli import keyseg
 from tests.support.configs import keyed_cfg, tiny_model_cfg
 
@@ -45,7 +48,7 @@ def test_help_of_each_command(name):
         text=True,
         timeout=120,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and done.stderr == '', 'and no warning of what it imports'
     assert '--' in done.stdout and len(done.stdout) > 300
 
 
@@ -55,6 +58,46 @@ def test_help_imports_nothing_heavy():
         "print([m for m in ('torch', 'numpy', 'mmengine') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == '[]'
+
+
+def test_the_help_is_short_and_in_groups():
+    text = build_parser([]).format_help()
+    assert len(COMMANDS) <= 13 and all(re.search(rf'^  {name} +[a-z]', text, flags=re.MULTILINE) for name in COMMANDS)
+    places = [text.index(f'\n{group}\n') for group in GROUPS]
+    assert places == sorted(places) and 'encrypt_images' in text
+    assert all(f'\n  {number:<4} ' in text for number in STATUS)
+
+
+@pytest.mark.parametrize(
+    ('line', 'offered'),
+    [('keyseg lo', {'lock '}), ('keyseg show x --js', {'--json '}), ('keyseg test a.py b.pth --runtime ', {'plain'})],
+)
+def test_a_shell_completes(line, offered, tmp_path):
+    out = tmp_path / 'out'
+    told = {'_ARGCOMPLETE': '1', 'COMP_LINE': line, 'COMP_POINT': str(len(line)), '_ARGCOMPLETE_STDOUT_FILENAME': out}
+    code = 'from keyseg_mm.cli import main; main()'
+    env = {**os.environ, **told, '_ARGCOMPLETE_IFS': ';'}
+    subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, timeout=60)
+    assert offered <= {*out.read_text().split(';')}
+
+
+def test_what_is_shown_as_json(model_files, key_file, key, capsys, tmp_path):
+    def facts(*words, status=0):
+        assert keyseg(*words, '--json') == status
+        return json.loads(capsys.readouterr().out)
+
+    config, keyed, plain = model_files
+    assert facts('show', key_file)['key_id'] == key.id
+    (stamp,) = facts('show', keyed)['stamps']
+    assert stamp['key_ids'] == [key.id] and 'ChannelPermutation' in json.dumps(stamp)
+    assert facts('show', plain)['stamps'] == []
+    assert facts('show', config)['protected'][0]['key_id'] == key.id
+    points = facts('show', config, '--points', 'stages')['points']
+    assert {point['point'] for point in points} >= {'out:backbone:2', 'out:backbone:3'} and points[0]['channels'] > 1
+    (tmp_path / 'logs').mkdir()
+    (tmp_path / 'logs' / 'log.txt').write_text(key.to_text())
+    found = facts('scan', tmp_path / 'logs', '--key', f'file:{key_file}', status=FOUND)
+    assert 'log.txt' in found['found'][0] and key.to_text() not in str(found)
 
 
 def test_a_checkpoint_behind_options_is_found(capsys):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from keyseg_mm.cli import COMMANDS, EPILOG, PASS_ON, build_parser
+from keyseg_mm.cli import COMMANDS, EPILOG, PASS_ON, TOOLS, build_parser
 from tests.support.names import resolve_dotted
 from tests.support.readme import blocks
 
@@ -18,8 +18,8 @@ PAGES = [ROOT / 'README.md', ROOT / 'configs' / 'README.md', *sorted((ROOT / 'do
 
 
 def helps() -> list[str]:
-    own = [name for name in COMMANDS if name not in PASS_ON]
-    return [EPILOG, *(importlib.import_module(f'keyseg_mm.cli.{name.replace("-", "_")}').__doc__ for name in own)]
+    own = [name for name in (*COMMANDS, *TOOLS) if name not in PASS_ON]
+    return [EPILOG, *(importlib.import_module(f'keyseg_mm.cli.{name}').__doc__ for name in own)]
 
 
 def examples(text: str) -> list[str]:
@@ -37,7 +37,9 @@ COMMAND_LINES = sorted(
 @pytest.mark.parametrize('line', COMMAND_LINES)
 def test_a_command_that_is_shown_is_understood(line):
     words = shlex.split(line, comments=True)[1:]
-    assert words[0] in COMMANDS
+    if words[0] == 'tool' and words[1] in TOOLS:
+        words = words[1:]
+    assert words[0] in {*COMMANDS, *TOOLS, 'tool'}
     if words[0] not in PASS_ON:
         build_parser(words[:1]).parse_args(words)
 

@@ -12,7 +12,7 @@ from mmseg.registry import MODELS
 from keyseg_mm import read_key_file, stamps_of, write_key_file
 from keyseg_mm.checkpoint.files import read_checkpoint, write_checkpoint
 from keyseg_mm.cli.lock import parse_transform
-from keyseg_mm.cli.trace import NOT_TRACED
+from keyseg_mm.cli.status import NOT_TRACED
 from keyseg_mm.errors import LockError
 from keyseg_mm.stamp import is_stamp
 from tests.support.cli import keyseg

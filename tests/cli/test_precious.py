@@ -12,7 +12,7 @@ import torch
 from keyseg_mm import write_key_file
 from keyseg_mm.bind import stamp_tensor
 from keyseg_mm.checkpoint.files import read_checkpoint
-from keyseg_mm.cli.trace import FORGED, NOT_TRACED
+from keyseg_mm.cli.status import FORGED, NOT_TRACED
 from keyseg_mm.entries import MapEntry
 from keyseg_mm.seal.sections import sealed_stamp
 from tests.support.cli import keyseg
@@ -27,7 +27,7 @@ COMMANDS = {
     'rekey --licensee': ['rekey', 'locked.pth', '--master', 'file:my.key', '--licensee', 'ACME', '--overwrite',
                          '--out'],
     'keygen': ['keygen', '--out'],
-    'encrypt-image': ['encrypt-image', 'picture.png', '--checkpoint', 'locked.pth', '--key', 'file:my.key'],
+    'encrypt_images': ['tool', 'encrypt_images', 'picture.png', '--checkpoint', 'locked.pth', '--key', 'file:my.key'],
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import pytest
 from keyseg_mm import KeysegError, SecretKey, find_leaks, read_key_file, write_key_file
 from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in
 from keyseg_mm.cli import main
-from keyseg_mm.cli.console import INTERRUPTED
+from keyseg_mm.cli.status import INTERRUPTED
 from keyseg_mm.demo import run as demo
 from keyseg_mm.demo.run import BARE, NONE, RIGHT, WRONG, Result, meaning, table
 from keyseg_mm.mm.floor import constant_prediction_floor

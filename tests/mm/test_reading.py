@@ -108,8 +108,9 @@ ROUTES = {
     'trace': by_command('trace', '{path}', '--master', '{key}', '--licensees', '{folder}/names.txt'),
     'audit': by_command('audit', '{plain}', '{path}', '--key', '{key}', '--out', '{folder}/audit'),
     'lock near public weights': by_command('lock', '{good}', '--config', '{plain}', '--public', '{path}', *OUT),
-    'encrypt-image': by_command(
-        'encrypt-image', '--key', '{key}', '--checkpoint', '{path}', '--config', '{plain}', '{path}', '{folder}/a.png'
+    'encrypt_images': by_command(
+        *('tool', 'encrypt_images', '--key', '{key}', '--checkpoint', '{path}', '--config', '{plain}'),
+        *('{path}', '{folder}/a.png'),
     ),
     'the local loader': lambda path, here, patch: checkpoint.load_from_local(str(path), 'cpu'),
     'http': elsewhere('https://host/{}'),

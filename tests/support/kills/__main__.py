@@ -224,7 +224,7 @@ def main() -> int:
     args = parser.parse_args()
     out = args.out.resolve()
     made, noted = out / 'made', out / 'kills.jsonl'
-    unknown = {command.arguments.split()[0] for command in COMMANDS.values()} - set(NAMES)
+    unknown = {command.arguments.split()[0] for command in COMMANDS.values()} - {*NAMES, 'tool'}
     assert not unknown, unknown
     shrink(run_command)
     if not (out / 'whole.json').exists():

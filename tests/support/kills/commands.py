@@ -78,7 +78,9 @@ COMMANDS = {
     'keygen': Command('keygen --out keys/out.key', 60),
     'keygen --identity': Command('keygen --identity --post-quantum --out out.key', 60),
     'keygen --passphrase': Command('keygen --passphrase --out out.key', 55),
-    'encrypt-image': Command(f'encrypt-image {{made}}/images out {_KEY} --checkpoint {{made}}/patches.pth', 60),
+    'tool encrypt_images': Command(
+        f'tool encrypt_images {{made}}/images out {_KEY} --checkpoint {{made}}/patches.pth', 60
+    ),
     'train': Command('train {made}/keyed.py --work-dir out', 65),
     'demo': Command('demo --out out --iterations 2', 22, opens='run/out/in-the-open.pth'),
     'audit': Command(f'audit {{made}}/keyed.py {{made}}/mapped.pth {_KEY} --suite quick --out out', 28),

@@ -10,9 +10,9 @@ What remains to be seen: all blocks are encrypted alike, so outlines show, and s
 restore them: `keyseg audit --images` measures it. One image both plain and encrypted gives the cipher away.
 
 examples:
-  keyseg encrypt-image --key file:keys/my.key --checkpoint locked.pth --config CONFIG photo.jpg photo.png
-  keyseg encrypt-image --key file:keys/my.key --checkpoint locked.pth photos encrypted
-  keyseg encrypt-image --key file:keys/my.key --checkpoint locked.pth --decrypt photo.png back.png
+  keyseg tool encrypt_images --key file:keys/my.key --checkpoint locked.pth --config CONFIG photo.jpg photo.png
+  keyseg tool encrypt_images --key file:keys/my.key --checkpoint locked.pth photos encrypted
+  keyseg tool encrypt_images --key file:keys/my.key --checkpoint locked.pth --decrypt photo.png back.png
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from keyseg_mm.errors import KeysegError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``keyseg encrypt-image``."""
+    """Options of ``keyseg tool encrypt_images``."""
     add = parser.add_argument
     add('source', type=Path, metavar='IN', help='image, or folder of images')
     add('target', type=Path, metavar='OUT', help='PNG file, or folder, to make')
