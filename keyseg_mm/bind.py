@@ -6,10 +6,8 @@ that named the stamp derives it too. Every map comes from an HKDF subkey of that
 
 from __future__ import annotations
 
-import hmac
-import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,19 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from keyseg_mm.entries import SALT_BYTES, EmbeddingEntry, ImageEntry, MapEntry, TensorEntry, describe
-from keyseg_mm.envelope import Wrapped
-from keyseg_mm.errors import IntegrityError, KeyMismatchError, LockError, StampError, TransformError
-from keyseg_mm.keys.derive import KeyStream, hkdf, sha256
-from keyseg_mm.keys.identity import Key, Recipient
-from keyseg_mm.keys.key import (
-    ALTERED_ENVELOPE,
-    KEY_BYTES,
-    ContentKey,
-    FeatureSecret,
-    Material,
-    SecretKey,
-    licensee_name,
-)
+from keyseg_mm.errors import LockError, StampError, TransformError
+from keyseg_mm.keys.derive import KeyStream, sha256
+from keyseg_mm.keys.key import Material, SecretKey, licensee_name
 from keyseg_mm.keys.secret import unseen
 from keyseg_mm.maps import TRANSFORMS, ChannelMap, Map
 from keyseg_mm.maps.ff1 import byte_map
@@ -77,97 +65,6 @@ def refuse_unknown(stamp: Stamp) -> None:
     if unknown:
         names = ', '.join(sorted(set(map(describe, unknown))))
         raise StampError(f'its stamp names {names}, not known here: install a newer keyseg_mm')
-
-
-@dataclass(frozen=True)
-class Secrets:
-    """What an envelope holds.
-
-    Attributes:
-        features: what the model's tables are derived from.
-        content: key of the file's cipher; None in memory.
-    """
-
-    features: FeatureSecret
-    content: ContentKey | None = None
-
-    @property
-    def payload(self) -> bytes:
-        """The bytes that are wrapped."""
-        return b''.join(secret.material for secret in (self.features, self.content) if secret is not None)
-
-
-def check_key(key: Key, stamp: Stamp) -> None:
-    """Refuse a stamp of other keys.
-
-    Raises:
-        KeyMismatchError: with the public ids of all.
-    """
-    if key.id not in stamp.key_ids:
-        raise KeyMismatchError(
-            f'this checkpoint is protected with key {" or ".join(stamp.key_ids)}, and the key given is {key.id}'
-        )
-
-
-@unseen
-def open_envelope(key: Key, stamp: Stamp, check: bool = True) -> Secrets:
-    """The secrets of a stamp.
-
-    Args:
-        key: of one of its recipients.
-        stamp: the stamp.
-        check: refuse a stamp without an envelope, which anybody could have written.
-
-    Raises:
-        KeyMismatchError: it is of other keys.
-        IntegrityError: stamp or envelope were altered, or the seal that belongs to them is gone.
-    """
-    check_key(key, stamp)
-    if not stamp.recipients:
-        if check:
-            raise IntegrityError(
-                'this checkpoint carries a stamp without an envelope: it was altered, or not written by keyseg_mm; '
-                'take a copy from where it was made. To run it nevertheless: protection.verify=False, or --no-verify'
-            )
-        return Secrets(key.features(stamp.salt))
-    line = next(line for line in stamp.recipients if line.id == key.id)
-    payload = key.unwrap(line.data, _context(stamp, line.id))
-    if len(payload) % KEY_BYTES or not hmac.compare_digest(_commitment(stamp, payload), stamp.commitment):
-        raise IntegrityError(ALTERED_ENVELOPE)
-    features, content = payload[:KEY_BYTES], payload[KEY_BYTES:]
-    if content and stamp.seal is None:
-        raise IntegrityError('the seal of this checkpoint was taken off; take a copy from where it was made')
-    return Secrets(FeatureSecret(features), ContentKey(content) if content else None)
-
-
-@unseen
-def close_envelope(stamp: Stamp, secrets: Secrets, recipients: Iterable[Key | Recipient]) -> Stamp:
-    """The stamp with its secrets wrapped for each recipient, the first of whom names it.
-
-    It commits to the secrets (HKDF-SHA256), which AES-GCM does not do by itself: so all recipients open the same model.
-    Wrapped secrets are bound to all else that the stamp says, so that only who has a key can say it.
-    """
-    opening = list({key.recipient.id: key.recipient for key in recipients}.values())
-    stamp = replace(
-        stamp, key_id=opening[0].id, recipients=(), commitment=_commitment(stamp, secrets.payload), seal=None
-    )
-    lines = [Wrapped(to.id, to.kind, to.wrap(secrets.payload, _context(stamp, to.id))) for to in opening]
-    return replace(stamp, recipients=tuple(lines))
-
-
-def memory_stamp(key: Key, stamp: Stamp, features: FeatureSecret) -> Stamp:
-    """The stamp as it travels in a state_dict in memory: for the key alone, without a seal."""
-    return close_envelope(stamp, Secrets(features), [key])
-
-
-def _commitment(stamp: Stamp, payload: bytes) -> str:
-    return hkdf(payload, 'keyseg_mm/commitment/v1', [], stamp.salt).hex()
-
-
-def _context(stamp: Stamp, recipient: str) -> bytes:
-    """What a wrapped secret is bound to: it is of no use in another stamp, or for another recipient."""
-    said = replace(stamp, recipients=(), seal=None, commitment='').to_json()
-    return json.dumps(['keyseg_mm/envelope/v1', recipient, stamp.commitment, said], separators=(',', ':')).encode()
 
 
 @unseen

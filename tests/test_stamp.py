@@ -9,7 +9,7 @@ from dataclasses import astuple, replace
 import pytest
 import torch
 
-from keyseg_mm.bind import memory_stamp, open_envelope, stamp_tensor
+from keyseg_mm.bind import stamp_tensor
 from keyseg_mm.entries import ENTRIES
 from keyseg_mm.errors import IntegrityError, KeyMismatchError, StampError
 from keyseg_mm.stamp import (
@@ -23,6 +23,7 @@ from keyseg_mm.stamp import (
     stamp_of_value,
     stamps_of,
 )
+from keyseg_mm.wrapping import memory_stamp, open_envelope
 from tests.support.vectors import STAMPS
 from tests.vectors.stamps import BAD, GOOD, LARGE
 

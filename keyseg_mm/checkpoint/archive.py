@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keyseg_mm.checkpoint.filebytes import FileBytes, cut
+from keyseg_mm.checkpoint.filebytes import FileBytes
 from keyseg_mm.checkpoint.known import Names, UnreadableError
+from keyseg_mm.checkpoint.layout import cut
 from keyseg_mm.checkpoint.opcodes import unpickle
 from keyseg_mm.checkpoint.zips import is_zip, members
 

@@ -15,17 +15,6 @@ from keyseg_mm.checkpoint.known import UnreadableError
 Data = mmap.mmap | bytearray
 
 
-def cut(data: Data, start: int, stop: int) -> bytes:
-    """Bytes of a file.
-
-    Raises:
-        UnreadableError: it ends before.
-    """
-    if not 0 <= start <= stop <= len(data):
-        raise UnreadableError
-    return bytes(data[start:stop])
-
-
 class FileBytes:
     """A file that is being read.
 

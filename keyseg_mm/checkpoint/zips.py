@@ -10,8 +10,9 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from keyseg_mm.checkpoint.filebytes import Data, cut
+from keyseg_mm.checkpoint.filebytes import Data
 from keyseg_mm.checkpoint.known import UnreadableError
+from keyseg_mm.checkpoint.layout import cut
 
 LOCAL, CENTRAL = struct.Struct('<4s5H3L2H'), struct.Struct('<4s4B4HL2L5H2L')
 _END, _END_64, _LOCATOR = struct.Struct('<4s4H2LH'), struct.Struct('<4sQ2H2L4Q'), struct.Struct('<4sLQL')

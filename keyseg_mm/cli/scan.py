@@ -109,8 +109,8 @@ def _stamps_of(files: dict[Path, bool], key: Key, search: Search) -> list[Stamp]
     Raises:
         KeysegError: one that was named has none.
     """
-    from keyseg_mm.bind import open_envelope
     from keyseg_mm.checkpoint.files import stamps_in
+    from keyseg_mm.wrapping import open_envelope
 
     found: dict[str, Stamp] = {}
     for path, is_named in files.items():

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from keyseg_mm.bind import Bound, memory_stamp, open_envelope, refuse_unknown, stamp_tensor
+from keyseg_mm.bind import Bound, refuse_unknown, stamp_tensor
 from keyseg_mm.entries import ImageEntry
 from keyseg_mm.errors import LockError
 from keyseg_mm.keys.identity import Key
@@ -26,6 +26,7 @@ from keyseg_mm.locking.scheme import SCHEMES, Scheme, scheme_of
 from keyseg_mm.model.sites import Trace
 from keyseg_mm.seal.sections import sealed_stamp, unseal_section
 from keyseg_mm.stamp import Stamp, below, fresh_salt, stamps_of
+from keyseg_mm.wrapping import memory_stamp, open_envelope
 
 
 def lock(

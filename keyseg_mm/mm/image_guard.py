@@ -13,7 +13,7 @@ from typing import Any
 
 from mmseg.models.segmentors.base import BaseSegmentor
 
-from keyseg_mm.bind import memory_stamp, open_envelope, stamp_tensor
+from keyseg_mm.bind import stamp_tensor
 from keyseg_mm.entries import ImageEntry
 from keyseg_mm.envelope import SEALED
 from keyseg_mm.errors import KeyMismatchError, NotFiredError, PlainCheckpointError, PlanMismatchError
@@ -24,6 +24,7 @@ from keyseg_mm.mm.pipeline import EncryptImage, chains
 from keyseg_mm.runtime.attach import protections
 from keyseg_mm.seal.sections import Sealing, sealed_stamp, trusted_stamp, unseal_section
 from keyseg_mm.stamp import Stamp, fresh_salt, stamp_names, stamps_of
+from keyseg_mm.wrapping import memory_stamp, open_envelope
 
 logger = logging.getLogger('keyseg_mm')
 

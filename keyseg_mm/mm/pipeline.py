@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from mmcv.transforms import BaseTransform
 
-from keyseg_mm.bind import derive_cipher, open_envelope
+from keyseg_mm.bind import derive_cipher
 from keyseg_mm.entries import EmbeddingEntry, ImageEntry
 from keyseg_mm.errors import KeyMismatchError, PlanMismatchError, SecretExposedError
 from keyseg_mm.keys.held import hold
@@ -20,6 +20,7 @@ from keyseg_mm.maps.pixels import PATCH, BlockCipher, Bytes, check_method
 from keyseg_mm.mm.registry import TRANSFORMS
 from keyseg_mm.seal.sections import trusted_stamp
 from keyseg_mm.stamp import Stamp, parse_salt
+from keyseg_mm.wrapping import open_envelope
 
 logger = logging.getLogger('keyseg_mm')
 

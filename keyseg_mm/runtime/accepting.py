@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from keyseg_mm.bind import open_envelope
 from keyseg_mm.entries import describe
 from keyseg_mm.errors import KeyMismatchError, PlainCheckpointError, PlanMismatchError
 from keyseg_mm.keys.identity import Key
@@ -16,6 +15,7 @@ from keyseg_mm.keys.key import FeatureSecret
 from keyseg_mm.runtime.rules import Rules
 from keyseg_mm.seal.sections import unseal_section
 from keyseg_mm.stamp import Stamp, below
+from keyseg_mm.wrapping import open_envelope
 
 logger = logging.getLogger('keyseg_mm')
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from keyseg_mm.bind import derive_cipher, derive_map, derive_order, map_subkey, open_envelope
+from keyseg_mm.bind import derive_cipher, derive_map, derive_order, map_subkey
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.keys.identity import Key
 from keyseg_mm.keys.key import FeatureSecret, Material
@@ -22,6 +22,7 @@ from keyseg_mm.keys.secret import Secret, unseen
 from keyseg_mm.runtime.haystack import Leak, Search, files_in, search_file
 from keyseg_mm.runtime.needles import OVERLAP, Form, Pile, forms_of_secret, forms_of_table
 from keyseg_mm.stamp import Stamp
+from keyseg_mm.wrapping import open_envelope
 
 __all__ = ['Leak', 'Needles', 'find_leaks', 'search_object']
 

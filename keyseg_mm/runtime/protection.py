@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from keyseg_mm.bind import Bound, derive_map, memory_stamp, stamp_tensor
+from keyseg_mm.bind import Bound, derive_map, stamp_tensor
 from keyseg_mm.entries import SALT_BYTES
 from keyseg_mm.envelope import SEALED
 from keyseg_mm.errors import KeyMismatchError, LockError, NotFiredError, PlanMismatchError, StampError
@@ -38,6 +38,7 @@ from keyseg_mm.runtime.unwritten import Unwritten
 from keyseg_mm.runtime.witness import TestsOnly, Witness
 from keyseg_mm.seal.sections import Sealing
 from keyseg_mm.stamp import Stamp, below, stamp_names, stamp_of_value
+from keyseg_mm.wrapping import memory_stamp
 
 __all__ = ['Protection', 'Rules', 'State']
 logger = logging.getLogger('keyseg_mm')

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keyseg_mm.bind import Secrets, close_envelope, memory_stamp, open_envelope, stamp_tensor
+from keyseg_mm.bind import stamp_tensor
 from keyseg_mm.envelope import SEALED
 from keyseg_mm.errors import IntegrityError, LockError
 from keyseg_mm.keys.identity import Key, Recipient
@@ -24,6 +24,7 @@ from keyseg_mm.seal.meta import check_meta
 from keyseg_mm.seal.nested import tensors_of, with_tensors
 from keyseg_mm.seal.tensors import open_tensors, retag_tensors, seal_tensors
 from keyseg_mm.stamp import Stamp, fresh_salt, is_stamp, stamps_of
+from keyseg_mm.wrapping import Secrets, close_envelope, memory_stamp, open_envelope
 
 WEIGHTS = 'state_dict'
 _ROOM = 8192  # bytes: a stamp in a file is padded to a multiple, so that one for other recipients fits in its place

@@ -35,7 +35,7 @@ from keyseg_mm.audit.model.loading import architecture, fitting_sites, read_prot
 from keyseg_mm.audit.model.referee import Referee, Score, confusion, kappa, miou, right_share, score
 from keyseg_mm.audit.model.report import advantage, summarise
 from keyseg_mm.audit.model.training import Recipe, train
-from keyseg_mm.bind import derive_map, memory_stamp, stamp_tensor
+from keyseg_mm.bind import derive_map, stamp_tensor
 from keyseg_mm.cli import main
 from keyseg_mm.errors import KeyMismatchError, KeysegError, PlainCheckpointError, SecretExposedError
 from keyseg_mm.maps import CHANNEL_MAPS, ChannelPermutation, SignedChannelPermutation
@@ -43,6 +43,7 @@ from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.mm.floor import constant_prediction_floor
 from keyseg_mm.seal.sections import Sealing, seal_checkpoint
 from keyseg_mm.stamp import MapEntry, Stamp, stamps_of
+from keyseg_mm.wrapping import memory_stamp
 from tests.support.audits import (
     CLASSES,
     SALT,

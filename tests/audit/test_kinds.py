@@ -17,13 +17,14 @@ from keyseg_mm.audit.model.attacks.substitutes import in_blocks
 from keyseg_mm.audit.model.forward import ImageEncryption, Pixels, predict
 from keyseg_mm.audit.model.referee import Referee, encryption
 from keyseg_mm.audit.model.training import Recipe, train
-from keyseg_mm.bind import derive_cipher, memory_stamp, stamp_tensor
+from keyseg_mm.bind import derive_cipher, stamp_tensor
 from keyseg_mm.checkpoint.files import write_checkpoint
 from keyseg_mm.cli import main
 from keyseg_mm.entries import ImageEntry
 from keyseg_mm.mm.config import read_config
 from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.stamp import Stamp, is_stamp, stamps_of
+from keyseg_mm.wrapping import memory_stamp
 from tests.support.audits import CLASSES, build, errors_in, names_in, scenes, small_model_cfg
 from tests.support.configs import runner_cfg
 from tests.support.families import build as build_family

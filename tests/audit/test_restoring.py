@@ -35,7 +35,7 @@ from keyseg_mm.audit.images.attack import (
 from keyseg_mm.audit.images.audit import ImageOrder, set_up, summarise
 from keyseg_mm.audit.images.referee import ImageReferee, similarity, ssim
 from keyseg_mm.audit.report.page import render
-from keyseg_mm.bind import derive_cipher, memory_stamp, stamp_tensor
+from keyseg_mm.bind import derive_cipher, stamp_tensor
 from keyseg_mm.cli import main
 from keyseg_mm.entries import EmbeddingEntry, ImageEntry
 from keyseg_mm.errors import KeysegError, SecretExposedError
@@ -44,6 +44,7 @@ from keyseg_mm.locking.scheme import Plan
 from keyseg_mm.mm.scenes import make_scene, write_scenes
 from keyseg_mm.seal.sections import Sealing, seal_checkpoint
 from keyseg_mm.stamp import SALT_BYTES, Stamp
+from keyseg_mm.wrapping import memory_stamp
 from tests.support.audits import errors_in, names_in
 from tests.support.pages import PHONE, SCREEN, Page, look
 

@@ -18,7 +18,7 @@ from mmengine.registry import TRANSFORMS
 from torch.utils.data import DataLoader, Dataset
 
 from keyseg_mm import SecretKey, Stamp, find_leaks, write_key_file
-from keyseg_mm.bind import derive_cipher, memory_stamp, stamp_tensor
+from keyseg_mm.bind import derive_cipher, stamp_tensor
 from keyseg_mm.cli import main
 from keyseg_mm.entries import ImageEntry
 from keyseg_mm.errors import KeyFileError, KeyMismatchError, SecretExposedError, StampError, TransformError
@@ -27,6 +27,7 @@ from keyseg_mm.maps.keyspace import bits_of_images
 from keyseg_mm.maps.pixels import METHODS as ALL_METHODS
 from keyseg_mm.maps.pixels import PATCH
 from keyseg_mm.mm import EncryptImage
+from keyseg_mm.wrapping import memory_stamp
 from tests.support.ff1 import FF1
 from tests.support.vectors import DERIVE, derived_images
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from keyseg_mm import lock, rekey, stamps_of, unlock
 from keyseg_mm.baselines.parameters import sensitivity
-from keyseg_mm.bind import Bound, derive_order, digest, licensee_salt, memory_stamp, stamp_tensor
+from keyseg_mm.bind import Bound, derive_order, digest, licensee_salt, stamp_tensor
 from keyseg_mm.cli import lock as command
 from keyseg_mm.entries import TensorEntry
 from keyseg_mm.envelope import SIGNED
@@ -35,6 +35,7 @@ from keyseg_mm.mm.bench import HostBench
 from keyseg_mm.runtime.leaks import Needles
 from keyseg_mm.seal.sections import Sealing, seal_checkpoint
 from keyseg_mm.tracing import PLAIN, by_stamp, by_weights
+from keyseg_mm.wrapping import memory_stamp
 from tests.support.configs import keyed_cfg, tiny_model_cfg
 
 SALT = bytes(range(16))

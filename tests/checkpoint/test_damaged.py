@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from keyseg_mm import lock_file, rekey_file, stamps_of, unlock_file
-from keyseg_mm.bind import memory_stamp, stamp_tensor
+from keyseg_mm.bind import stamp_tensor
 from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in, write_checkpoint
 from keyseg_mm.checkpoint.operations import change_maps_file
 from keyseg_mm.errors import IntegrityError, KeysegError, LockError, StampError
 from keyseg_mm.seal.sections import Sealing, seal_checkpoint
 from keyseg_mm.stamp import Stamp
+from keyseg_mm.wrapping import memory_stamp
 from tests.support.cli import keyseg
 from tests.support.files import KEY, META, OTHER, SUFFIXES, VERBS, arguments, opened_weights, same, weights_in
 

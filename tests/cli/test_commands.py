@@ -16,11 +16,11 @@ from mmengine.config import Config
 from mmseg.registry import MODELS
 
 from keyseg_mm import read_key_file
-from keyseg_mm.bind import open_envelope
 from keyseg_mm.checkpoint.files import stamps_in
 from keyseg_mm.cli import COMMANDS, GROUPS, build_parser
 from keyseg_mm.cli.host import host_tool
 from keyseg_mm.cli.status import FOUND, STATUS, UNREAD
+from keyseg_mm.wrapping import open_envelope
 from tests.support.cli import keyseg
 from tests.support.configs import keyed_cfg, tiny_model_cfg
 

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from keyseg_mm import Identity, SecretKey, locate, read_key_file, write_key_file
-from keyseg_mm.bind import Secrets, close_envelope, derive_cipher, derive_map, derive_order, open_envelope
+from keyseg_mm.bind import derive_cipher, derive_map, derive_order
 from keyseg_mm.cli import console
 from keyseg_mm.entries import ImageEntry, MapEntry, TensorEntry
 from keyseg_mm.keys import derive, identity, key, keyfile
 from keyseg_mm.keys.secret import Secret, unseen
 from keyseg_mm.maps.channels import SignedChannelPermutation
 from keyseg_mm.stamp import Stamp
+from keyseg_mm.wrapping import Secrets, close_envelope, open_envelope
 
 KEY, OTHER = SecretKey(bytes(range(100, 132))), SecretKey(bytes(range(1, 33)))
 PASSPHRASE = 'correct horse battery'

@@ -274,7 +274,7 @@ def test_state_dict_costs_no_cipher(key_file, monkeypatch):
     """It is memory: it carries the stamp, made once, and nothing is sealed or signed."""
     model = MODELS.build(keyed_cfg(tiny_model_cfg(), f'file:{key_file}'))
     first = model.state_dict()
-    monkeypatch.setattr('keyseg_mm.bind.close_envelope', None)
+    monkeypatch.setattr('keyseg_mm.wrapping.close_envelope', None)
     monkeypatch.setattr('keyseg_mm.seal.tensors.seal_buffers', None)
     second = model.state_dict()
     name = next(filter(is_stamp, first))

@@ -15,7 +15,7 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from keyseg_mm import attach, detach, entries_at, protections, resolve, stamps_of
-from keyseg_mm.bind import open_envelope, stamp_tensor
+from keyseg_mm.bind import stamp_tensor
 from keyseg_mm.errors import (
     KeyFileError,
     KeyMismatchError,
@@ -29,6 +29,7 @@ from keyseg_mm.errors import (
 from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.mm.keyed import salt_of_run
 from keyseg_mm.stamp import STAMP_PREFIX, Stamp, stamp_of_value
+from keyseg_mm.wrapping import open_envelope
 from tests.support.configs import keyed_cfg, tiny_model_cfg
 
 LOADS = {

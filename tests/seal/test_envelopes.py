@@ -13,10 +13,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519PrivateKey, Suite
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from keyseg_mm.bind import open_envelope
 from keyseg_mm.errors import IntegrityError
 from keyseg_mm.keys.identity import read_key
 from keyseg_mm.stamp import Stamp
+from keyseg_mm.wrapping import open_envelope
 from tests.support.vectors import ENVELOPES
 
 VECTORS = json.loads(ENVELOPES.read_text())

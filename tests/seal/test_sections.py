@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from keyseg_mm import Identity, SecretKey, Trace, attach, entries_at, resolve, stamps_of
-from keyseg_mm.bind import memory_stamp, open_envelope, stamp_tensor
+from keyseg_mm.bind import stamp_tensor
 from keyseg_mm.entries import MapEntry
 from keyseg_mm.envelope import MODES, SEALED, SIGNED
 from keyseg_mm.errors import IntegrityError, KeyMismatchError, LockError, StampError
@@ -30,6 +30,7 @@ from keyseg_mm.seal.sections import (
     unseal_section,
 )
 from keyseg_mm.stamp import Stamp, is_stamp
+from keyseg_mm.wrapping import memory_stamp, open_envelope
 from tests.support.layers import layers
 
 KEY, OTHER = SecretKey(bytes(range(32))), SecretKey(bytes(range(1, 33)))

@@ -19,7 +19,6 @@ from unittest import mock
 import torch
 
 from keyseg_mm import Identity, SecretKey
-from keyseg_mm.bind import Secrets, close_envelope, open_envelope
 from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.checkpoint.safetensors import write_safetensors
 from keyseg_mm.entries import MapEntry
@@ -34,6 +33,7 @@ from keyseg_mm.model.points import Point
 from keyseg_mm.seal.nested import tensors_of
 from keyseg_mm.seal.sections import Sealing, seal_checkpoint, unseal_checkpoint
 from keyseg_mm.stamp import Stamp, stamps_of
+from keyseg_mm.wrapping import Secrets, close_envelope, open_envelope
 
 _JSON_ERRORS = (ValueError, RecursionError)  # what Python says of a text, and ours of a document
 KEY, IDENTITY = SecretKey(bytes(range(32))), Identity(bytes(range(32)))

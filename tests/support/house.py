@@ -27,6 +27,7 @@ CHAIN = (
     'maps',
     'entries | envelope',
     'stamp',
+    'wrapping',
     'bind',
     'seal',
     'lockplan',
@@ -44,7 +45,11 @@ CHAIN = (
 )
 RANKS = {room: rank for rank, line in enumerate(CHAIN) for room in line.split(' | ')}
 COMPOSITION = (NAME, f'{NAME}.registry')  # put the house together, so they may import anything
-TORCHLESS = (f'{NAME}.seal.cipher', f'{NAME}.seal.meta')  # of a room where others need torch
+# of rooms where others need torch
+TORCHLESS = tuple(
+    f'{NAME}.{name}'
+    for name in ('seal.cipher', 'seal.meta', 'checkpoint.layout', 'deploy', 'deploy.container', 'deploy.loading')
+)
 KEYLESS = (f'{NAME}.keys.derive', f'{NAME}.keys.secret')  # streams and what hides a value: no key is in there
 HOST = ('mmengine', 'mmcv', 'mmseg', 'mmdet', 'mmpretrain')
 LINES, FUNCTION_LINES, TOTAL = 300, 40, 15_000
@@ -199,7 +204,7 @@ def _host(house: House) -> Iterator[str]:
 
 def _torch(house: House) -> Iterator[str]:
     for name in house.texts:
-        if room_of(name) in ('keys', 'stamp', 'envelope') or name in TORCHLESS:
+        if room_of(name) in ('keys', 'stamp', 'envelope', 'wrapping') or name in TORCHLESS:
             if any(found.target.split('.')[0] == 'torch' for found in house.imports[name]):
                 yield f'torch: {name}'
             via = next((by for target, by in house.at_once(name).items() if target.split('.')[0] == 'torch'), name)

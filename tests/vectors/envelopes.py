@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from keyseg_mm.bind import Secrets, close_envelope
 from keyseg_mm.envelope import Wrapped
 from keyseg_mm.keys.identity import HYBRID, X25519, Identity
 from keyseg_mm.keys.key import ContentKey, FeatureSecret, SecretKey
 from keyseg_mm.stamp import Stamp
+from keyseg_mm.wrapping import Secrets, close_envelope
 from tests.vectors.stamps import GOOD
 
 KEYS = {
