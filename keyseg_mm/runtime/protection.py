@@ -63,8 +63,7 @@ class Protection(Secret):
         self.state = State.WITHOUT if key is None else State.WAITING
         self.stamp = Stamp(key.id if key else '', bytes(SALT_BYTES), ())
         self.features: Material | None = key
-        self._is_filled = False
-        self._gates: list[Gate] = []
+        self._is_filled, self._gates = False, list[Gate]()
         # the stamp of the state_dicts: one tensor, as a parameter is, and what was in it
         self._spoken: tuple[Stamp, Tensor, Tensor] | None = None
 
