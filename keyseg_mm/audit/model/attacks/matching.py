@@ -17,10 +17,11 @@ from torch import Tensor
 from keyseg_mm.audit.engine.attack import Progress
 from keyseg_mm.audit.images.attack import block_map
 from keyseg_mm.audit.model.attack import Attack, Attempt, Case, PublicWeights, SecondFile, Target, carriers, register
-from keyseg_mm.audit.model.attacks.points import AttackedPoint, Guesses, array_of, assign, points_of
+from keyseg_mm.audit.model.attacks.points import AttackedPoint, Guesses, array_of, points_of
 from keyseg_mm.audit.model.forward import ImageEncryption, WithInput, encryption_by, load_weights
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.maps import ChannelMap
+from keyseg_mm.maps.matching import assign, unit
 from keyseg_mm.maps.order import places, raw
 
 Columns = NDArray[np.float64]  # (channels, everything else) of weights, by input channel
@@ -62,11 +63,6 @@ def match(point: AttackedPoint, ours: Columns, theirs: Columns) -> ChannelMap:
         share = ((ours - fitted) ** 2).sum(0) / ((ours**2 + fitted**2).sum(0) + 1e-12)
         weight = 1 / np.sqrt(share + _FLOOR)
     return guess
-
-
-def unit(columns: Columns) -> Columns:
-    """Rows of length 1, so that a rescaled channel matches as well as before."""
-    return np.asarray(columns / np.maximum(np.linalg.norm(columns, axis=1, keepdims=True), 1e-12))
 
 
 def _columns(weight: Tensor) -> Columns:

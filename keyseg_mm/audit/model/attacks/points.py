@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
 from keyseg_mm.audit.engine.attack import Progress
 from keyseg_mm.audit.model.attack import Attack, Attempt, Case, register
 from keyseg_mm.entries import MapEntry
 from keyseg_mm.maps import ChannelMap, ChannelPermutation, ChannelRotation, SignedChannelPermutation
 from keyseg_mm.maps.channels import DEFAULT_BLOCK
+from keyseg_mm.maps.matching import assign
 
 Matrix = NDArray[np.float64]  # (c, c): a guess T by ``T(x) = M @ x``
 Guesses = dict[str, ChannelMap]  # by the text of the point
@@ -64,11 +64,6 @@ class AttackedPoint:
 def points_of(case: Case) -> list[AttackedPoint]:
     """The points of the case's stamp, in its order."""
     return [AttackedPoint(entry) for entry in case.stamp.maps]
-
-
-def assign(score: NDArray[Any]) -> NDArray[np.int64]:
-    """The permutation of the largest total score (Kuhn 1955): ``table[i] = j`` for the pairs (i, j) chosen."""
-    return np.asarray(linear_sum_assignment(-np.nan_to_num(score))[1], dtype=np.int64)
 
 
 def polar(matrix: NDArray[Any]) -> Matrix:
