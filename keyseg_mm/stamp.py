@@ -83,6 +83,7 @@ class Stamp:
         commitment: what the wrapped secrets must come to, 64 hex digits, so that all recipients open the same model;
             empty without an envelope.
         seal: how the section of the file that the stamp came with is sealed; None in memory.
+        fingerprint: how strong a licensee's fingerprint the weights carry, see :mod:`keyseg_mm.tracing`; 0 for none.
     """
 
     key_id: str
@@ -91,6 +92,7 @@ class Stamp:
     recipients: tuple[Wrapped, ...] = field(default=(), compare=False)
     commitment: str = field(default='', compare=False)
     seal: Seal | None = field(default=None, compare=False)
+    fingerprint: float = field(default=0.0, compare=False)
 
     @property
     def name(self) -> str:
@@ -137,6 +139,8 @@ class Stamp:
         document: dict[str, Any] = {'format': FORMAT, 'version': VERSION, 'key_id': self.key_id}
         document['salt'] = self.salt.hex()
         document['entries'] = [write_entry(entry) for entry in self.entries]
+        if self.fingerprint:
+            document['fingerprint'] = self.fingerprint
         if self.recipients:
             document['recipients'] = [write_wrapped(line) for line in self.recipients]
             document['commitment'] = self.commitment
@@ -266,21 +270,20 @@ def _parse(content: bytes) -> Stamp:
 def _stamp(document: dict[str, Any]) -> Stamp:
     key_id, salt, rows = document.pop('key_id'), document.pop('salt'), document.pop('entries')
     commitment, lines = document.pop('commitment', ''), document.pop('recipients', [])
-    seal = document.pop('seal', None)
+    seal, fingerprint = document.pop('seal', None), document.pop('fingerprint', None)
+    if fingerprint is not None and not (type(fingerprint) is float and 0 < fingerprint < 1):
+        raise ValueError
     if set(document) != {'format', 'version'} or not all(isinstance(found, list) for found in (rows, lines)):
         raise ValueError
     envelope = tuple(map(read_wrapped, lines[: MOST_RECIPIENTS + 1]))
     if len(rows) > _MOST_ENTRIES or len(envelope) > MOST_RECIPIENTS or bool(commitment) != bool(envelope):
         raise ValueError
-    for text, form in (
-        (key_id, '[a-z0-9]{1,64}'),
-        (commitment, '([0-9a-f]{64})?'),
-        (salt, f'[0-9a-f]{{{2 * SALT_BYTES}}}'),
-    ):
-        if not re.fullmatch(form, text):
-            raise ValueError
+    forms = {'[a-z0-9]{1,64}': key_id, '([0-9a-f]{64})?': commitment, f'[0-9a-f]{{{2 * SALT_BYTES}}}': salt}
+    if not all(re.fullmatch(form, text) for form, text in forms.items()):
+        raise ValueError
     entries = tuple(map(read_entry, rows))
-    stamp = Stamp(key_id, bytes.fromhex(salt), entries, envelope, commitment, None if seal is None else read_seal(seal))
+    read = None if seal is None else read_seal(seal)
+    stamp = Stamp(key_id, bytes.fromhex(salt), entries, envelope, commitment, read, fingerprint or 0.0)
     if (stamp.seal and not envelope) or not (entries or stamp.seal) or (envelope and key_id != envelope[0].id):
         raise ValueError  # a seal's key is in the envelope; the first recipient names the stamp
     kinds = {entry.scheme for entry in stamp.entries}

@@ -11,6 +11,7 @@ are opened. Which tensors and how many of their values is public; their order is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from keyseg_mm.locking.scheme import Scheme, change_maps, register
 from keyseg_mm.maps.keyspace import bits_of_permutation
 from keyseg_mm.maps.order import fitting, raw, why_not
 from keyseg_mm.model.passes import Passes, copied
+from keyseg_mm.stamp import Stamp
 
 NOT_SENSITIVE = 'none of its values is among the most sensitive'
 DEFAULT_SHARE = 0.01
@@ -43,6 +45,13 @@ class Parameters(Scheme):
     ) -> None:
         old, new = (bound.value_orders() if bound else {} for bound in (before, after))
         change_maps(tensors, prefix, old, new, own)
+
+    def fitted(self, stamp: Stamp, tensors: Mapping[str, Any], prefix: str) -> Stamp:
+        counts = {entry: fitting(tensors[prefix + entry.names[0]], entry.count) for entry in stamp.tensors}
+        kept = tuple(replace(entry, count=count) for entry, count in counts.items() if count > 1)
+        if not kept:
+            raise LockError('none of its values can be told from all others any more, and none could be moved')
+        return replace(stamp, entries=kept)
 
     def prove(
         self, bench: Bench, model: nn.Module, weights: Mapping[str, Any], plan: Plan, key: Key, salt: bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from keyseg_mm.atomic import refuse_existing
 from keyseg_mm.checkpoint.files import read_checkpoint
+from keyseg_mm.checkpoint.marks import Mark, put_mark, strength_of
 from keyseg_mm.checkpoint.opened import Opened, open_checkpoint
 from keyseg_mm.checkpoint.patching import ForeignFileError, patch
 from keyseg_mm.envelope import SEALED
@@ -24,7 +26,9 @@ from keyseg_mm.stamp import Stamp, fresh_salt, is_stamp, stamps_of
 Salt = Callable[[Mapping[str, Any]], bytes]
 
 
-def seal_file(path: str | Path, how: Sealing, out: str | Path, overwrite: bool = False) -> tuple[str, ...]:
+def seal_file(
+    path: str | Path, how: Sealing, out: str | Path, overwrite: bool = False, mark: Mark | None = None
+) -> tuple[str, ...]:
     """Seal any checkpoint: plain, or with maps in its weights.
 
     Args:
@@ -32,6 +36,7 @@ def seal_file(path: str | Path, how: Sealing, out: str | Path, overwrite: bool =
         how: for whom.
         out: file to make.
         overwrite: replace ``out``.
+        mark: put into the weights. The other sections are dropped then: they hold weights without it.
 
     Returns:
         What was dropped: what is neither tensor nor plain value.
@@ -45,22 +50,28 @@ def seal_file(path: str | Path, how: Sealing, out: str | Path, overwrite: bool =
     if opened.stamp is not None:
         ids = ' and '.join(opened.stamp.key_ids)
         raise LockError(f'{path} is sealed already, for {ids}; for others: keyseg rekey')
+    if mark is not None:
+        put_mark(opened, mark)
+        how = replace(how, fingerprint=mark.strength)
     opened.write(out, how, overwrite)
     return opened.dropped
 
 
-def prove_sealed(source: str | Path, sealed: str | Path, key: Key) -> None:
+def prove_sealed(source: str | Path, sealed: str | Path, key: Key, mark: Mark | None = None) -> None:
     """Make sure that a sealed file opens to what it was made of, bit for bit.
 
     Args:
         source: what it was made of.
         sealed: the file; it is removed where the proof fails.
         key: of one of its recipients.
+        mark: that was put into the weights.
 
     Raises:
         LockError: it does not.
     """
     before, after = open_checkpoint(source).state_dict, open_checkpoint(sealed, key).state_dict
+    if mark is not None:
+        mark.put(before)
     same = before.keys() == after.keys() and all(
         is_stamp(name) or _same_bits(value, after[name])  # a stamp's secrets are wrapped anew each time
         for name, value in before.items()
@@ -163,7 +174,7 @@ def rekey_file(
             patch(path, out, changes, overwrite)
             return ()
     opened = open_checkpoint(path, key)
-    opened.write(out, Sealing(key, tuple(recipients), opened.mode), overwrite)
+    opened.write(out, Sealing(key, tuple(recipients), opened.mode, strength_of(opened)), overwrite)
     return opened.dropped
 
 
@@ -204,10 +215,11 @@ def change_maps_file(
     salt: Salt | None = None,
     check: bool = True,
     overwrite: bool = False,
+    mark: Mark | None = None,
 ) -> tuple[dict[str, Stamp], tuple[str, ...]]:
     """A protected checkpoint with maps of another key in its weights, as a licensee's copy has; always sealed anew.
 
-    The plain weights never come into being where there are maps; see :func:`keyseg_mm.locking.rekey`.
+    The plain weights never come into being where there are maps, and no mark; see :func:`keyseg_mm.locking.rekey`.
 
     Args:
         path: protected with ``key``.
@@ -220,6 +232,7 @@ def change_maps_file(
             random one.
         check: refuse weights that are only signed, and were altered.
         overwrite: replace ``out``.
+        mark: put into the weights.
 
     Returns:
         The new stamps by the prefix of their module, and what was dropped.
@@ -227,11 +240,18 @@ def change_maps_file(
     refuse_existing(out, overwrite)
     opened = open_checkpoint(path, key, check)
     opened.drop_others()
-    tensors = opened.state_dict
+    tensors, put = opened.state_dict, None if mark is None else mark.put
+    strength = strength_of(opened)
+    if mark is not None and strength:
+        raise LockError(f'{path} is a copy with a fingerprint already; make a copy of what that one was made of')
     if stamps_of(tensors) or opened.stamp is None:
-        rekey_in_place(tensors, key, new_key, model, salt(unwrap(tensors)) if salt else None, None, check, own=True)
+        salted = salt(unwrap(tensors)) if salt else None
+        rekey_in_place(tensors, key, new_key, model, salted, None, check, own=True, change=put)
+    elif mark is not None:
+        mark.put(tensors)
     stamps = stamps_of(tensors)
-    opened.write(out, Sealing(new_key, (new_key, *recipients), opened.mode), overwrite)
+    strength = strength if mark is None else mark.strength
+    opened.write(out, Sealing(new_key, (new_key, *recipients), opened.mode, strength), overwrite)
     return stamps, opened.dropped
 
 

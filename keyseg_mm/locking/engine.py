@@ -6,7 +6,7 @@ Those that end in ``_in_place`` replace the values of the dict that they are giv
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -193,15 +193,27 @@ def rekey_in_place(
     trace: Trace | None = None,
     check: bool = True,
     own: bool = False,
+    change: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
-    """:func:`rekey` of a dict whose values are replaced; ``own`` as of :func:`lock_in_place`."""
+    """:func:`rekey` of a dict whose values are replaced; ``own`` as of :func:`lock_in_place`.
+
+    Args:
+        change: changes the plain weights of the dict a little in between; for that they come into being.
+    """
     stamps = _opened(tensors, key, model, trace, check)
     if any(stamp.images for stamp, _ in stamps.values()):
         raise LockError('this model was trained on images encrypted with its key, and learnt to read those alone')
+    if change is not None:
+        for prefix, (stamp, before) in stamps.items():
+            _scheme(stamp).carry(tensors, prefix, Bound(before, stamp), None, own)
+        change(tensors)
     for prefix, (stamp, before) in stamps.items():
-        new = Stamp(new_key.id, fresh_salt(salt), stamp.entries)
+        new = Stamp(new_key.id, fresh_salt(salt), stamp.entries, fingerprint=stamp.fingerprint)
+        new = new if change is None else _scheme(stamp).fitted(new, tensors, prefix)
         features = new_key.features(new.salt)
-        _scheme(stamp).carry(tensors, prefix, Bound(before, stamp), Bound(features, new), own)
+        _scheme(stamp).carry(
+            tensors, prefix, Bound(before, stamp) if change is None else None, Bound(features, new), own
+        )
         del tensors[prefix + stamp.name]
         _put(tensors, prefix, new_key, new, features)
 

@@ -40,11 +40,13 @@ class Sealing:
         key: of whoever writes.
         recipients: who can open them; by default, whoever writes. The first one names the file's stamp.
         mode: ``'sealed'``, or ``'signed'``: the weights stay in the open, and altering them is an error.
+        fingerprint: how strong a licensee's fingerprint the weights carry; 0 for none that the stamps do not tell of.
     """
 
     key: Key
     recipients: tuple[Key | Recipient, ...] = ()
     mode: str = SEALED
+    fingerprint: float = 0.0
 
     @property
     def everybody(self) -> tuple[Key | Recipient, ...]:
@@ -258,6 +260,7 @@ def _seal_section(
         del bare[f'{prefix}.{part.name}']
         part = close_envelope(part, Secrets(open_envelope(how.key, part).features), how.everybody)
         bare[f'{prefix}.{part.name}'] = stamp_tensor(part)
+    stamp = replace(stamp, fingerprint=how.fingerprint or stamp.fingerprint)
     stamp = close_envelope(stamp, Secrets(features, content), how.everybody)
     try:
         sealed, seal = seal_tensors(tensors_of(bare), content, name, stamp.to_bytes(), meta, how.mode, own)

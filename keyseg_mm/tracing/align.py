@@ -1,4 +1,4 @@
-"""A found file's weights in the original's places: whatever their names are, in whatever order and scale their channels.
+"""A found file's weights in the original's places, whatever their names and the order and scale of their channels.
 
 Who permutes a model's channels, or rescales them, or folds norms into convolutions, changes nothing that it predicts.
 So each weight is matched with the original's by itself: rows and columns are brought to one size (Sinkhorn's scaling),
@@ -142,4 +142,3 @@ def _balanced(weight: Weight) -> Weight:
         columns = 1 / np.maximum(squares.T @ rows / squares.shape[0], 1e-20)
     scaled: Weight = (weight * np.sqrt(rows)[:, None, None] * np.sqrt(columns)[:, None]).astype(np.float32)
     return scaled
-

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from keyseg_mm.bind import Bound, licensee_salt
-from keyseg_mm.entries import SALT_BYTES, MapEntry, TensorEntry
+from keyseg_mm.entries import SALT_BYTES, Entry, MapEntry, TensorEntry
 from keyseg_mm.errors import IntegrityError, LockError
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.locking import unlock
@@ -31,6 +31,8 @@ from keyseg_mm.stamp import Stamp, below, stamps_of
 
 _DECOYS = 8  # names that no licensee has, to see what chance gives
 _LAYERS = 12
+_MOST_NAMES = 64  # of more names one layer tells which to ask the others about
+_TELLING_CHANNELS = 64
 _FEWEST_CHANNELS = 16  # of few channels chance gives any map too often
 _TELLING_VALUES = 4096  # by chance two orders of so many values agree to a few percent
 _CERTAIN = 0.5  # of the way from chance to the very same weights
@@ -88,15 +90,20 @@ def by_weights(
         {tensor.names[0]: ValueOrder(tensor.count, partial(np.arange, tensor.count)) for tensor in first.tensors}
     )
     found = [Similarity(PLAIN, _similarity(tensors, plain, as_it_is), '')]
+    asked = list(names)
     for template in candidates:
 
         def score(name: str, template: Stamp = template) -> float:
             salt = licensee_salt(master, name, plain, bool(template.tensors))
             return _similarity(tensors, plain, Bound(master.licensee(name), replace(template, salt=salt)).weight_maps())
 
+        likely = asked
+        if len(asked) > _MOST_NAMES:
+            cheapest = replace(template, entries=(min(template.entries, key=lambda entry: _work(entry, plain)),))
+            likely = sorted(asked, key=lambda name: -score(name, cheapest))[:_MOST_NAMES]
         chance = statistics.fmean(score(f'{master.id} decoy {i}') for i in range(_DECOYS))
         kind = (template.maps or template.tensors)[0].transform['type']
-        found += [Similarity(name, (score(name) - chance) / (1 - chance), kind) for name in names]
+        found += [Similarity(name, (score(name) - chance) / (1 - chance), kind) for name in likely]
     best: dict[str, Similarity] = {}
     for found_one in sorted(found, key=lambda f: -f.score):
         best.setdefault(found_one.name, found_one)
@@ -106,14 +113,17 @@ def by_weights(
 def _candidates(tensors: Mapping[str, Any], plain: Mapping[str, Any], stamp: Stamp | None) -> list[Stamp]:
     """How a licensee's copy may be locked: as the original is, or, where that is plain, in any way; of some layers.
 
-    These are the largest that carry maps, and of tensors those whose orders are long enough to tell and no longer.
+    These are the largest that carry maps, and a small one; and of tensors those whose orders are long enough to tell
+    and no longer.
     """
     both = {n: t for n, t in plain.items() if isinstance(t, Tensor) and isinstance(tensors.get(n), Tensor)}
     both = {n: t for n, t in both.items() if t.shape == tensors[n].shape}
     wide = [n for n, t in both.items() if t.dim() >= _LOCKED_DIMS and t.shape[1] >= _FEWEST_CHANNELS]
     if stamp is not None:
         wide = [name for name in wide if any(name in entry.weights for entry in stamp.maps)]
-    largest = sorted(wide, key=lambda name: -both[name].numel())[:_LAYERS]
+    largest = sorted(wide, key=lambda name: -both[name].numel())[: _LAYERS - 1]
+    quick = [name for name in wide if both[name].shape[1] >= _TELLING_CHANNELS]
+    largest += sorted({*quick} - {*largest}, key=lambda name: both[name].numel())[:1]
     if stamp is not None:
         ways = [tuple(entry for entry in stamp.maps if {*entry.weights} & {*largest})]
         ordered = [entry for entry in stamp.tensors if entry.names[0] in both]
@@ -129,6 +139,12 @@ def _candidates(tensors: Mapping[str, Any], plain: Mapping[str, Any], stamp: Sta
         ordered = [TensorEntry((n,), t.numel(), every) for n, t in both.items() if not why_not(t)]
     orders = tuple(sorted(ordered, key=lambda entry: abs(math.log(entry.count / _TELLING_VALUES)))[:_LAYERS])
     return [Stamp('', bytes(SALT_BYTES), entries) for entries in (*ways, orders) if entries]
+
+
+def _work(entry: Entry, plain: Mapping[str, Any]) -> int:
+    """How many values a licensee's map is carried into."""
+    names = entry.weights if isinstance(entry, MapEntry) else entry.names if isinstance(entry, TensorEntry) else ()
+    return sum(plain[name].numel() for name in names)
 
 
 def _similarity(tensors: Mapping[str, Any], plain: Mapping[str, Any], maps: Mapping[str, WeightMap | None]) -> float:

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from keyseg_mm import lock, rekey, stamps_of, unlock
-from keyseg_mm.bind import stamp_tensor
+from keyseg_mm.bind import licensee_salt, stamp_tensor
 from keyseg_mm.envelope import MODES
 from keyseg_mm.errors import LockError
 from keyseg_mm.seal.sections import Sealing, seal_checkpoint
-from keyseg_mm.tracing import PLAIN, by_stamp, by_weights, licensee_salt
+from keyseg_mm.tracing import PLAIN, by_stamp, by_weights
 from tests.support.configs import normed_model
 
 TRANSFORMS = ['ChannelPermutation', 'SignedChannelPermutation', 'ChannelRotation']

@@ -20,7 +20,7 @@ from keyseg_mm.tracing.evidence import Evidence
 
 #: A chance above this accuses nobody.
 CERTAIN = 1e-6
-_VALUES = 3 * 10**9  # of patterns that one stage makes: seconds
+_VALUES = 2 * 10**9  # of patterns that one stage makes: seconds
 _TENSORS = 250_000  # patterns that one stage begins
 _KEEP = 8  # one of so many names goes to the next stage
 _BLOCK = 2**17
@@ -74,10 +74,11 @@ def search(
     stages = _stages(len(asked), everything)
     for at, (count, most) in enumerate(stages):
         asked = sorted(asked, key=lambda name: -scores[name].z if name in scores else 0.0)[:count]
-        part = _choose(evidence, most, max(1, _TENSORS // count))
+        part = _Part.of(_choose(evidence, most, max(1, _TENSORS // count)))
+        values = sum(len(one.values) for one in part.evidence)
 
-        def ask(name: str, part: list[Evidence] = part) -> Score:
-            z, values = _z(part, master, model, name)
+        def ask(name: str, part: _Part = part, values: int = values) -> Score:
+            z = part.z(master, model, name)
             return Score(name, z, log10_chance(z, len(names)), values)
 
         for start in range(0, count, 64):
@@ -113,13 +114,26 @@ def _choose(evidence: Sequence[Evidence], most: int, tensors: int) -> list[Evide
     return chosen
 
 
-def _z(evidence: Sequence[Evidence], master: SecretKey, model: bytes, name: str) -> tuple[float, int]:
-    """The score of a name, and by how many values."""
-    total = square = 0.0
-    for one in evidence:
-        pattern = Pattern(master, name, model, one.name)
-        for at in range(0, len(one.values), _BLOCK):
-            part = one.values[at : at + _BLOCK]
-            total += float(pattern.read(len(part)).astype(np.float32) @ part) - MEAN * float(part.sum(dtype=np.float64))
-            square += float(part @ part)
-    return total / (STD * math.sqrt(square)) if square else 0.0, sum(len(one.values) for one in evidence)
+@dataclass(frozen=True)
+class _Part:
+    """The evidence of a stage, and what of a score is the same for all names."""
+
+    evidence: list[Evidence]
+    offset: float
+    size: float
+
+    @classmethod
+    def of(cls, evidence: list[Evidence]) -> _Part:
+        offset = MEAN * sum(float(one.values.sum(dtype=np.float64)) for one in evidence)
+        square = sum(float(np.linalg.norm(one.values.astype(np.float64))) ** 2 for one in evidence)
+        return cls(evidence, offset, STD * math.sqrt(square))
+
+    def z(self, master: SecretKey, model: bytes, name: str) -> float:
+        """The score of a name."""
+        total = -self.offset
+        for one in self.evidence:
+            pattern = Pattern(master, name, model, one.name)
+            for at in range(0, len(one.values), _BLOCK):
+                part = one.values[at : at + _BLOCK]
+                total += float(pattern.read(len(part)).astype(np.float32) @ part)
+        return total / self.size if self.size else 0.0

@@ -1,0 +1,39 @@
+"""Copies that carry a mark of whose they are: what a mark is here, and what its file says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from keyseg_mm.checkpoint.opened import Opened
+from keyseg_mm.errors import LockError
+from keyseg_mm.stamp import stamps_of
+
+
+class Mark(Protocol):
+    """What tells a licensee's copy from others, see :class:`keyseg_mm.tracing.Fingerprint`."""
+
+    @property
+    def strength(self) -> float:
+        """What stamps say of it."""
+
+    def put(self, tensors: Mapping[str, Any]) -> None:
+        """Put it into plain weights, whose memory is overwritten."""
+
+
+def put_mark(opened: Opened, mark: Mark) -> None:
+    """Mark a plain checkpoint, and drop its other sections: they hold weights without the mark.
+
+    Raises:
+        LockError: it is not plain.
+    """
+    if opened.stamp is not None or stamps_of(opened.state_dict):
+        raise LockError('a fingerprint is put into plain weights; for a copy of a locked file: keyseg rekey --licensee')
+    opened.drop_others()
+    mark.put(opened.state_dict)
+
+
+def strength_of(opened: Opened) -> float:
+    """How strong a mark a checkpoint has by its stamps; 0 for none."""
+    found = [opened.stamp, *stamps_of(opened.state_dict).values()]
+    return max((stamp.fingerprint for stamp in found if stamp is not None), default=0.0)
