@@ -33,7 +33,14 @@ def put_mark(opened: Opened, mark: Mark) -> None:
     mark.put(opened.state_dict)
 
 
-def strength_of(opened: Opened) -> float:
-    """How strong a mark a checkpoint has by its stamps; 0 for none."""
-    found = [opened.stamp, *stamps_of(opened.state_dict).values()]
-    return max((stamp.fingerprint for stamp in found if stamp is not None), default=0.0)
+def strength_of(opened: Opened, to_come: Mark | None = None) -> float:
+    """How strong a mark a checkpoint has by its stamps, or is going to have; 0 for none.
+
+    Raises:
+        LockError: it would have two.
+    """
+    stamps = [opened.stamp, *stamps_of(opened.state_dict).values()]
+    found = max((stamp.fingerprint for stamp in stamps if stamp is not None), default=0.0)
+    if found and to_come is not None:
+        raise LockError('this is a copy with a fingerprint already; make a copy of what that one was made of')
+    return found if to_come is None else to_come.strength

@@ -241,16 +241,13 @@ def change_maps_file(
     opened = open_checkpoint(path, key, check)
     opened.drop_others()
     tensors, put = opened.state_dict, None if mark is None else mark.put
-    strength = strength_of(opened)
-    if mark is not None and strength:
-        raise LockError(f'{path} is a copy with a fingerprint already; make a copy of what that one was made of')
+    strength = strength_of(opened, mark)
     if stamps_of(tensors) or opened.stamp is None:
         salted = salt(unwrap(tensors)) if salt else None
         rekey_in_place(tensors, key, new_key, model, salted, None, check, own=True, change=put)
     elif mark is not None:
         mark.put(tensors)
     stamps = stamps_of(tensors)
-    strength = strength if mark is None else mark.strength
     opened.write(out, Sealing(new_key, (new_key, *recipients), opened.mode, strength), overwrite)
     return stamps, opened.dropped
 

@@ -15,7 +15,7 @@ from keyseg_mm.keys.derive import KeyStream, hkdf
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.maps import TRANSFORMS
 from keyseg_mm.maps.order import sorted_order
-from tests.support.vectors import DERIVE, derived, derived_order
+from tests.support.vectors import DERIVE, derived, derived_order, derived_pattern
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,15 @@ def test_order_vectors(case):
     order = derived_order(case)
     assert order[: len(case['begins'])].tolist() == case['begins']
     assert hashlib.sha256(order.astype('<i8').tobytes()).hexdigest() == case['sha256']
+
+
+@pytest.mark.parametrize(
+    'case', json.loads(DERIVE.read_text())['patterns'], ids=lambda c: f'{c["licensee"]}-{c["count"]}'
+)
+def test_pattern_vectors(case):
+    values = derived_pattern(case)
+    assert values[: len(case['begins'])].tolist() == case['begins']
+    assert hashlib.sha256(values.astype('<u2').tobytes()).hexdigest() == case['sha256']
 
 
 def test_stream_is_chacha20_of_rfc_8439():

@@ -8,6 +8,7 @@ import numpy as np
 
 from keyseg_mm.bind import derive_cipher, derive_map, derive_order, derive_patches
 from keyseg_mm.entries import ImageEntry, MapEntry, TensorEntry
+from keyseg_mm.keys.fingerprint import Pattern
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.maps import normal_form
 
@@ -31,6 +32,12 @@ def derived_order(case: dict) -> np.ndarray:
     """The order of one test vector of an encrypted tensor."""
     entry = TensorEntry((case['tensor'],), case['count'], case['transform'])
     return derive_order(SecretKey(bytes.fromhex(case['key'])), bytes.fromhex(case['salt']), entry)
+
+
+def derived_pattern(case: dict) -> np.ndarray:
+    """The values of one test vector of a fingerprint."""
+    master, model = SecretKey(bytes.fromhex(case['key'])), bytes.fromhex(case['model'])
+    return Pattern(master, case['licensee'], model, case['tensor']).read(case['count'])
 
 
 def derived_images(case: dict) -> dict[str, list]:

@@ -18,6 +18,7 @@ from tests.support.vectors import (
     derived,
     derived_images,
     derived_order,
+    derived_pattern,
     encrypted_ramp,
 )
 from tests.vectors import envelopes, seals
@@ -48,6 +49,11 @@ ORDERS = [
     (0, bytes(range(16)).hex(), 'decode_head.conv_seg.weight', 100_000, {'type': 'TensorPermutation'}),
     (2, bytes(range(16)).hex(), 'decode_head.conv_seg.weight', 33, {'type': 'SelectiveEncryption', 'share': 0.01}),
 ]
+PATTERNS = [
+    (0, 'ACME', '00' * 16, 'backbone.conv1.weight', 16),
+    (0, 'ACME', 'ab' * 16, 'backbone.conv1.weight', 100_003),
+    (2, 'Bolt', bytes(range(16)).hex(), 'decode_head.conv_seg.weight', 7),
+]
 IMAGES = [
     (0, '', 'SHF', 3, 3),
     (1, 'ab' * 16, 'SHF', 2, 1),
@@ -75,6 +81,16 @@ def ordered(case):
     return {**case, 'begins': order[:8].tolist(), 'sha256': hashlib.sha256(order.astype('<i8').tobytes()).hexdigest()}
 
 
+def patterned(case):
+    """A case of a fingerprint with what it gives: how it begins, and a hash of it all."""
+    values = derived_pattern(case)
+    return {
+        **case,
+        'begins': values[:16].tolist(),
+        'sha256': hashlib.sha256(values.astype('<u2').tobytes()).hexdigest(),
+    }
+
+
 def public(material):
     """What is public of a key."""
     key = SecretKey(material)
@@ -93,6 +109,7 @@ if __name__ == '__main__':
         'keys': [public(material) for material in KEYS],
         'tables': [{**case, 'gives': derived(case)} for case in tables],
         'images': [{**case, 'gives': derived_images(case)} for case in images],
+        'patterns': [patterned(case) for case in cases(PATTERNS, 'licensee', 'model', 'tensor', 'count')],
         'orders': [ordered(case) for case in cases(ORDERS, 'salt', 'tensor', 'count', 'transform')],
     }
     write(DERIVE, found)

@@ -49,6 +49,7 @@ GOOD = {
     'a sealed file': Stamp(KEY_ID, SALT, (), *_FILE, _SEAL),
     'a sealed file of a locked model': Stamp(KEY_ID, SALT, _MAPS, *_FILE, _SEAL),
     'a signed section': Stamp(KEY_ID, SALT, (), *_FILE, _SIGNED_SEAL),
+    "a licensee's copy": Stamp(KEY_ID, SALT, _MAPS, *_FILE, _SEAL, 0.001),
 }
 
 
@@ -100,6 +101,7 @@ _WRONG_VALUES: list[tuple[str, tuple[Any, ...], list[Any]]] = [
     (_LOCKED, ('recipients', 0, 'id'), ['', 'KS1', 'ks1x', 'a' * 65, 3, None]),
     (_LOCKED, ('recipients', 0, 'kind'), ['', 'rsa', 3, None]),
     (_LOCKED, ('recipients', 0, 'data'), ['', 'x', 'AAA', 'AA=A', 'AB==', 'A' * 4000, 3, None]),
+    (_SEALED_MODEL, ('fingerprint',), [0, 1, 0.0, 1.0, -0.1, '0.1', True, [], None]),
     (_SEALED_MODEL, ('seal',), [{}, [], 'x', 3, None]),
     (_SEALED_MODEL, ('seal', 'section'), ['', 'a b', 'a' * 129, 3, None]),
     (_SEALED_MODEL, ('seal', 'mode'), ['', 'none', 3, None]),
