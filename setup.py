@@ -34,6 +34,7 @@ setup(
         **STACKS,
         'keyring': ['keyring>=24'],
         'safetensors': ['safetensors>=0.4'],
+        'onnx': ['onnx>=1.16'],
         'dask': ['distributed>=2024.1'],
         'completion': ['argcomplete>=3'],
         'dev': [
@@ -46,6 +47,7 @@ setup(
             'mypy>=1.11',
             'argcomplete>=3',
             'safetensors>=0.4',
+            'onnx>=1.16',
             'distributed>=2024.1',
             'tensorboard>=2.17',
             'build>=1.2',

@@ -227,11 +227,8 @@ def change_maps_file(
         new_key: the key to come.
         out: file to make.
         recipients: who else can open it.
-        model: the plain model, where the stamp does not tell which weights carry maps.
-        salt: makes the salt from the state_dict, as :func:`keyseg_mm.bind.licensee_salt` does; by default a fresh
-            random one.
-        check: refuse weights that are only signed, and were altered.
-        overwrite: replace ``out``.
+        salt: makes the salt from the state_dict, as :func:`keyseg_mm.bind.licensee_salt` does; by default fresh.
+        model, check, overwrite: as of :func:`unlock_file`.
         mark: put into the weights.
 
     Returns:
@@ -240,14 +237,13 @@ def change_maps_file(
     refuse_existing(out, overwrite)
     opened = open_checkpoint(path, key, check)
     opened.drop_others()
-    tensors, put = opened.state_dict, None if mark is None else mark.put
-    strength = strength_of(opened, mark)
+    tensors, strength = opened.state_dict, strength_of(opened, mark)
     if stamps_of(tensors) or opened.stamp is None:
-        salted = salt(unwrap(tensors)) if salt else None
-        rekey_in_place(tensors, key, new_key, model, salted, None, check, own=True, change=put)
+        own_salt, put = salt(unwrap(tensors)) if salt else None, mark.put if mark else None
+        rekey_in_place(tensors, key, new_key, model, own_salt, None, check, own=True, change=put)
     elif mark is not None:
         mark.put(tensors)
-    stamps = stamps_of(tensors)
+    stamps = stamps_of(tensors)  # without the seal that is to come
     opened.write(out, Sealing(new_key, (new_key, *recipients), opened.mode, strength), overwrite)
     return stamps, opened.dropped
 

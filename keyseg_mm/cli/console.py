@@ -74,6 +74,42 @@ def recipients_of(args: argparse.Namespace) -> tuple[Any, ...]:
     return tuple(map(read_recipient, args.to))
 
 
+def add_licensee(parser: argparse.ArgumentParser) -> None:
+    """``--licensee`` and what goes with it: whose copy is made, and how it can be told from others."""
+    add = parser.add_argument_group("a licensee's copy").add_argument
+    add('--master', metavar='LOC', help="locator of the master key that the licensee's is derived from")
+    add('--licensee', metavar='NAME', help='with --master: whose copy')
+    add('--no-fingerprint', action='store_true', help='leave the weights as they are, bit for bit: not to be traced')
+    add('--fingerprint-strength', type=float, metavar='S', help='of the size of the weights (0.001)')
+
+
+def fingerprint_of(args: argparse.Namespace) -> Any:
+    """The fingerprint of the copy that is made; None where it gets none.
+
+    Raises:
+        KeyFileError: options that do not go together.
+    """
+    asked = args.no_fingerprint or args.fingerprint_strength is not None
+    if bool(args.master) != bool(args.licensee) or (asked and not args.licensee):
+        raise KeyFileError('--licensee NAME and --master LOC go together, and options of a fingerprint with both')
+    if args.no_fingerprint and args.fingerprint_strength is not None:
+        raise KeyFileError('give --no-fingerprint or --fingerprint-strength, not both')
+    if not args.licensee or args.no_fingerprint:
+        return None
+    from keyseg_mm.tracing import STRENGTH, Fingerprint
+
+    strength = STRENGTH if args.fingerprint_strength is None else args.fingerprint_strength
+    return Fingerprint(master_key(args.master), args.licensee, strength)
+
+
+def print_fingerprint(mark: Any, licensee: str | None) -> None:
+    """Say whether a licensee's copy can be told from others."""
+    if mark is not None:
+        print(f'  it carries the fingerprint of {licensee!r}: keep what it was made of, which `keyseg trace` needs')
+    elif licensee:
+        print(f'  it carries no fingerprint: once {licensee!r} opens it, nothing tells whose it is')
+
+
 def add_opening(parser: argparse.ArgumentParser) -> None:
     """What opening a protected checkpoint takes besides its key."""
     add = parser.add_argument

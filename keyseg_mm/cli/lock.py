@@ -20,6 +20,7 @@ examples:
   keyseg lock plain.pth --key file:keys/my.key --out locked.pth
   keyseg lock plain.pth --key file:keys/my.key --out locked.pth --to file:customer.recipient
   keyseg lock plain.pth --config CONFIG --key file:keys/my.key --out locked.pth --write-config locked.py
+  keyseg lock plain.pth --master file:keys/master.key --licensee 'ACME Ltd' --out acme.pth      with their fingerprint
   keyseg lock plain.pth --config CONFIG --dry-run                 see where maps would be
   keyseg lock plain.pth --config CONFIG --key file:keys/my.key --out locked.safetensors --transform ChannelRotation
   keyseg lock plain.pth --config CONFIG --key file:keys/my.key --out locked.pth --scheme patches
@@ -40,9 +41,13 @@ from typing import TYPE_CHECKING, Any
 from keyseg_mm.cli.console import (
     add_block_steps,
     add_key,
+    add_licensee,
     add_out,
     add_recipients,
+    fingerprint_of,
+    master_key,
     print_dropped,
+    print_fingerprint,
     real_key,
     recipients_of,
 )
@@ -83,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--write-config', type=Path, metavar='FILE', help='with --config: a config to make, that runs what was locked'
     )
+    add_licensee(parser)
     parser.add_argument('--dry-run', action='store_true', help='show the plan and its effect, and write nothing')
     features = parser.add_argument_group('scheme features')
     features.add_argument('--points', nargs='+', metavar='POINT', help='where (linear, all layers)')
@@ -107,18 +113,31 @@ def run(args: argparse.Namespace) -> int:
     from keyseg_mm.atomic import refuse_existing
 
     options = _options(args)
+    if args.licensee and (args.key or args.salt):
+        raise LockError('--licensee takes no --key and no --salt: both are derived from the master key')
+    mark = fingerprint_of(args)
     if not args.dry_run:
-        if not args.key or not args.out:
+        if not (args.key or args.licensee) or not args.out:
             raise LockError('give --key and --out, or, with --config, --dry-run to see the plan')
         refuse_existing(args.out, args.overwrite)
         if args.write_config:
             _check_written(args)
-    return _seal(args, options) if args.config is None else _carry(args, options)
+    return _seal(args, options, mark) if args.config is None else _carry(args, options, mark)
 
 
-def _carry(args: argparse.Namespace, options: dict[str, Any]) -> int:
+def _key_of(args: argparse.Namespace) -> Key:
+    if args.licensee:
+        args.key = 'file:THEIR.key'  # what advice and a config are to name
+        found: Key = master_key(args.master).licensee(args.licensee)
+        return found
+    return real_key(args.key)
+
+
+def _carry(args: argparse.Namespace, options: dict[str, Any], mark: Any) -> int:
     """Plan, prove, write."""
     from keyseg_mm import baselines  # noqa: F401 - their schemes
+    from keyseg_mm.bind import licensee_salt
+    from keyseg_mm.checkpoint.marks import put_mark
     from keyseg_mm.checkpoint.opened import open_checkpoint
     from keyseg_mm.cli import lock_report
     from keyseg_mm.keys.key import SecretKey
@@ -128,12 +147,16 @@ def _carry(args: argparse.Namespace, options: dict[str, Any]) -> int:
     from keyseg_mm.stamp import fresh_salt, parse_salt
 
     salt = parse_salt(args.salt) if args.salt else fresh_salt()
-    key = SecretKey.generate() if args.dry_run else real_key(args.key)
+    key = SecretKey.generate() if args.dry_run else _key_of(args)
     cfg = read_config(args.config)
     model = build_plain_model(cfg)
     opened = open_checkpoint(args.checkpoint)
     opened.fit(model)
+    if mark is not None:
+        put_mark(opened, mark)
     weights, scheme = opened.state_dict, KNOWN[args.scheme]
+    if args.licensee:
+        salt = licensee_salt(master_key(args.master), args.licensee, weights, args.scheme in ('tensors', 'selective'))
     public = lock_report.read_public(args.public, weights)
     plan = scheme.plan(model, weights, **options)
     proof = scheme.prove(HostBench(), model, weights, plan, key, salt)
@@ -143,7 +166,7 @@ def _carry(args: argparse.Namespace, options: dict[str, Any]) -> int:
     if args.dry_run:
         print('\na dry run: nothing was written')
         return 0
-    return _write(args, opened, proof.plan, key, salt, cfg)
+    return _write(args, opened, proof.plan, key, salt, cfg, mark)
 
 
 def _check_written(args: argparse.Namespace) -> None:
@@ -157,7 +180,7 @@ def _check_written(args: argparse.Namespace) -> None:
     refuse_existing(args.write_config, args.overwrite)
 
 
-def _write(args: argparse.Namespace, opened: Opened, plan: Plan, key: Key, salt: bytes, cfg: Any) -> int:
+def _write(args: argparse.Namespace, opened: Opened, plan: Plan, key: Key, salt: bytes, cfg: Any, mark: Any) -> int:
     from keyseg_mm.atomic import write_new
     from keyseg_mm.checkpoint.opened import open_checkpoint
     from keyseg_mm.checkpoint.operations import lock_opened
@@ -167,12 +190,13 @@ def _write(args: argparse.Namespace, opened: Opened, plan: Plan, key: Key, salt:
     from keyseg_mm.seal.sections import Sealing
 
     signed = args.no_seal or args.scheme == 'patches'  # who runs a model of encrypted images has no key
-    how = Sealing(key, (key, *recipients_of(args)), SIGNED if signed else SEALED)
+    how = Sealing(key, (key, *recipients_of(args)), SIGNED if signed else SEALED, mark.strength if mark else 0.0)
     stamp = lock_opened(opened, plan, how, args.out, salt, args.overwrite)
     open_checkpoint(args.out, key)  # it opens
     what = 'for images encrypted' if stamp.embeddings else 'protected'
     print(f'\nmade {args.out}, {what} with key {" and ".join(to.id for to in how.everybody)}')
     print_dropped(opened.dropped)
+    print_fingerprint(mark, args.licensee)
     if args.write_config:
         text = opened_config(cfg, args.key, str(args.out))
         write_new(args.write_config, lambda file: file.write(text.encode()), overwrite=args.overwrite)
@@ -182,7 +206,7 @@ def _write(args: argparse.Namespace, opened: Opened, plan: Plan, key: Key, salt:
     return 0
 
 
-def _seal(args: argparse.Namespace, options: dict[str, Any]) -> int:
+def _seal(args: argparse.Namespace, options: dict[str, Any], mark: Any) -> int:
     """Seal the file alone."""
     from keyseg_mm.checkpoint.operations import prove_sealed, seal_file
     from keyseg_mm.cli import lock_report
@@ -193,12 +217,13 @@ def _seal(args: argparse.Namespace, options: dict[str, Any]) -> int:
     if asked or args.scheme != SCHEMES[0]:
         names = ', '.join(asked).replace('_', '-') or f'--scheme {args.scheme}'
         raise LockError(f"{names}: maps in the weights take the model's --config; without it the file alone is sealed")
-    key = real_key(args.key)
+    key = _key_of(args)
     how = Sealing(key, (key, *recipients_of(args)))
-    dropped = seal_file(args.checkpoint, how, args.out, args.overwrite)
-    prove_sealed(args.checkpoint, args.out, key)
+    dropped = seal_file(args.checkpoint, how, args.out, args.overwrite, mark)
+    prove_sealed(args.checkpoint, args.out, key, mark)
     print(f'made {args.out}, sealed for {" and ".join(to.id for to in how.everybody)}; it opens bit for bit')
     print_dropped(dropped)
+    print_fingerprint(mark, args.licensee)
     lock_report.show_use(args, None)
     print(f'  keep {args.checkpoint} to yourself: it is the plain model')
     return 0

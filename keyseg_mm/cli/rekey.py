@@ -4,8 +4,10 @@ Weights and maps stay as they are, and the plain weights never come into being. 
 still open the old file. To keep them out of what you write next: `--reseal` encrypts under a fresh content key, and
 `--new-maps` draws other maps too, so that nothing of the old file fits the new one.
 
-A licensee's copy has maps of its own, by which `keyseg trace` can tell whose copy is whose. Their key and salt are
-derived from the master key, their name and the model, so there is nothing to keep a record of.
+A licensee's copy has maps and a fingerprint of its own, by which `keyseg trace` can tell whose copy is whose: a secret
+pattern in the weights, far below what changes a prediction, which stays there when the copy is opened and trained on.
+Key, salt and pattern are derived from the master key, their name and the model: keep what the copies were made of, and
+no other record. For the pattern the plain weights are opened in memory. --no-fingerprint makes a bit-exact copy.
 
 examples:
   keyseg rekey locked.pth --key file:keys/my.key --to file:customer.recipient --out for-customer.pth
@@ -23,12 +25,15 @@ from typing import Any
 
 from keyseg_mm.cli.console import (
     add_key,
+    add_licensee,
     add_opening,
     add_out,
     add_recipients,
+    fingerprint_of,
     master_key,
     plain_model,
     print_dropped,
+    print_fingerprint,
     real_key,
     recipients_of,
 )
@@ -43,8 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipients(parser, 'from now on')
     parser.add_argument('--reseal', action='store_true', help='encrypt it anew, under a fresh content key')
     parser.add_argument('--new-maps', action='store_true', help='with --new-key: draw other maps too, and reseal')
-    parser.add_argument('--master', metavar='LOC', help="locator of the master key that the licensee's is derived from")
-    parser.add_argument('--licensee', metavar='NAME', help='with --master: whose copy')
+    add_licensee(parser)
     add_out(parser, 'protected checkpoint to make')
     add_opening(parser)
 
@@ -59,10 +63,11 @@ def run(args: argparse.Namespace) -> int:
         raise KeyFileError('--new-maps goes with --new-key: maps are drawn for a key')
     if not args.key and not args.master:
         raise KeyFileError("give --key LOC, the checkpoint's key")
+    mark = fingerprint_of(args)
     refuse_existing(args.out, args.overwrite)
     key = real_key(args.key or args.master, '--key' if args.key else '--master')
     if args.master or args.new_maps:
-        return _change_maps(args, key)
+        return _change_maps(args, key, mark)
     return _rewrap(args, key)
 
 
@@ -78,7 +83,7 @@ def _rewrap(args: argparse.Namespace, key: Any) -> int:
     return 0
 
 
-def _change_maps(args: argparse.Namespace, key: Any) -> int:
+def _change_maps(args: argparse.Namespace, key: Any, mark: Any) -> int:
     from keyseg_mm.bind import licensee_salt
     from keyseg_mm.checkpoint.operations import change_maps_file
 
@@ -97,10 +102,12 @@ def _change_maps(args: argparse.Namespace, key: Any) -> int:
         salt=salt,
         check=not args.no_verify,
         overwrite=args.overwrite,
+        mark=mark,
     )
     places = sum(len(stamp.entries) for stamp in stamps.values())
     what = 'tensors' if any(stamp.tensors for stamp in stamps.values()) else 'points'
     print(f'made {args.out}: from key {key.id} to {new_key.id}, {places} {what}')
     print_dropped(dropped)
+    print_fingerprint(mark, args.licensee)
     print(f'  whoever has a copy with key {key.id} can still open that copy; what rekeying retires is the file')
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from keyseg_mm.errors import KeysegError, LockError
@@ -78,6 +78,13 @@ class Verdict:
         if self.maps and self.maps[0].is_certain:
             return 'these are the plain weights: without maps, and without the fingerprint of anybody on this list'
         return 'the copy of nobody on this list, as far as this tells'
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, as plain values."""
+        row = asdict(self)
+        row['stamp'] = None if self.stamp is None else {'name': self.stamp[0], 'fits': self.stamp[1]}
+        row['scores'] = [{**asdict(score), 'certain': score.is_certain} for score in self.scores]
+        return {'owners': self.owners, 'sentence': self.sentence(), 'forged': self.is_forged, **row}
 
 
 def power(log10: float) -> str:

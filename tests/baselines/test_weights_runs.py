@@ -170,16 +170,22 @@ def test_a_licensees_copy(here, mode, capsys):
     assert keyseg('rekey', locked(here, mode), *master, '--licensee', 'Bolt', '--out', 'bolt.pth') == 0
     assert keyseg('keygen', *master, '--licensee', 'Bolt', '--out', 'bolt.key') == 0
     assert keyseg('unlock', 'bolt.pth', '--key', 'file:bolt.key', '--out', 'back.pth') == 0
-    assert same(weights('back.pth'), weights(here / 'plain.pth'))
+    assert not same(weights('back.pth'), weights(here / 'plain.pth'))
+    exact = ['--licensee', 'Bolt', '--no-fingerprint', '--out', 'exact.pth']
+    assert keyseg('rekey', locked(here, mode), *master, *exact) == 0
+    assert keyseg('unlock', 'exact.pth', '--key', 'file:bolt.key', '--out', 'exactly.pth') == 0
+    assert same(weights('exactly.pth'), weights(here / 'plain.pth'))
     trace = [*master, '--licensees', 'customers.txt']
     capsys.readouterr()
     assert keyseg('trace', 'bolt.pth', *trace) == 0
     assert "copy of 'Bolt'; its seal fits" in capsys.readouterr().out
-    stripped = opened_weights('bolt.pth', read_key_file('bolt.key'))
+    stripped = opened_weights('exact.pth', read_key_file('bolt.key'))
     write_checkpoint('found.pth', {n: t for n, t in stripped.items() if not is_stamp(n)}, {})
     assert keyseg('trace', 'found.pth', *trace, '--original', locked(here, mode)) == 0
     assert "this is the copy of 'Bolt'" in capsys.readouterr().out
-    assert keyseg('trace', 'back.pth', *trace, '--original', locked(here, mode)) == NOT_TRACED
+    assert keyseg('trace', 'back.pth', *trace, '--original', locked(here, mode)) == 0
+    assert 'fingerprint' in capsys.readouterr().out
+    assert keyseg('trace', 'exactly.pth', *trace, '--original', locked(here, mode)) == NOT_TRACED
     assert 'plain weights' in capsys.readouterr().out
 
 

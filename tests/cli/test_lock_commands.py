@@ -108,7 +108,12 @@ def test_a_licensees_copy_is_opened_by_his_key_and_traced(files, capsys):
     assert keyseg('rekey', 'locked.pth', *master, '--licensee', 'Bolt', '--out', 'bolt.pth') == 0
     assert keyseg('keygen', *master, '--licensee', 'Bolt', '--out', 'bolt.key') == 0
     assert keyseg('unlock', 'bolt.pth', '--key', 'file:bolt.key', '--out', 'back.pth') == 0
-    assert same('back.pth', 'plain.pth')
+    assert not same('back.pth', 'plain.pth')
+    exact = ['--licensee', 'Bolt', '--no-fingerprint']
+    assert keyseg('rekey', 'locked.pth', *master, *exact, '--out', 'exact.pth') == 0
+    assert 'no fingerprint' in capsys.readouterr().out
+    assert keyseg('unlock', 'exact.pth', '--key', 'file:bolt.key', '--out', 'exactly.pth') == 0
+    assert same('exactly.pth', 'plain.pth')
     assert keyseg('rekey', 'locked.pth', *master, '--licensee', 'Bolt', '--out', 'again.pth') == 0
     bolts = read_key_file('bolt.key')
     one, two = (opened_weights(name, bolts) for name in ('bolt.pth', 'again.pth'))
@@ -123,10 +128,13 @@ def test_a_licensees_copy_is_opened_by_his_key_and_traced(files, capsys):
     write_checkpoint('found.pth', stripped, {})
     assert keyseg('trace', 'found.pth', *trace) == NOT_TRACED
     assert '--original' in capsys.readouterr().out
+    exact = {n: v for n, v in opened_weights('exact.pth', bolts).items() if not is_stamp(n)}
+    write_checkpoint('maps.pth', exact, {})
     for original in ('plain.pth', 'locked.pth'):
-        assert keyseg('trace', 'found.pth', *trace, '--original', original) == 0
-        assert "this is the copy of 'Bolt'" in capsys.readouterr().out
-        assert keyseg('trace', 'back.pth', *trace, '--original', original) == NOT_TRACED
+        for found in ('found.pth', 'back.pth', 'bolt.pth', 'maps.pth'):
+            assert keyseg('trace', found, *trace, '--original', original) == 0
+            assert "this is the copy of 'Bolt'" in capsys.readouterr().out
+        assert keyseg('trace', 'exactly.pth', *trace, '--original', original) == NOT_TRACED
         assert 'plain weights' in capsys.readouterr().out
 
 
