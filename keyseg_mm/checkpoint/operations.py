@@ -222,12 +222,10 @@ def change_maps_file(
     The plain weights never come into being where there are maps, and no mark; see :func:`keyseg_mm.locking.rekey`.
 
     Args:
-        path: protected with ``key``.
-        key: its key.
-        new_key: the key to come.
-        out: file to make.
+        path, key: protected with that key.
+        new_key, out: the key to come, and the file to make.
         recipients: who else can open it.
-        salt: makes the salt from the state_dict, as :func:`keyseg_mm.bind.licensee_salt` does; by default fresh.
+        salt: makes the salt, as :func:`keyseg_mm.bind.licensee_salt` does; by default a fresh one.
         model, check, overwrite: as of :func:`unlock_file`.
         mark: put into the weights.
 
@@ -243,7 +241,7 @@ def change_maps_file(
         rekey_in_place(tensors, key, new_key, model, own_salt, None, check, own=True, change=put)
     elif mark is not None:
         mark.put(tensors)
-    stamps = stamps_of(tensors)  # without the seal that is to come
+    stamps = stamps_of(tensors)
     opened.write(out, Sealing(new_key, (new_key, *recipients), opened.mode, strength), overwrite)
     return stamps, opened.dropped
 
