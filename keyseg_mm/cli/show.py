@@ -152,6 +152,8 @@ def _tell_checkpoint(path: Path, facts: dict[str, Any]) -> None:
             print(f'  file    {_SEALS[stamp.seal.mode]}')
             _show_covered(facts)
         print(f'  salt    {stamp.salt.hex()}')
+        if stamp.fingerprint:
+            print(f"  copy    with the fingerprint of a licensee, of {stamp.fingerprint:g} of its weights' size")
         if stamp.tensors:
             lines = [(t.names[0], f'{t.count:8} values', t.transform) for t in stamp.tensors]
             _show_lines("encrypting a trained model's weights; it runs with protection.runtime=plain", 'tensors', lines)
