@@ -26,11 +26,15 @@ from tqdm import tqdm
 
 import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
 import keyseg_mm.runtime.protection
-from keyseg_mm import Protection, SecretKey, Trace, attach, entries_at, protections, resolve
+from keyseg_mm import Protection, SecretKey, Trace, attach, protections
 from keyseg_mm.cli.host import host_tool
+from keyseg_mm.locking.planning import plan_training
 from keyseg_mm.maps import Map
 from keyseg_mm.runtime.encryptor import add_encryptors
 from keyseg_mm.runtime.gates import remove_gates
+
+#: Transforms by points: what is protected by default, and the paper's way.
+PROTECTED = {'linear': 'SignedChannelPermutation', 'stages': 'ChannelPermutation'}
 
 
 @contextmanager
@@ -112,10 +116,10 @@ class Workload:
         loss, _ = self.model.parse_losses(self.model.loss(self.inputs, self.samples))
         self.optimizer.update_params(loss)
 
-    def protect(self) -> Protection:
-        """Attach a permutation at ``stages``, the paper's way, with a fresh key."""
-        sites = resolve('stages', self.model, Trace.of(self.model, {'test': self.infer}))
-        return attach(self.model, SecretKey.generate(), sites, entries_at(sites))
+    def protect(self, points: str) -> Protection:
+        """Attach encryptors at ``linear`` or ``stages``, as :data:`PROTECTED` says, with a fresh key."""
+        plan = plan_training(self.model, points, PROTECTED[points], Trace.of(self.model, {'test': self.infer}))
+        return attach(self.model, SecretKey.generate(), plan.sites, plan.entries)
 
 
 class Switch:

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Train a small model plain and protected, test it with the right key, without one and with wrong ones.
+"""Train small models plain and protected, and test them with the right key, without one and with ten wrong ones.
 
     python benchmarks/accuracy/run.py --data DATA --out OUT [--model fast-scnn segformer ...] [--layout cityscapes]
 
 DATA holds cityscapes/ and ade/ADEChallengeData2016/, laid out as mmseg's data set configs expect. Finished steps are
-kept in OUT and not run again. Prints a table and writes OUT/results.json. The paper's way: stages, permutation (or
-what --points and --transform ask for), the same seed and schedule for both models, mmsegmentation's own train.py and
-test.py.
+kept in OUT and not run again. Both models of a seed have the same schedule and mmsegmentation's own train.py; they are
+scored in one process, strangers on every third photo. Prints a row for each pair, and for each model and layout the
+mean difference over the seeds with its standard error. Writes OUT/results.json.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
+import socket
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -23,17 +26,27 @@ from keyseg_mm import SecretKey, write_key_file
 HERE = Path(__file__).resolve().parent
 WRONG = ('random:1', 'random:2', 'random:3')
 PAPER = ('stages', 'ChannelPermutation')  # points and transform
+DEFAULT = ('linear', 'SignedChannelPermutation')
 MODELS = ('fast-scnn', 'segformer', 'bisenetv2')
 LAYOUTS = {'cityscapes': 'cityscapes', 'ade20k': 'ade/ADEChallengeData2016'}
+PARTS = ('train', 'val', 'test')
 
 
-def tool(name: str, arguments: list[str], work_dir: Path) -> None:
-    """One of our tools in a process of its own, its output in work_dir/NAME.log."""
+def tool(name: str, arguments: list[str], work_dir: Path, processes: int = 1, threads: int = 1) -> None:
+    """One of our tools, in a process of its own or several, its output in work_dir/NAME.log."""
     work_dir.mkdir(parents=True, exist_ok=True)
-    code = f'import sys; from keyseg_mm.cli import run_module; sys.exit(run_module({name!r}, sys.argv[1:]))'
+    command = [str(HERE.parents[1] / 'tools' / f'{name}.py'), *arguments, '--work-dir', str(work_dir)]
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            port = free.getsockname()[1]
+        start = ['-m', 'torch.distributed.run', f'--nproc_per_node={processes}', f'--master_port={port}']
+        command = [*start, *command, '--launcher', 'pytorch']
+    paths = os.pathsep.join([str(HERE), *filter(None, [os.environ.get('PYTHONPATH')])])  # for configs that import
+    environment = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'PYTHONPATH': paths}
     with (work_dir / f'{name}.log').open('w') as log:
-        command = [sys.executable, '-c', code, *arguments, '--work-dir', str(work_dir)]
-        if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode:
+        done = subprocess.run([sys.executable, *command], stdout=log, stderr=subprocess.STDOUT, env=environment)
+        if done.returncode:
             raise SystemExit(f'{name} failed; see {work_dir}/{name}.log')
 
 
@@ -47,7 +60,7 @@ def train(config: Path, options: list[str], work_dir: Path) -> Path:
 
 
 def test(config: Path, checkpoint: Path, options: list[str], work_dir: Path) -> float:
-    """mIoU of a checkpoint, in percent."""
+    """mIoU of a checkpoint, in percent, by mmsegmentation's own test.py."""
     found = sorted(work_dir.glob('*/*.json'))
     if not found:
         tool('test', [str(config), str(checkpoint), '--cfg-options', *options], work_dir)
@@ -78,32 +91,56 @@ def suffix_of(protection: tuple[str, str]) -> str:
     return '' if protection == PAPER else '-' + '-'.join(protection)
 
 
-def test_keys(
-    config: Path, checkpoint: Path, options: list[str], key: str, folder: Path, place: str
-) -> dict[str, float]:
-    """mIoU with the right key, without one and with wrong ones; ``{}`` in the place stands for which."""
-    row = {}
-    for name, locator in [('right key', key), ('no key', 'none'), *((w, w) for w in WRONG)]:
-        work_dir = folder / place.format(name.replace(' ', '-').replace(':', ''))
-        row[name] = test(config, checkpoint, [*options, f'model.protection.key={locator}'], work_dir)
-    return row
+def key_in(out: Path) -> str:
+    """The locator of a key file in a folder, which is made where there is none."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / 'accuracy.key'
+    if not path.exists():
+        write_key_file(path, SecretKey.generate())
+    return f'file:{path}'
+
+
+def roots_of(root: Path) -> list[str]:
+    """Options that name the folder of the data set."""
+    return [f'{part}_dataloader.dataset.data_root={root}' for part in PARTS]
+
+
+def schedule_of(iterations: int, batch: int) -> list[str]:
+    """Options of a training of so many iterations, which is scored at its end, and not by itself."""
+    each = ('train_cfg.max_iters', 'train_cfg.val_interval', 'default_hooks.checkpoint.interval')
+    found = [f'{name}={iterations}' for name in (*each, 'param_scheduler.1.end')]
+    return [*found, f'train_dataloader.batch_size={batch}', 'val_dataloader.dataset.indices=1']
 
 
 def measure(
-    model: str, layout: str, seed: int, data: Path, out: Path, key: str, protection: tuple[str, str] = PAPER
+    model: str, layout: str, seed: int, data: Path, out: Path, schedule: list[str], protection: tuple[str, str]
 ) -> dict[str, float]:
     """All figures of one model, layout and seed, protected at points with a transform."""
-    root = str(data / LAYOUTS[layout])
-    options = [f'{part}_dataloader.dataset.data_root={root}' for part in ('train', 'val', 'test')]
-    options.append(f'randomness.seed={seed}')
+    from score import score
+
+    roots, key = roots_of(data / LAYOUTS[layout]), key_in(out)
+    options = [*roots, *schedule, f'randomness.seed={seed}']
     plain_config, keyed_config = HERE / f'{model}_{layout}.py', HERE / f'keyed_{model}_{layout}.py'
-    folder = out / f'{model}-{layout}-seed{seed}'
+    folder, name = out / f'{model}-{layout}-seed{seed}', f'keyed{suffix_of(protection)}'
     plain = train(plain_config, options, folder / 'plain')
-    suffix = suffix_of(protection)
-    keyed_options = [*options, *keyed_as(*protection)]
-    keyed = train(keyed_config, [*keyed_options, f'model.protection.key={key}'], folder / f'keyed{suffix}')
-    row = {'floor': floor_of(plain_config, root), 'plain': test(plain_config, plain, options, folder / 'test-plain')}
-    return {**row, **test_keys(keyed_config, keyed, keyed_options, key, folder, f'test-{{}}{suffix}')}
+    row = score(plain_config, plain, roots, folder / 'scores-plain')
+    keyed = train(keyed_config, [*options, *keyed_as(*protection), f'model.protection.key={key}'], folder / name)
+    return {**row, **score(keyed_config, keyed, [*roots, *keyed_as(*protection)], folder / f'scores-{name}', key)}
+
+
+def summary(rows: list[dict[str, float]]) -> dict[str, float]:
+    """The mean difference of protected from plain with its standard error, and the most that strangers get."""
+    gaps = [row['right key'] - row['plain'] for row in rows]
+    error = statistics.stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else float('nan')
+    most = [max(v for k, v in row.items() if k.startswith('wrong')) / row['floor there'] for row in rows]
+    none = [row['no key'] / row['floor there'] for row in rows]
+    found = {'difference': statistics.mean(gaps), 'standard error': error}
+    return {**found, 'no key, of the floor': max(none), 'a wrong key, of the floor': max(most)}
+
+
+def shown(row: dict[str, float]) -> str:
+    """A row, for people."""
+    return ', '.join(f'{name} {value:.2f}' for name, value in row.items())
 
 
 def main() -> None:
@@ -113,25 +150,26 @@ def main() -> None:
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--model', nargs='+', choices=MODELS, default=list(MODELS))
     parser.add_argument('--layout', nargs='+', choices=LAYOUTS, default=list(LAYOUTS))
-    parser.add_argument('--points', default=PAPER[0], help=f"of the protected model (the paper's, {PAPER[0]})")
-    parser.add_argument('--transform', default=PAPER[1], help=f"of the protected model (the paper's, {PAPER[1]})")
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0])
+    parser.add_argument('--points', default=DEFAULT[0], help=f'of the protected model (the default, {DEFAULT[0]})')
+    parser.add_argument('--transform', default=DEFAULT[1], help=f'of the protected model (the default, {DEFAULT[1]})')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    parser.add_argument('--iterations', type=int, default=1000)
+    parser.add_argument('--batch', type=int, default=8)
     args = parser.parse_args()
-    out = args.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    key_file = out / 'accuracy.key'
-    if not key_file.exists():
-        write_key_file(key_file, SecretKey.generate())
-    protection, results = (args.points, args.transform), {}
-    for model, layout, seed in itertools.product(args.model, args.layout, args.seeds):
+    data, out, results = args.data.resolve(), args.out.resolve(), {}
+    protection, schedule = (args.points, args.transform), schedule_of(args.iterations, args.batch)
+    for model, layout in itertools.product(args.model, args.layout):
         if not (HERE / f'{model}_{layout}.py').exists():
             print(f'{model}: no config for {layout}')
             continue
-        row = measure(model, layout, seed, args.data.resolve(), out, f'file:{key_file}', protection)
-        name = f'{model}, {layout}, {", ".join(protection)}, seed {seed}'
-        results[name] = row
-        print(f'{name}: ' + ', '.join(f'{k} {v:.2f}' for k, v in row.items()), flush=True)
-    (out / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
+        name = f'{model}, {layout}, {", ".join(protection)}'
+        for seed in args.seeds:
+            row = measure(model, layout, seed, data, out, schedule, protection)
+            results[f'{name}, seed {seed}'] = row
+            print(f'{name}, seed {seed}: {shown(row)}', flush=True)
+        results[name] = summary([row for run, row in results.items() if run.startswith(f'{name}, seed')])
+        print(f'{name}: {shown(results[name])}', flush=True)
+        (out / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -1,2 +1,2 @@
-_base_ = ['mmseg::deeplabv3/deeplabv3_r50-d8_4xb2-40k_cityscapes-512x1024.py', '../_base_/protection/stages.py']
+_base_ = ['mmseg::deeplabv3/deeplabv3_r50-d8_4xb2-40k_cityscapes-512x1024.py', '../_base_/protection/linear.py']
 model = dict(type='keyseg_mm.Keyed', of='EncoderDecoder', protection={{_base_.protection}})

@@ -1,2 +1,2 @@
-_base_ = ['mmseg::knet/knet-s3_r50-d8_upernet_8xb2-adamw-80k_ade20k-512x512.py', '../_base_/protection/stages.py']
+_base_ = ['mmseg::knet/knet-s3_r50-d8_upernet_8xb2-adamw-80k_ade20k-512x512.py', '../_base_/protection/linear.py']
 model = dict(type='keyseg_mm.Keyed', of='EncoderDecoder', protection={{_base_.protection}})

@@ -1,2 +1,2 @@
-_base_ = ['mmseg::mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py', '../_base_/protection/stages.py']
+_base_ = ['mmseg::mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py', '../_base_/protection/linear.py']
 model = dict(type='keyseg_mm.Keyed', of='EncoderDecoder', protection={{_base_.protection}})

@@ -103,7 +103,7 @@ def _run(out: Path, iterations: int, seed: int, say: Callable[[str], object]) ->
     key, checkpoint = SecretKey.generate(), out / TRAIN / f'iter_{iterations}.pth'
     begin(f'2  a key with the public id {key.id}; its file is for you alone to read', KEY)
     write_key_file(out / KEY, key, comment=_COMMENT)
-    begin("3  a training: a small SegFormer; its backbone's four feature maps are encrypted with the key", CONFIG)
+    begin('3  a training: a small SegFormer; what each of its layers reads is encrypted with the key', CONFIG)
     (out / CONFIG).write_text(config_text(iterations, seed, min(8, COUNTS['train'])))
     with tqdm(total=iterations, leave=False, disable=None, file=sys.__stderr__) as bar:
         watched(read_config(out.resolve() / CONFIG), 'after_train_iter', lambda _: bar.update()).train()

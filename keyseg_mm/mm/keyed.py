@@ -17,7 +17,7 @@ from keyseg_mm.keys.identity import Key, Recipient, read_recipient
 from keyseg_mm.keys.locator import LocatedKey, locate
 from keyseg_mm.locking.places import sites_of_stamp
 from keyseg_mm.locking.plan import Plan
-from keyseg_mm.locking.planning import plan_lock, plan_training
+from keyseg_mm.locking.planning import DEFAULT_POINTS, DEFAULT_TRANSFORM, plan_lock, plan_training
 from keyseg_mm.maps import normal_form
 from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.mm.initialising import carry_at_init
@@ -30,11 +30,6 @@ from keyseg_mm.stamp import Stamp, fresh_salt, parse_salt
 logger = logging.getLogger('keyseg_mm')
 
 _OPTIONS = ('key', 'points', 'transform', 'salt', 'start', 'runtime', 'verify', 'recipients', 'seal')
-# The paper's way, and not the strongest: the audits (docs/results.md) have it fall to four labelled photos, by a layer
-# learnt at each map, as every transform of so few maps does. points='linear' with signs holds best of all that was
-# audited, and keeps what a pretrained backbone knows as well, now that weights carry the maps; it has not been measured
-# yet as the default. GuardHook says so when a training begins.
-DEFAULT_POINTS, DEFAULT_TRANSFORM = 'stages', 'ChannelPermutation'
 FROM_CHECKPOINT = 'checkpoint'  # as points: those of the stamp that is loaded
 
 
@@ -50,9 +45,11 @@ def Keyed(of: Any, protection: dict[str, Any], **kwargs: Any) -> nn.Module:  # n
         protection: a dict of
 
             - ``key``: key locator, see :mod:`keyseg_mm.keys.locator`.
-            - ``points``: an encryption point or preset, or a list of them; by default ``stages``, the paper's place.
-              ``checkpoint`` takes points and transforms from the checkpoint that is loaded, as for a locked one.
-            - ``transform``: name or dict of a transform; by default ``ChannelPermutation``, the paper's.
+            - ``points``: an encryption point or preset, or a list of them; by default ``linear``, the
+              input of every layer that can carry a map. ``checkpoint`` takes points and transforms from the checkpoint
+              that is loaded, as for a locked one.
+            - ``transform``: name or dict of a transform; by default ``SignedChannelPermutation``. The paper's way is
+              ``stages`` with ``ChannelPermutation``.
             - ``salt``: public, 32 hex digits; by default the loaded checkpoint's, or a fresh one, which all models
               that one process builds with the same key and points share: a student and its teacher, say.
             - ``start``: ``plain`` lets ``load_from`` name a plain checkpoint: the maps are carried into its weights as
@@ -131,7 +128,7 @@ def check_options(protection: Any) -> dict[str, Any]:
     unknown = sorted(set(options) - set(_OPTIONS))
     if unknown:
         raise KeysegError(f'protection has no option {", ".join(map(repr, unknown))}; it takes {", ".join(_OPTIONS)}')
-    normal_form(options.get('transform', 'ChannelPermutation'))
+    normal_form(options.get('transform', DEFAULT_TRANSFORM))
     if options.get('runtime', 'keyed') not in ('keyed', 'plain'):
         raise KeysegError(f"protection.runtime is 'keyed' or 'plain', not {options['runtime']!r}")
     if options.get('start') not in (None, 'plain'):

@@ -36,7 +36,7 @@ def test_sealing_smoke(tmp_path):
 
 
 def test_overhead_smoke(tmp_path):
-    printed, figures = smoke('overhead.py', tmp_path, '--models', 'Fast-SCNN')
+    printed, figures = smoke('overhead.py', tmp_path, '--models', 'Fast-SCNN', '--points', 'stages')
     row = figures['models']['Fast-SCNN']
     hot = row['hot path']
     assert hot['points'] == 3

@@ -29,7 +29,7 @@ FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob('*/
 IMAGE_FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob('*/images_*.py'))
 ENCRYPT = dict(type='keyseg_mm.EncryptImage', method='SHF', block=8, key='env:KEYSEG_KEY')
 PATCHES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob('*/patches_*.py'))
-STAGES = dict(key='env:KEYSEG_KEY', points='stages', transform='ChannelPermutation')
+LINEAR = dict(key='env:KEYSEG_KEY', points='linear', transform='SignedChannelPermutation')
 GUARD = [dict(type='keyseg_mm.GuardHook')]
 FAMILIES = (
     *('fcn', 'pspnet', 'deeplabv3', 'deeplabv3plus', 'upernet', 'swin', 'convnext', 'segformer', 'setr', 'segmenter'),
@@ -93,7 +93,7 @@ def test_config_is_the_stock_one_but_for_the_protection(file):
     assert without_scope(cfg.to_dict()) != stock
     plain, off = plain_of(cfg)
     assert without_scope(plain) == stock
-    assert off == dict(type='keyseg_mm.Keyed', protection=STAGES, hooks=GUARD)
+    assert off == dict(type='keyseg_mm.Keyed', protection=LINEAR, hooks=GUARD)
     assert len((CONFIGS / file).read_text().splitlines()) <= 3
 
 

@@ -64,8 +64,9 @@ def normed_model() -> nn.Module:
 
 
 def keyed_cfg(model: dict, locator: str, **protection) -> ConfigDict:
-    """The protected version of a model config."""
-    return ConfigDict(model, type='keyseg_mm.Keyed', of=model['type'], protection=dict(key=locator, **protection))
+    """The protected version of a model config; where nothing else is said at few points, which is quick."""
+    protection = dict(dict(points='stages', transform='ChannelPermutation'), key=locator, **protection)
+    return ConfigDict(model, type='keyseg_mm.Keyed', of=model['type'], protection=protection)
 
 
 def runner_cfg(

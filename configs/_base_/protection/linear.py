@@ -1,6 +1,6 @@
-# As stages.py, but at many more places and with signs: the input of every ungrouped convolution and linear layer that the
-# model calls. Of all that was audited this holds best (docs/results.md). It is for training from scratch: a backbone's
-# pretrained weights do not fit behind permutations, and what they have learnt is lost. (To keep it, lock the pretrained
-# model with keyseg lock, and train that on by load_from and points='checkpoint'.)
-_base_ = './stages.py'
-protection = dict(points='linear', transform='SignedChannelPermutation')
+# The default, and of all that was audited what holds best (docs/results.md): the input of every ungrouped convolution and
+# linear layer that the model calls is permuted, with signs, while the model trains and ever after. Pretrained weights keep
+# what they know, for the maps are carried into them.
+# Name your key with --cfg-options model.protection.key=file:PATH, or put it into the environment variable KEYSEG_KEY.
+protection = dict(key='env:KEYSEG_KEY', points='linear', transform='SignedChannelPermutation')
+custom_hooks = [dict(type='keyseg_mm.GuardHook')]

@@ -1,3 +1,3 @@
 # For a checkpoint that was locked after training (keyseg lock): points and transforms are those of its stamp.
-_base_ = './stages.py'
+_base_ = './linear.py'
 protection = dict(points='checkpoint')
