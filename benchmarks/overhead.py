@@ -3,14 +3,14 @@
 
     python benchmarks/overhead.py [--points stages] [--models FCN-R50-D8 ...] [--rounds 24] [--threads 1] [--json FILE]
 
-Plain and keyed (the default, `linear` with signs; or at `stages` a permutation) take turns in one process on one model,
-whose encryptors are taken off and put back; the order alternates (A B, B A, ...). Each pair gives a ratio keyed/plain; the table has their median and
-quartiles, of wall time and of processor time (which other processes on the machine disturb less). `noise` is the same
-spread for pairs of like runs, which lie back to back where the order turns. `transforms` is what the ratio would be if
-the transforms cost only the time spent inside them: it hardly suffers from noise, but sees no effect on what runs after
-them. Peak memory is the high-water mark of the resident set of one fresh child process each, plain and keyed. Inference
-is the network to its logits; a training step is forward, losses, backward and optimiser. The exit status is 1 if a
-limit was missed.
+Plain and keyed (the default, `linear` with signs; or at `stages` a permutation) take turns in one process on one
+model, whose encryptors are taken off and put back; the order alternates (A B, B A, ...). Each pair gives a ratio
+keyed/plain; the table has their median and quartiles, of wall time and of processor time (which other processes on
+the machine disturb less). `noise` is the same spread for pairs of like runs, which lie back to back where the order
+turns. `transforms` is what the ratio would be if the transforms cost only the time spent inside them: it hardly
+suffers from noise, but sees no effect on what runs after them. Peak memory is the high-water mark of the resident set
+of one fresh child process each, plain and keyed. Inference is the network to its logits; a training step is forward,
+losses, backward and optimiser. The exit status is 1 if a limit was missed.
 """
 
 from __future__ import annotations
@@ -237,9 +237,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--models', nargs='+', choices=CASES, default=list(CASES), metavar='MODEL')
-    parser.add_argument(
-        '--points', choices=PROTECTED, default='linear', help='of the keyed model (linear, the default)'
-    )
+    parser.add_argument('--points', choices=PROTECTED, default='linear', help='of the keyed model (linear)')
     parser.add_argument('--rounds', type=int, default=24, help='pairs for inference, half as many for training')
     parser.add_argument('--repeats', type=int, default=9, help='repetitions of derivation and of --help')
     parser.add_argument('--batch', type=int, default=2, help='images; at least 2')

@@ -1,45 +1,67 @@
 #!/usr/bin/env python
-"""Train a trained model on, plain and protected, and test it with the right key, without one and with wrong ones.
+"""Train a plain checkpoint on, as it is and with the key (start='plain'), and score both along the way.
 
-    python benchmarks/accuracy/onward.py --data DATA --out OUT [--model segformer ...] [--seed 0]
+    python benchmarks/accuracy/onward.py CONFIG CHECKPOINT --data DATA --out OUT
 
-The plain training of run.py in OUT is trained on for 300 iterations, as audits.py does: once as it is, and once locked
-at `stages` with `ChannelPermutation` and trained on as a protected model, with the same seed and schedule. Both start
-from the same function. Finished steps are kept in OUT. Prints a row for each model.
+CONFIG and CHECKPOINT are plain, of a Cityscapes data set; DATA holds cityscapes/, as for run.py. Both trainings have
+the same seed and schedule, and are scored before the first iteration, in the middle and at the end: with the key, without
+it and with ten wrong ones. Finished steps are kept in OUT. Prints a row for each, and writes OUT/onward.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
-from audits import Files
-from run import MODELS, PAPER, floor_of, test, test_keys, train
+from mmengine.config import Config
+from run import DEFAULT, HERE, LAYOUTS, key_in, keyed_as, roots_of, schedule_of, shown, train
+from score import score
+
+STOPS = (0, 100, 300)
+RATE = 5e-4  # peak learning rate
+SCHEDULE = Config.fromfile(str(HERE / 'schedule.py')).param_scheduler
 
 
-def measure(files: Files) -> dict[str, float]:
-    """All figures of one model."""
-    plain, start = files.tuned(), files.lock(files.public, *PAPER, 'locked-start.pth')
-    keyed_options = [*files.options, 'model.protection.points=checkpoint']
-    options = [*files.fine_tuning(start), *keyed_options, files.keyed]
-    keyed = train(files.keyed_config, options, files.folder / 'keyed-onward')
-    row = {'floor': floor_of(files.plain_config, files.root)}
-    row['plain'] = test(files.plain_config, plain, files.options, files.folder / 'test-tuned')
-    key = f'file:{files.key_file}'
-    return {**row, **test_keys(files.keyed_config, keyed, keyed_options, key, files.folder, 'test-onward-{}')}
+def configs_of(config: Path, out: Path) -> tuple[Path, Path]:
+    """A plain config with a small schedule, and its protected version, whose weights lie in the open."""
+    plain, keyed = out / 'plain.py', out / 'keyed.py'
+    plain.write_text(
+        f"_base_ = '{config.resolve()}'\n"
+        "default_hooks = dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, max_keep_ckpts=-1))\n"
+        f'param_scheduler = {SCHEDULE}\n'
+    )
+    keyed.write_text(
+        f"_base_ = ['{plain}', '{HERE}/in_the_open.py']\n"
+        "model = dict(type='keyseg_mm.Keyed', of='EncoderDecoder', protection={{_base_.protection}})\n"
+    )
+    return plain, keyed
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', type=Path)
+    parser.add_argument('checkpoint', type=Path)
     parser.add_argument('--data', type=Path, required=True)
     parser.add_argument('--out', type=Path, required=True)
-    parser.add_argument('--model', nargs='+', choices=MODELS, default=['segformer'])
-    parser.add_argument('--seed', type=int, default=0, help="of run.py's trainings (0)")
     args = parser.parse_args()
-    for model in args.model:
-        row = measure(Files(model, args.data.resolve(), args.out.resolve(), args.seed))
-        print(f'{model}, trained on: ' + ', '.join(f'{k} {v:.2f}' for k, v in row.items()), flush=True)
+    out, start = args.out.resolve(), args.checkpoint.resolve()
+    key, roots = key_in(out), roots_of(args.data.resolve() / LAYOUTS['cityscapes'])
+    plain, keyed = configs_of(args.config, out)
+    protection = [*keyed_as(*DEFAULT), 'model.protection.start=plain']
+    options = [*roots, *schedule_of(STOPS[-1], 4, (192, 256)), 'randomness.seed=0', f'load_from={start}']
+    options += [f'optim_wrapper.optimizer.lr={RATE}', f'default_hooks.checkpoint.interval={STOPS[1]}']
+    train(plain, options, out / 'plain')
+    train(keyed, [*options, *protection, f'model.protection.key={key}'], out / 'keyed')
+    results = {}
+    for stop in STOPS:
+        files = [out / name / f'iter_{stop}.pth' if stop else start for name in ('plain', 'keyed')]
+        row = score(plain, files[0], roots, out / f'scores-plain-{stop}')
+        row.update(score(keyed, files[1], [*roots, *protection], out / f'scores-keyed-{stop}', key))
+        results[str(stop)] = row
+        print(f'{stop} iterations: {shown(row)}', flush=True)
+    (out / 'onward.json').write_text(json.dumps(results, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -5,7 +5,7 @@
 
 DATA holds cityscapes/ and ade/ADEChallengeData2016/, laid out as mmseg's data set configs expect. Finished steps are
 kept in OUT and not run again. Both models of a seed have the same schedule and mmsegmentation's own train.py; they are
-scored in one process, strangers on every third photo. Prints a row for each pair, and for each model and layout the
+scored in one process, strangers on every fourth photo. Prints a row for each pair, and for each model and layout the
 mean difference over the seeds with its standard error. Writes OUT/results.json.
 """
 
@@ -19,6 +19,7 @@ import socket
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from keyseg_mm import SecretKey, write_key_file
@@ -105,10 +106,12 @@ def roots_of(root: Path) -> list[str]:
     return [f'{part}_dataloader.dataset.data_root={root}' for part in PARTS]
 
 
-def schedule_of(iterations: int, batch: int) -> list[str]:
-    """Options of a training of so many iterations, which is scored at its end, and not by itself."""
+def schedule_of(iterations: int, batch: int, crop: Sequence[int]) -> list[str]:
+    """Options of a training of so many iterations on such crops, which is scored after it, and not by itself."""
     each = ('train_cfg.max_iters', 'train_cfg.val_interval', 'default_hooks.checkpoint.interval')
     found = [f'{name}={iterations}' for name in (*each, 'param_scheduler.1.end')]
+    size = f'({crop[0]},{crop[1]})'
+    found += [f'model.data_preprocessor.size={size}', f'train_dataloader.dataset.pipeline.3.crop_size={size}']
     return [*found, f'train_dataloader.batch_size={batch}', 'val_dataloader.dataset.indices=1']
 
 
@@ -155,9 +158,10 @@ def main() -> None:
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('--iterations', type=int, default=1000)
     parser.add_argument('--batch', type=int, default=8)
+    parser.add_argument('--crop', type=int, nargs=2, default=(192, 256), metavar=('HEIGHT', 'WIDTH'))
     args = parser.parse_args()
     data, out, results = args.data.resolve(), args.out.resolve(), {}
-    protection, schedule = (args.points, args.transform), schedule_of(args.iterations, args.batch)
+    protection, schedule = (args.points, args.transform), schedule_of(args.iterations, args.batch, args.crop)
     for model, layout in itertools.product(args.model, args.layout):
         if not (HERE / f'{model}_{layout}.py').exists():
             print(f'{model}: no config for {layout}')

@@ -16,7 +16,7 @@ from keyseg_mm.keys.key import wrong_key
 from keyseg_mm.mm.floor import floor_of_dataset
 from keyseg_mm.runtime.strangers import seen_by
 
-EVERY = 3  # strangers are scored on every third photo: there are many of them, and the limit is a coarse one
+EVERY = 4  # strangers are scored on every fourth photo: there are many of them, and the limit is a coarse one
 
 
 def score(
@@ -30,7 +30,7 @@ def score(
         options: as ``--cfg-options`` takes them, of texts alone.
         out: a new folder; what was scored into it before is taken over.
         key: locator, of a protected one. Then also without a key, and with the wrong keys ``1`` to ``wrong``, by name;
-            these on every third photo, with the floor there.
+            these on every fourth photo, with the floor there.
     """
     done = out / 'scores.json'
     if not done.exists():
@@ -58,11 +58,11 @@ def _cfg(config: Path, checkpoint: Path, options: list[str], work_dir: Path, key
 def _tested(cfg: Any, wrong: int | None = None) -> list[float]:
     """mIoU as the config's owner has it; and, where wrong keys are asked for, without a key and with each of them."""
     runner = Runner.from_cfg(cfg)
-    found = [runner.test()['mIoU']]
+    found = [float(runner.test()['mIoU'])]
     strangers = [] if wrong is None else [None, *(wrong_key(str(n + 1)) for n in range(wrong))]
     for key in strangers:
         with seen_by(runner.model, key):
-            found.append(runner.test_loop.run()['mIoU'])
+            found.append(float(runner.test_loop.run()['mIoU']))
     return found
 
 

@@ -32,8 +32,8 @@ logger = logging.getLogger('keyseg_mm')
 SCHEME = 'features'
 # Of training and of locking: every linear layer that is called, since whatever is left plain helps an attacker (the
 # paper's `stages` falls to four labelled photos); and signs, since a permutation keeps the part that all channels have
-# in common. It costs no accuracy, from pretrained weights neither, for the weights carry the maps; what it costs in time
-# runtime='plain' spares. docs/results.md has the figures.
+# in common. It costs no accuracy, from pretrained weights neither, for the weights carry the maps; the time that it
+# costs is spared by runtime='plain'. docs/results.md has the figures.
 DEFAULT_POINTS = 'linear'
 DEFAULT_TRANSFORM = 'SignedChannelPermutation'
 
