@@ -4,8 +4,8 @@
     python benchmarks/accuracy/onward.py CONFIG CHECKPOINT --data DATA --out OUT
 
 CONFIG and CHECKPOINT are plain, of a Cityscapes data set; DATA holds cityscapes/, as for run.py. Both trainings have
-the same seed and schedule, and are scored before the first iteration, in the middle and at the end: with the key, without
-it and with ten wrong ones. Finished steps are kept in OUT. Prints a row for each, and writes OUT/onward.json.
+the same seed and schedule, and are scored before the first iteration, in the middle and at the end: with the key,
+without it and with ten wrong ones. Finished steps are kept in OUT. Prints a row for each, and writes OUT/onward.json.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
     key, roots = key_in(out), roots_of(args.data.resolve() / LAYOUTS['cityscapes'])
     plain, keyed = configs_of(args.config, out)
     protection = [*keyed_as(*DEFAULT), 'model.protection.start=plain']
-    options = [*roots, *schedule_of(STOPS[-1], 4, (192, 256)), 'randomness.seed=0', f'load_from={start}']
+    options = [*roots, *schedule_of(STOPS[-1], 4, (96, 128)), 'randomness.seed=0', f'load_from={start}']
     options += [f'optim_wrapper.optimizer.lr={RATE}', f'default_hooks.checkpoint.interval={STOPS[1]}']
     train(plain, options, out / 'plain')
     train(keyed, [*options, *protection, f'model.protection.key={key}'], out / 'keyed')

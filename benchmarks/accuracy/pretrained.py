@@ -5,9 +5,9 @@
     python benchmarks/accuracy/pretrained.py --data DATA --out OUT
 
 DATA holds cityscapes/, as for run.py. The backbone is registered as a user would do it (efficientnet.py). Five
-trainings of the same seed and schedule: plain from the public weights, protected from them at `stages` and at `linear`, and plain
-and protected at `linear` from random weights. Finished steps are kept in OUT. Prints a row for each protected training,
-and writes OUT/pretrained.json.
+trainings of the same seed and schedule: plain from the public weights, protected from them at `stages` and at
+`linear`, and plain and protected at `linear` from random weights. Finished steps are kept in OUT. Prints a row for
+each protected training, and writes OUT/pretrained.json.
 """
 
 from __future__ import annotations

@@ -16,7 +16,10 @@ from keyseg_mm.keys.key import wrong_key
 from keyseg_mm.mm.floor import floor_of_dataset
 from keyseg_mm.runtime.strangers import seen_by
 
-EVERY = 4  # strangers are scored on every fourth photo: there are many of them, and the limit is a coarse one
+OWN, OTHER = (
+    2,
+    5,
+)  # every second photo for who has the key, every fifth for strangers: they are many, and the limit is coarse
 
 
 def score(
@@ -30,15 +33,14 @@ def score(
         options: as ``--cfg-options`` takes them, of texts alone.
         out: a new folder; what was scored into it before is taken over.
         key: locator, of a protected one. Then also without a key, and with the wrong keys ``1`` to ``wrong``, by name;
-            these on every fourth photo, with the floor there.
+            these on every fifth photo, with the floor there.
     """
     done = out / 'scores.json'
     if not done.exists():
-        whole = _cfg(config, checkpoint, options, out / 'whole', key)
+        whole = _cfg(config, checkpoint, options, out / 'whole', key, OWN)
         row = {'right key' if key else 'plain': _tested(whole)[0], 'floor': _floor(whole)}
         if key and wrong:
-            part = _cfg(config, checkpoint, options, out / 'part', key)
-            part.test_dataloader.dataset.indices = list(range(0, len(_labels(whole)), EVERY))
+            part = _cfg(config, checkpoint, options, out / 'part', key, OTHER)
             row.update(zip(['', 'no key', *(f'wrong key {n + 1}' for n in range(wrong))], _tested(part, wrong)))
             row.pop('')
             row['floor there'] = _floor(part)
@@ -46,12 +48,14 @@ def score(
     return {name: float(value) for name, value in json.loads(done.read_text()).items()}
 
 
-def _cfg(config: Path, checkpoint: Path, options: list[str], work_dir: Path, key: str) -> Any:
+def _cfg(config: Path, checkpoint: Path, options: list[str], work_dir: Path, key: str, every: int) -> Any:
+    """A config ready to test every so many photos."""
     cfg = Config.fromfile(str(config))
     cfg.merge_from_dict(dict(option.split('=', 1) for option in options))
     cfg.work_dir, cfg.load_from, cfg.experiment_name = str(work_dir), str(checkpoint), '-'.join(work_dir.parts[-4:])
     if key:
         cfg.model.protection.key = key
+    cfg.test_dataloader.dataset.indices = list(range(0, len(_photos(cfg)), every))
     return cfg
 
 
@@ -66,7 +70,7 @@ def _tested(cfg: Any, wrong: int | None = None) -> list[float]:
     return found
 
 
-def _labels(cfg: Any) -> Any:
+def _photos(cfg: Any) -> Any:
     from mmseg.registry import DATASETS
 
     init_default_scope('mmseg')
@@ -75,7 +79,7 @@ def _labels(cfg: Any) -> Any:
 
 def _floor(cfg: Any) -> float:
     init_default_scope('mmseg')
-    return floor_of_dataset(cfg.test_dataloader.dataset, len(_labels(cfg).metainfo['classes']))
+    return floor_of_dataset(cfg.test_dataloader.dataset, len(_photos(cfg).metainfo['classes']))
 
 
 logging.getLogger('mmengine').setLevel(logging.WARNING)
