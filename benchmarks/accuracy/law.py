@@ -5,9 +5,9 @@
 
 DATA holds cityscapes/, as for run.py. Each model is trained for 50 iterations by mmsegmentation's own train.py, plain
 and with the key: at `stages`, at `linear` with signs, and at `linear` with signs opened in memory (runtime='plain').
-The cases: AdamW; SGD with momentum; accumulated gradients; EMA; resumed in the middle; two processes (gloo); bfloat16.
-For each, the largest relative difference of a loss; and that of two plain trainings on one thread and on two, which
-differ in nothing but the rounding of sums. Finished trainings are kept in OUT.
+The cases: AdamW; SGD with momentum; accumulated gradients; EMA; resumed in the middle; two processes (gloo);
+bfloat16. For each, the largest relative difference of a loss; and that of two plain trainings on one thread and on
+two, which differ in nothing but the rounding of sums. Finished trainings are kept in OUT.
 """
 
 from __future__ import annotations
