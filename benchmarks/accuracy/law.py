@@ -4,33 +4,29 @@
     python benchmarks/accuracy/law.py --data DATA --out OUT [--model fast-scnn ...] [--case adamw ...]
 
 DATA holds cityscapes/, as for run.py. Each model is trained for 50 iterations by mmsegmentation's own train.py, plain
-and with the key: at `stages`, at `linear` with signs, and at `linear` with signs opened in memory (runtime='plain').
-The cases: AdamW; SGD with momentum; accumulated gradients; EMA; resumed in the middle; two processes (gloo);
-bfloat16. For each, the largest relative difference of a loss; and that of two plain trainings on one thread and on
-two, which differ in nothing but the rounding of sums. Finished trainings are kept in OUT.
+and with the key: at `stages`, at `linear` with signs, and one opened in memory (runtime='plain'). In float64, so that
+the order of sums makes no difference: what differs is not the same training. The cases: AdamW; SGD with momentum;
+accumulated gradients; EMA; resumed in the middle; two processes (gloo); and bfloat16, beside two plain trainings on
+one thread and on two, which differ in nothing but the rounding of sums. For each, the largest relative difference of
+a loss, and the difference of the mIoU at the end, which is EMA's where there is one. Finished trainings are kept in
+OUT. Writes OUT/law.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import os
-import socket
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from run import HERE
-
-from keyseg_mm import SecretKey, write_key_file
+from run import DEFAULT, HERE, LAYOUTS, PAPER, key_in, keyed_as, roots_of, tool
 
 MODELS = ('fast-scnn', 'bisenetv2', 'fcn-r18', 'segformer', 'swin', 'setr')
-LINEAR = ('model.protection.points=linear', 'model.protection.transform=SignedChannelPermutation')
 WAYS = {
-    'stages': ('model.protection.points=stages',),
-    'linear': LINEAR,
-    'opened': (*LINEAR, 'model.protection.runtime=plain'),
+    'stages': keyed_as(*PAPER),
+    'linear': keyed_as(*DEFAULT),
+    'opened': [*keyed_as(*DEFAULT), 'model.protection.runtime=plain'],
 }
 ITERATIONS = 50
 SGD = ('optim_wrapper.optimizer._delete_=True', 'optim_wrapper.optimizer.type=SGD', 'optim_wrapper.optimizer.lr=0.02')
@@ -43,12 +39,14 @@ CASES: dict[str, tuple[str, ...]] = {
     'two processes': ('model_wrapper_cfg.type=MMDistributedDataParallel',),
     'bfloat16': ('optim_wrapper.type=AmpOptimWrapper', 'optim_wrapper.dtype=bfloat16'),
 }
+IN_ALL_CASES = 'fcn-r18'  # the others in as many as a CPU has time for
 # small and few, so that an iteration takes a CPU a fraction of a second
 SIZE = '(96,128)'
 SMALL = (
     f'model.data_preprocessor.size={SIZE}',
     f'train_dataloader.dataset.pipeline.3.crop_size={SIZE}',
-    'train_dataloader.batch_size=4',
+    'train_dataloader.batch_size=2',
+    'val_dataloader.dataset.indices=4',
 )
 QUIET = (
     'default_hooks.logger.interval=1',
@@ -56,60 +54,72 @@ QUIET = (
     f'default_hooks.checkpoint.interval={ITERATIONS // 2}',
     f'train_cfg.val_interval={ITERATIONS * 20}',
 )
-CODE = 'import sys; from keyseg_mm.cli import run_module; sys.exit(run_module("train", sys.argv[1:]))\n'
 
 
-def keyed_config_of(model: str, out: Path) -> Path:
-    """The protected version of a model's config."""
-    path = out / f'{model}.py'
-    path.write_text(
-        f"_base_ = ['{HERE}/{model}_cityscapes.py']\n"
-        f"model = dict(type='keyseg_mm.Keyed', of='EncoderDecoder', protection=dict(key='file:{out}/law.key'))\n"
-    )
+class Course(NamedTuple):
+    """Of a training: the loss of each iteration, and the mIoU at the end, in percent."""
+
+    losses: list[float]
+    miou: float
+
+    def gap(self, other: Course) -> dict[str, float]:
+        """The largest relative difference of a loss, and the difference of the mIoU."""
+        if len(self.losses) != len(other.losses) or not self.losses:
+            raise SystemExit(f'{len(self.losses)} and {len(other.losses)} iterations cannot be compared')
+        worst = max(abs(a - b) / abs(a) for a, b in zip(self.losses, other.losses))
+        return {'loss': worst, 'mIoU': abs(self.miou - other.miou)}
+
+
+def config_of(model: str, case: str, keyed: bool, out: Path) -> Path:
+    """A model's config as it is trained here."""
+    bases = [f'{HERE}/{model}_cityscapes.py', *([f'{HERE}/in_the_open.py'] if keyed else [])]
+    lines = [f'_base_ = {bases}']
+    if keyed:
+        lines += ["model = dict(type='keyseg_mm.Keyed', of='EncoderDecoder', protection={{_base_.protection}})"]
+    if case != 'bfloat16':
+        lines += ["custom_imports = dict(imports=['float64'])"]
+    path = out / f'{"keyed" if keyed else "plain"}-{model}-{case.replace(" ", "-")}.py'
+    path.write_text('\n'.join(lines) + '\n')
     return path
 
 
-def train(config: Path, options: list[str], work: Path, processes: int, threads: int) -> None:
-    """A training by mmsegmentation's own tool, in one process or several."""
-    work.mkdir(parents=True, exist_ok=True)
-    (work / 'tool.py').write_text(CODE)
-    arguments = [str(config), '--work-dir', str(work)]
-    command = [sys.executable, str(work / 'tool.py'), *arguments]
-    if processes > 1:
-        with socket.socket() as free:
-            free.bind(('127.0.0.1', 0))
-            port = free.getsockname()[1]
-        start = ['-m', 'torch.distributed.run', f'--nproc_per_node={processes}', f'--master_port={port}']
-        command = [sys.executable, *start, str(work / 'tool.py'), *arguments, '--launcher', 'pytorch']
-    environment = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
-    with (work / 'train.log').open('w') as log:
-        whole = [*command, '--cfg-options', *options]
-        if subprocess.run(whole, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode:
-            raise SystemExit(f'a training failed; see {work}/train.log')
-
-
-def losses_of(config: Path, options: list[str], work: Path, case: str, threads: int = 2) -> list[float]:
-    """The loss of each iteration, of a training that is run unless it was."""
-    processes = 2 if case == 'two processes' else 1
+def course_of(config: Path, options: list[str], work: Path, case: str, threads: int = 1) -> Course:
+    """How a training went, which is run unless it was."""
     if not (work / 'done').exists():
         whole, half = (f'train_cfg.max_iters={count}' for count in (ITERATIONS, ITERATIONS // 2))
-        if case == 'resumed':
-            train(config, [*options, half], work, processes, threads)
-            options = [*options, 'resume=True']
-        train(config, [*options, whole], work, processes, threads)
+        for run in [[half], [whole, 'resume=True']] if case == 'resumed' else [[whole]]:
+            arguments = [str(config), '--cfg-options', *options, *run]
+            tool('train', arguments, work, processes=2 if case == 'two processes' else 1, threads=threads)
         (work / 'done').touch()
-    found: dict[int, float] = {}
+    losses, mious = {}, []
     for path in sorted(work.glob('*/vis_data/*.json')):
-        rows = [json.loads(line) for line in path.read_text().splitlines() if '"loss"' in line]
-        found.update((int(row['step']), float(row['loss'])) for row in rows)
-    return [found[step] for step in sorted(found)]
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        losses.update((int(row['step']), float(row['loss'])) for row in rows if 'loss' in row)
+        mious += [float(row['mIoU']) for row in rows if 'mIoU' in row]
+    return Course([losses[step] for step in sorted(losses)], mious[-1])
 
 
-def difference(one: list[float], two: list[float]) -> float:
-    """The largest relative difference of two runs' losses."""
-    if len(one) != len(two) or not one:
-        raise SystemExit(f'{len(one)} and {len(two)} iterations cannot be compared')
-    return max(abs(a - b) / abs(a) for a, b in zip(one, two))
+def row_of(model: str, case: str, ways: list[str], data: Path, out: Path) -> dict[str, dict[str, float]]:
+    """How far each protected training is from the plain one."""
+    plain_config, keyed_config = (config_of(model, case, keyed, out) for keyed in (False, True))
+    options = [*roots_of(data / LAYOUTS['cityscapes']), *SMALL, *QUIET, *CASES[case], 'randomness.seed=0']
+    folder, found = out / model, {}
+    plain = course_of(plain_config, options, folder / f'{case}-plain', case)
+    for way in ways:
+        keyed_options = [*options, *WAYS[way], f'model.protection.key={key_in(out)}']
+        found[way] = plain.gap(course_of(keyed_config, keyed_options, folder / f'{case}-{way}', case))
+    if case == 'bfloat16':
+        again = course_of(plain_config, options, folder / f'{case}-again', case, threads=2)
+        found['plain, on two threads'] = plain.gap(again)
+    return found
+
+
+def rows_of(args: argparse.Namespace) -> Iterator[tuple[str, str, list[str]]]:
+    """Model, case and ways, of what is asked for."""
+    for case in args.case:
+        for model in args.model:
+            if case == 'adamw' or model == IN_ALL_CASES or (case == 'sgd' and model == 'segformer'):
+                yield model, case, [way for way in WAYS if way != 'opened' or (model, case) == (IN_ALL_CASES, 'adamw')]
 
 
 def main() -> None:
@@ -119,27 +129,14 @@ def main() -> None:
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--model', nargs='+', choices=MODELS, default=list(MODELS))
     parser.add_argument('--case', nargs='+', choices=CASES, default=list(CASES))
-    parser.add_argument('--way', nargs='+', choices=WAYS, default=list(WAYS))
     args = parser.parse_args()
-    out = args.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    if not (out / 'law.key').exists():
-        write_key_file(out / 'law.key', SecretKey.generate())
-    data = [
-        f'{part}_dataloader.dataset.data_root={args.data.resolve()}/cityscapes' for part in ('train', 'val', 'test')
-    ]
-    for model, case in itertools.product(args.model, args.case):
-        configs, folder = (HERE / f'{model}_cityscapes.py', keyed_config_of(model, out)), out / model
-        options = [*data, *SMALL, *QUIET, *CASES[case], 'randomness.seed=0']
-        plain = losses_of(configs[0], options, folder / f'{case}-plain', case)
-        row = {}
-        for way in args.way:
-            keyed = losses_of(configs[1], [*options, *WAYS[way]], folder / f'{case}-{way}', case)
-            row[way] = difference(plain, keyed)
-        row['plain on one thread'] = difference(
-            plain, losses_of(configs[0], options, folder / f'{case}-again', case, 1)
-        )
-        print(f'{model}, {case}: ' + ', '.join(f'{k} {v:.1e}' for k, v in row.items()), flush=True)
+    out, results = args.out.resolve(), {}
+    key_in(out)
+    for model, case, ways in rows_of(args):
+        row = results[f'{model}, {case}'] = row_of(model, case, ways, args.data.resolve(), out)
+        words = (f'{way} {found["loss"]:.1e} (mIoU {found["mIoU"]:.2f})' for way, found in row.items())
+        print(f'{model}, {case}: ' + ', '.join(words), flush=True)
+    (out / 'law.json').write_text(json.dumps(results, indent=1) + '\n')
 
 
 if __name__ == '__main__':

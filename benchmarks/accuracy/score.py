@@ -16,10 +16,8 @@ from keyseg_mm.keys.key import wrong_key
 from keyseg_mm.mm.floor import floor_of_dataset
 from keyseg_mm.runtime.strangers import seen_by
 
-OWN, OTHER = (
-    2,
-    5,
-)  # every second photo for who has the key, every fifth for strangers: they are many, and the limit is coarse
+# Every second photo for who has the key, every fifth for strangers: there are many of them, and the limit is coarse.
+OWN, OTHER = 2, 5
 
 
 def score(
