@@ -17,13 +17,11 @@ from keyseg_mm.entries import EmbeddingEntry, TensorEntry, describe
 from keyseg_mm.locking import Plan
 from keyseg_mm.locking.proof import Agreement, Proof
 from keyseg_mm.locking.scheme import scheme_of
-from keyseg_mm.mm.advice import warn_of_few_maps
+from keyseg_mm.mm.advice import CLOSE, warn_of_few_maps
 from keyseg_mm.mm.config import pretrained_files
 
 _SHOWN = 10  # tensors
 _NEAREST = 5  # layers named
-# relative difference up to which matching by direction finds the channels of a layer again, of random ones too
-CLOSE = 1.0
 # what barely changes the output, and what to do about it
 _WEAK = {
     'features': ('these points', 'Take --points linear, or points that all of the signal passes'),

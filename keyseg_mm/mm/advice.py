@@ -7,6 +7,8 @@ from collections.abc import Sized
 #: Audited models that were encrypted at this many maps or fewer fell to a few labelled photos, whatever the transform;
 #: those encrypted at the input of every layer did not. In between nothing was measured.
 FEW_MAPS = 5
+#: Relative difference up to which matching by direction finds the channels of a layer again, of random ones too.
+CLOSE = 1.0
 
 
 def warn_of_few_maps(entries: Sized) -> str:

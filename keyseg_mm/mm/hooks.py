@@ -15,6 +15,7 @@ from torch import nn
 from keyseg_mm.envelope import SEALED, SIGNED
 from keyseg_mm.errors import LeakError, NotFiredError
 from keyseg_mm.mm.advice import warn_of_few_maps
+from keyseg_mm.mm.beginning import Beginning, names_from_files
 from keyseg_mm.mm.image_guard import ImageGuard
 from keyseg_mm.mm.proving import prove_file, prove_points
 from keyseg_mm.mm.registry import HOOKS
@@ -26,7 +27,7 @@ from keyseg_mm.runtime.leaks import Needles, search_object
 from keyseg_mm.runtime.protection import Protection, State
 from keyseg_mm.runtime.written import RUNTIME, check_runtime, lock_opened, runtime_of
 from keyseg_mm.seal.sections import seal_checkpoint
-from keyseg_mm.stamp import stamp_names
+from keyseg_mm.stamp import is_stamp, stamp_names
 
 
 @HOOKS.register_module()
@@ -37,7 +38,8 @@ class GuardHook(Hook):
     first iteration, which torch.compile has no part in, every encryptor fires; that the config holds no secret, and
     that every checkpoint carries the stamp and nothing secret. A training begins with the proof that each point does
     something to what the model predicts, and with a warning where its maps are few; it ends with the proof that its
-    last file is right with the key and wrong without. In a config:
+    last file is right with the key and wrong without, and, where it began with weights out of a plain file, tells how
+    much is still close to these. In a config:
     ``custom_hooks=[dict(type='keyseg_mm.GuardHook')]``.
 
     Where images are encrypted (``keyseg_mm.EncryptImage``), it checks that every pipeline does so, and all alike; puts
@@ -69,6 +71,8 @@ class GuardHook(Hook):
         self._run = ''
         self._calls: dict[Encryptor, int] = {}
         self._needles: list[tuple[Any, Needles]] = []
+        self._loaded: set[str] | None = None  # plain weights that were; None where nothing was loaded
+        self._beginning: Beginning | None = None
 
     def before_run(self, runner: Any) -> None:
         found = self._protections(runner)
@@ -91,14 +95,21 @@ class GuardHook(Hook):
             self._say(runner, warn_of_few_maps(protection.encryptors))
         self._note_calls(runner, 'train')
         self._say(runner, prove_points(_model(runner)))
+        if not runner._resume:  # what a resumed training began with is not known any more
+            names = names_from_files(_model(runner)) if self._loaded is None else self._loaded
+            self._beginning = Beginning(_model(runner), names)
 
     def after_train(self, runner: Any) -> None:
+        if self._beginning is not None:
+            self._say(runner, self._beginning.words(_model(runner)))
         last = [hook.last_ckpt for hook in runner.hooks if getattr(hook, 'last_ckpt', None)]
         if is_main_process() and self._protections(runner) and last and Path(last[-1]).is_file():
             self._say(runner, prove_file(_model(runner), last[-1], runner.iter))
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         self._images.after_load_checkpoint(runner, checkpoint)
+        names = {name.removeprefix('module.') for name in checkpoint.get('state_dict', checkpoint)}
+        self._loaded = set() if any(map(is_stamp, names)) else names
         if runner._resume:
             check_runtime(_model(runner), checkpoint)
 
