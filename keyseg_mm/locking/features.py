@@ -14,9 +14,10 @@ from typing import Any
 from torch import nn
 
 from keyseg_mm.bind import Bound, derive_map
-from keyseg_mm.entries import Entry, MapEntry
+from keyseg_mm.entries import SALT_BYTES, Entry, MapEntry
 from keyseg_mm.errors import LockError
 from keyseg_mm.keys.identity import Key
+from keyseg_mm.keys.key import wrong_key
 from keyseg_mm.locking.plan import Plan
 from keyseg_mm.locking.planning import SCHEME, plan_lock
 from keyseg_mm.locking.proof import Agreement, Bench, Proof, agreement
@@ -47,16 +48,7 @@ class Features(Scheme):
     ) -> Proof:
         """Points of a preset that make the model wrong are left out; those that were named are an error."""
         trial = _Trial(self, bench, model, weights, key, salt)
-        with_key = trial.compare(plan)
-        if not with_key.is_equal:
-            blame = trial.culprits(plan)
-            named = [point for point in blame if point in plan.named]
-            if named or not blame:
-                raise LockError(_not_the_plain_one(named, with_key))
-            plan = plan.without(blame, 'its weight is used for more than the layer itself (found by the proof)')
-            with_key = trial.compare(plan)
-            if not with_key.is_equal:
-                raise LockError(_not_the_plain_one([], with_key))
+        plan, with_key = trial.exact(plan)
         without_key = trial.compare(plan, authorised=False)
         if without_key.is_the_same:
             raise LockError(
@@ -70,6 +62,21 @@ class Features(Scheme):
             raise TypeError
         params = {name: value for name, value in entry.transform.items() if name != 'type'}
         return TRANSFORMS[entry.transform['type']].key_space(entry.channels, **params)
+
+
+def exact_part(plan: Plan, bench: Bench, model: nn.Module) -> Plan:
+    """What of a plan the weights of a model carry exactly, whatever they are, by a trial with a key that anybody knows.
+
+    Args:
+        plan: of feature maps.
+        bench: how models are run.
+        model: plain, with weights that are drawn; it stays as it is.
+
+    Raises:
+        LockError: a point that was asked for by name makes the model another one.
+    """
+    weights = {name: value.detach() for name, value in model.state_dict().items()}
+    return _Trial(Features(), bench, model, weights, wrong_key('trial'), bytes(SALT_BYTES)).exact(plan)[0]
 
 
 class _Trial:
@@ -90,6 +97,21 @@ class _Trial:
         self.model.load_state_dict(tensors, strict=False)
         maps = [(s, e, derive_map(self.key, self.salt, e)) for s, e in zip(plan.sites, plan.maps) if authorised]
         return agreement(self.plain, self.bench.run(self.model, maps))
+
+    def exact(self, plan: Plan) -> tuple[Plan, Agreement]:
+        """The plan less those points of a preset that make the model wrong, and how far it is the plain one then."""
+        with_key = self.compare(plan)
+        if with_key.is_equal:
+            return plan, with_key
+        blame = self.culprits(plan)
+        named = [point for point in blame if point in plan.named]
+        if named or not blame:
+            raise LockError(_not_the_plain_one(named, with_key))
+        plan = plan.without(blame, 'its weight is used for more than the layer itself (found by the proof)')
+        with_key = self.compare(plan)
+        if not with_key.is_equal:
+            raise LockError(_not_the_plain_one([], with_key))
+        return plan, with_key
 
     def culprits(self, plan: Plan) -> list[str]:
         """Which points make the model wrong, by halving: each run clears or suspects all of its part at once."""

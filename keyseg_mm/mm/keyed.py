@@ -21,6 +21,7 @@ from keyseg_mm.locking.planning import DEFAULT_POINTS, DEFAULT_TRANSFORM, plan_l
 from keyseg_mm.maps import normal_form
 from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.mm.initialising import carry_at_init
+from keyseg_mm.mm.proving import prove_exact
 from keyseg_mm.mm.registry import MODELS
 from keyseg_mm.model.points import PRESETS
 from keyseg_mm.runtime.attach import attach, await_checkpoint, run_without_key
@@ -119,7 +120,9 @@ def _plan(module: nn.Module, options: dict[str, Any]) -> Plan:
     """What is encrypted, by a dry run; plain weights have to be carried exactly."""
     exact = options.get('start') == 'plain' or options.get('runtime') == 'plain'
     points, transform = options.get('points', DEFAULT_POINTS), options.get('transform', DEFAULT_TRANSFORM)
-    return (plan_lock if exact else plan_training)(module, points, transform, trace_module(module))
+    if not exact:
+        return plan_training(module, points, transform, trace_module(module))
+    return prove_exact(plan_lock(module, points, transform, trace_module(module)), module)
 
 
 def check_options(protection: Any) -> dict[str, Any]:

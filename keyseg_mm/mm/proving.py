@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import copy
+import logging
 
+import torch
 from mmengine.runner import checkpoint
 from torch import nn
 
 from keyseg_mm.checkpoint.files import read_content
 from keyseg_mm.errors import NotFiredError, PointError
+from keyseg_mm.locking.features import exact_part
 from keyseg_mm.locking.places import entry_at
+from keyseg_mm.locking.plan import Plan
 from keyseg_mm.locking.proof import Outputs, agreement
 from keyseg_mm.mm.bench import HostBench
 from keyseg_mm.mm.compat import HOST_NAMES
 from keyseg_mm.mm.effects import effects_in, places_in
+from keyseg_mm.model.passes import copied
+from keyseg_mm.runtime.attach import detach
+
+logger = logging.getLogger('keyseg_mm')
 
 
 def prove_points(model: nn.Module) -> str:
@@ -48,6 +56,31 @@ def prove_points(model: nn.Module) -> str:
     if found.idle:
         return f'points of no effect on what the model predicts, which the others protect: {", ".join(found.idle)}'
     return ''
+
+
+def prove_exact(plan: Plan, model: nn.Module) -> Plan:
+    """What of a plan any weights of a model carry exactly: no layer's weights that are read as data, by a loss for one.
+
+    Args:
+        plan: for plain weights that are to be carried.
+        model: as built; it stays as it is.
+
+    Raises:
+        LockError: a point that was asked for by name is none of them.
+    """
+    if any(p.is_meta for p in model.parameters()):
+        return plan
+    double = copied(model)
+    detach(double)
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in double.parameters():  # as built they may be anything, or zeros
+            p.normal_(0 if p.dim() > 1 else 0.5, (len(p) / p.numel()) ** 0.5 if p.dim() > 1 else 0.1, generator=random)
+    try:
+        return exact_part(plan, HostBench(), double)
+    except PointError as error:
+        logger.warning('that plain weights carry every map exactly could not be proved: %s', error)
+        return plan
 
 
 def prove_file(model: nn.Module, path: str, iteration: int) -> str:

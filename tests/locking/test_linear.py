@@ -15,7 +15,9 @@ from keyseg_mm import Trace, attach, lock, plan_lock, stamps_of
 from keyseg_mm.errors import LockError
 from keyseg_mm.locking.places import sites_of_stamp
 from keyseg_mm.maps import CHANNEL_MAPS
+from keyseg_mm.mm.inputs import data_samples
 from keyseg_mm.model.layers import is_stock
+from keyseg_mm.runtime.attach import protection_of
 from tests.support.configs import keyed_cfg, tiny_model_cfg
 
 SALT = bytes(range(16))
@@ -186,6 +188,26 @@ def test_a_weight_that_a_loss_reads_stays_plain(key, key_file):
     keyed.load_state_dict(locked)
     x = torch.rand(1, 3, 64, 64)
     assert gap(keyed(x, mode='tensor'), model.eval()(x, mode='tensor')) < 1e-4
+
+
+@pytest.mark.parametrize('runtime', ['keyed', 'plain'])
+def test_a_plain_checkpoint_of_such_a_model_is_trained_on_exactly(runtime, key_file):
+    cfg = tiny_model_cfg()
+    cfg.decode_head.type = 'Prototypes'
+    torch.manual_seed(0)
+    plain = MODELS.build(cfg)
+    options = dict(start='plain', runtime=runtime, transform=SIGNED)
+    model = MODELS.build(keyed_cfg(cfg, f'file:{key_file}', points='linear', **options))
+    model.load_state_dict(plain.state_dict())
+    points = {entry.point for entry in protection_of(model).stamp.maps}
+    assert 'in:decode_head.conv_seg' not in points and 'in:decode_head.convs.0.conv' in points
+    assert torch.equal(model.decode_head.conv_seg.weight, plain.decode_head.conv_seg.weight)
+    x, samples = torch.rand(2, 3, 64, 64), data_samples(torch.zeros(2, 64, 64, dtype=torch.long))
+    found, wanted = (m.train().loss(x, samples)['decode.loss_prototypes'] for m in (model, plain))
+    assert float(found) == pytest.approx(float(wanted), rel=1e-4)
+    if runtime == 'keyed':
+        with pytest.raises(LockError, match='in:decode_head.conv_seg.*used for more than the layer itself'):
+            MODELS.build(keyed_cfg(cfg, f'file:{key_file}', points='in:decode_head.conv_seg', **options))
 
 
 def test_what_nobody_can_run_is_refused(key):
