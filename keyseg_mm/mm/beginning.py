@@ -48,9 +48,9 @@ class Beginning:
         return (
             f'{len(close)} of {len(found)} weights that carry maps, {100 * share:.0f} % of the parameters, are still '
             f'close to the plain ones that this training began with (relative distance below {CLOSE:g}; the nearest: '
-            f'{nearest}). If those are public: whoever has them and gets this model out of its seal (from memory, or as '
-            'an exported graph) can find these maps without the key. The sealed file gives them nothing. Training longer, '
-            'or from random weights, leaves less (docs/threat-model.md)'
+            f'{nearest}). If those are public: whoever has them and gets this model out of its seal (from memory, or '
+            'as an exported graph) can find these maps without the key. The sealed file gives them nothing. Training '
+            'longer, or from random weights, leaves less (docs/threat-model.md)'
         )
 
 

@@ -13,7 +13,7 @@ from mmengine.model import is_model_wrapper
 from torch import nn
 
 from keyseg_mm.envelope import SEALED, SIGNED
-from keyseg_mm.errors import LeakError, NotFiredError
+from keyseg_mm.errors import LeakError, NotFiredError, PlanMismatchError
 from keyseg_mm.mm.advice import warn_of_few_maps
 from keyseg_mm.mm.beginning import Beginning, names_from_files
 from keyseg_mm.mm.image_guard import ImageGuard
@@ -57,7 +57,8 @@ class GuardHook(Hook):
 
     Raises:
         NotFiredError: no protection, encryptors that were not called, or a pipeline that does not encrypt.
-        KeyMismatchError, PlanMismatchError: pipelines that differ, or a checkpoint of other images.
+        KeyMismatchError, PlanMismatchError: pipelines that differ, or a checkpoint of other images; an average (EMA) of
+            weights behind other tables.
         PlainCheckpointError: a checkpoint of plain images.
         IntegrityError: a checkpoint that was altered.
         LeakError: secret material in the config or in a checkpoint about to be saved. Nothing is written then.
@@ -222,6 +223,14 @@ class GuardHook(Hook):
     def _check_modules(self, runner: Any) -> None:
         for module, protection in self._protected(runner):
             protection.check(module)
+        own = [protection.stamp for protection in self._protections(runner)]
+        for hook in runner.hooks:
+            average = getattr(hook, 'ema_model', None)
+            if average is not None and [protection.stamp for _, protection in protected_modules(average)] != own:
+                raise PlanMismatchError(
+                    f'the copy whose weights {type(hook).__name__} averages has other tables than the model, and what '
+                    'it computes would be wrong: make it after a checkpoint is loaded, or load that into it too'
+                )
 
     def _check_calls(self) -> None:
         """Once per loop: every encryptor that fires in this kind of pass has fired."""

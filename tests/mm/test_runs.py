@@ -8,20 +8,23 @@ import socket
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
+from mmengine.runner import Runner
 from mmengine.runner.amp import autocast
 from mmseg.apis import init_model
 
 from keyseg_mm import find_leaks, protections, stamps_of
 from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in
-from keyseg_mm.errors import KeyFileError, KeyMismatchError, PlainCheckpointError
+from keyseg_mm.errors import KeyFileError, KeyMismatchError, PlainCheckpointError, PlanMismatchError
 from keyseg_mm.stamp import is_stamp
 from tests.support.configs import runner_cfg, tiny_model_cfg
 from tests.support.files import opened_weights
@@ -111,6 +114,26 @@ def test_training_variants(variant, tmp_path, tiny_cityscapes, key_file, other_k
     cfg.model.protection.key = f'file:{other_key_file}'
     with pytest.raises(KeyMismatchError):
         run(cfg, 'test')
+
+
+class OtherTables(Hook):
+    """After the second iteration the averaged copy gets the tables of another salt."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        copy = next(hook.ema_model.module for hook in runner.hooks if hasattr(hook, 'ema_model'))
+        own = protections(copy)[0]
+        if batch_idx == 1:
+            sites = [encryptor.site for encryptor in own.encryptors]
+            own.become_keyed(copy, replace(own.stamp, salt=bytes(16)), sites)
+
+
+def test_an_average_of_weights_behind_other_tables_is_an_error(tmp_path, tiny_cityscapes, key_file):
+    cfg = keyed_run(tiny_cityscapes, tmp_path / 'work', f'file:{key_file}', **VARIANTS['ema'])
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(OtherTables(), 'VERY_HIGH')
+    with pytest.raises(PlanMismatchError, match='whose weights EMAHook averages has other tables'):
+        runner.train()
+    assert not list((tmp_path / 'work').glob('*.pth'))
 
 
 def test_bf16_inference(trained):
