@@ -56,7 +56,7 @@ class Beginning:
 
 def names_from_files(model: nn.Module) -> set[str]:
     """The parameters of a model that the host fills from files: those below an ``init_cfg`` of type ``Pretrained``."""
-    found = set()
+    found: set[str] = set()
     for place, module in model.named_modules():
         init: Any = getattr(module, 'init_cfg', None)
         if any(isinstance(one, dict) and one.get('type') == 'Pretrained' for one in _listed(init)):
