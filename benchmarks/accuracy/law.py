@@ -41,12 +41,12 @@ CASES: dict[str, tuple[str, ...]] = {
 }
 IN_ALL_CASES = 'fcn-r18'  # the others in as many as a CPU has time for
 # small and few, so that an iteration takes a CPU a fraction of a second
-SIZE = '(96,128)'
+SIZE = '(48,64)'
 SMALL = (
     f'model.data_preprocessor.size={SIZE}',
     f'train_dataloader.dataset.pipeline.3.crop_size={SIZE}',
     'train_dataloader.batch_size=2',
-    'val_dataloader.dataset.indices=4',
+    'val_dataloader.dataset.indices=1',
 )
 QUIET = (
     'default_hooks.logger.interval=1',
