@@ -33,8 +33,8 @@ from keyseg_mm.maps import Map
 from keyseg_mm.runtime.encryptor import add_encryptors
 from keyseg_mm.runtime.gates import remove_gates
 
-#: Transforms by points: what is protected by default, and the paper's way.
-PROTECTED = {'linear': 'SignedChannelPermutation', 'stages': 'ChannelPermutation'}
+#: Transforms by points: the paper's way, and what is protected by default.
+PROTECTED = {'stages': 'ChannelPermutation', 'linear': 'SignedChannelPermutation'}
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from common import Workload, quartiles, quiet
+from common import PROTECTED, Workload, quartiles, quiet
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -29,7 +29,6 @@ CONFIGS = {
     'SegFormer-B0': ('segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py', (512, 512)),
 }
 TINY, BATCH = (64, 64), 2
-POINTS = {'stages': 'ChannelPermutation', 'linear': 'SignedChannelPermutation'}
 SAMPLE = 0.04  # seconds that a sample takes at least: several steps in a row, for small models
 SCALE = 128.0  # of losses in half precision; not the usual 65536: no step is to be left out because it overflowed
 KEY = SecretKey.generate()
@@ -66,7 +65,7 @@ def keyed_at(model: nn.Module, points: str) -> list[Encryptor]:
     """Attach encryptors to a plain model; what was attached."""
     with quiet():
         sites = resolve(points, model, trace_module(model))
-        return attach(model, KEY, sites, entries_at(sites, POINTS[points])).encryptors
+        return attach(model, KEY, sites, entries_at(sites, PROTECTED[points])).encryptors
 
 
 def opened(work: Workload) -> Workload:
@@ -143,7 +142,7 @@ class Ways:
         one = Stepper(to_device(work, device), device, autocast)
         self.steppers = {'plain': one, 'again': one, 'stages': one, 'linear': one, 'opened': twin}
         self._model, self._encryptors = work.model, {}
-        for points in POINTS:
+        for points in PROTECTED:
             self._encryptors[points] = keyed_at(work.model, points)
             detach(work.model)
 

@@ -6,12 +6,11 @@ import copy
 from typing import Any
 
 import torch
-from common import quiet
+from common import PROTECTED, quiet
 from gpu_compile import compile_row
 from gpu_files import files_row
 from gpu_models import (
     KEY,
-    POINTS,
     Stepper,
     Ways,
     by_turns,
@@ -50,7 +49,7 @@ def correct(row: dict[str, Any], device: str, found: dict[str, Any]) -> None:
     work = workload(row['model'], device)
     without_chance(work.model)
     twin = to_device(opened(work), device)
-    models = {points: _locked(work, points, found) for points in POINTS}
+    models = {points: _locked(work, points, found) for points in PROTECTED}
     state = {name: value.clone() for name, value in work.model.state_dict().items()}
     plain = Stepper(to_device(work, device), device)
     with exact():
@@ -74,7 +73,7 @@ def _locked(work: Any, points: str, found: dict[str, Any]) -> tuple[Any, Any] | 
     """The locked model with its key, and without; None where it cannot be locked there, and why in what was found."""
     with quiet():
         try:
-            weights = lock(work.model.state_dict(), work.model, KEY, points, POINTS[points])
+            weights = lock(work.model.state_dict(), work.model, KEY, points, PROTECTED[points])
         except LockError as error:
             found[points] = {'not lockable': str(error)[:300]}
             return None
@@ -141,10 +140,10 @@ def times(row: dict[str, Any], device: str, found: dict[str, Any]) -> None:
 
 def memory(row: dict[str, Any], device: str, found: dict[str, Any]) -> None:
     """Peaks of the GPU's allocated memory, of one model at a time."""
-    for way in ('plain', *POINTS, 'opened'):
+    for way in ('plain', *PROTECTED, 'opened'):
         work = workload(row['model'], device)
         work = opened(work) if way == 'opened' else work
-        if way in POINTS:
+        if way in PROTECTED:
             keyed_at(work.model, way)
         to_device(work, device)
         peaks = found.setdefault('peak MiB', {})[way] = {}
