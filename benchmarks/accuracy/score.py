@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +50,7 @@ def _cfg(config: Path, checkpoint: Path, options: list[str], work_dir: Path, key
     cfg = Config.fromfile(str(config))
     cfg.merge_from_dict(dict(option.split('=', 1) for option in options))
     cfg.work_dir, cfg.load_from, cfg.experiment_name = str(work_dir), str(checkpoint), '-'.join(work_dir.parts[-4:])
+    cfg.log_level = 'WARNING'
     if key:
         cfg.model.protection.key = key
     cfg.test_dataloader.dataset.indices = list(range(0, len(_photos(cfg)), every))
@@ -78,6 +78,3 @@ def _photos(cfg: Any) -> Any:
 def _floor(cfg: Any) -> float:
     init_default_scope('mmseg')
     return floor_of_dataset(cfg.test_dataloader.dataset, len(_photos(cfg).metainfo['classes']))
-
-
-logging.getLogger('mmengine').setLevel(logging.WARNING)
