@@ -5,7 +5,7 @@
 
 DATA holds cityscapes/ and ade/ADEChallengeData2016/, laid out as mmseg's data set configs expect. Finished steps are
 kept in OUT and not run again. Both models of a seed have the same schedule and mmsegmentation's own train.py; they
-are scored in one process, on every second photo, strangers on every fifth. Prints a row for each pair, and for each
+are scored in one process, on every second photo, strangers on every tenth. Prints a row for each pair, and for each
 model and layout the mean difference over the seeds with its standard error. Writes OUT/results.json.
 """
 

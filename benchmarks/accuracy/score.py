@@ -15,8 +15,8 @@ from keyseg_mm.keys.key import wrong_key
 from keyseg_mm.mm.floor import floor_of_dataset
 from keyseg_mm.runtime.strangers import seen_by
 
-# Every second photo for who has the key, every fifth for strangers: there are many of them, and the limit is coarse.
-OWN, OTHER = 2, 5
+# Every second photo for who has the key, every tenth for strangers: there are many of them, and the limit is coarse.
+OWN, OTHER = 2, 10
 
 
 def score(
@@ -30,7 +30,7 @@ def score(
         options: as ``--cfg-options`` takes them, of texts alone.
         out: a new folder; what was scored into it before is taken over.
         key: locator, of a protected one. Then also without a key, and with the wrong keys ``1`` to ``wrong``, by name;
-            these on every fifth photo, with the floor there.
+            these on every tenth photo, with the floor there.
     """
     done = out / 'scores.json'
     if not done.exists():
