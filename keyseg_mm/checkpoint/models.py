@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from keyseg_mm.checkpoint.files import Source, read_checkpoint, write_checkpoint
-from keyseg_mm.errors import KeyFileError, LockError
+from keyseg_mm.errors import KeyFileError, KeysegError, LockError, PlanMismatchError
 from keyseg_mm.keys.identity import Key
 from keyseg_mm.locking import unlock_in_place
 from keyseg_mm.runtime.attach import protected_modules
@@ -63,6 +63,7 @@ def load(model: nn.Module, source: Source, key: Key | None = None, strict: bool 
         KeyFileError: it is protected, and no key was given.
         KeyMismatchError: it is protected with another key.
         IntegrityError: it was altered. What was loaded of it is zeros.
+        PlanMismatchError: it is of another model, or protected otherwise.
         KeysegError: it is no checkpoint.
     """
     content = read_checkpoint(source)
@@ -76,7 +77,15 @@ def load(model: nn.Module, source: Source, key: Key | None = None, strict: bool 
         check_meta_of(key, content)
     if not protections and stamps:
         weights = _plain(model, weights, key)
-    model.load_state_dict(weights, strict=strict)
+    try:
+        model.load_state_dict(weights, strict=strict)
+    except KeysegError:
+        raise
+    except RuntimeError as error:  # torch's, with all names that do not fit
+        way = 'strict=False leaves out what only one of them has; ' if strict else ''
+        raise PlanMismatchError(
+            f'this checkpoint is of another model: {error}\n{way}build the model from the config that it was trained with'
+        ) from None
     return meta
 
 

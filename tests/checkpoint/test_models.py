@@ -22,6 +22,7 @@ from keyseg_mm.errors import (
     LockError,
     NotFiredError,
     PlainCheckpointError,
+    PlanMismatchError,
 )
 from keyseg_mm.runtime.attach import await_checkpoint
 from keyseg_mm.runtime.protection import Rules, State
@@ -258,6 +259,20 @@ def test_an_opened_model_that_lacks_what_carries_its_maps_is_not_written(seal, p
     with pytest.raises(LockError, match='carried by decode_head.convs.1.conv.weight, which it does not have'):
         keyseg_mm.save(opened, tmp_path / 'opened.pth')
     assert not (tmp_path / 'opened.pth').exists()
+
+
+@pytest.mark.parametrize('build', [keyed_layers, plain_runtime, layers])
+def test_a_file_of_another_model_is_told_by_name(build, path):
+    key = [KEY] if build is layers else []
+    weights = keyed_layers().state_dict() if build is keyed_layers else locked()
+    weights['4.bias'] = torch.zeros(99)
+    write_checkpoint(path, seal_checkpoint({'state_dict': weights}, Sealing(KEY))['state_dict'], {})
+    with pytest.raises(KeysegError, match='4.bias'):
+        keyseg_mm.load(build(), path, *key)
+    model = nn.Sequential(layers(), nn.Linear(2, 2))
+    write_checkpoint(path, layers().state_dict(), {}, overwrite=True)
+    with pytest.raises(PlanMismatchError, match='of another model(.|\n)*strict=False'):
+        keyseg_mm.load(model, path)
 
 
 # ---- altered files
