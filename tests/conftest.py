@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 
@@ -24,6 +25,12 @@ from tests.support.pages import BROWSERS, find_browser
 hypothesis.settings.register_profile('fixed', derandomize=True, deadline=None)
 hypothesis.settings.load_profile('fixed')
 os.urandom, time.monotonic = DRAWS, TICKS
+
+
+def pytest_collection_finish():
+    """What was imported stays: the host collects garbage for each data set it reads, and would look through it all."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -156,10 +156,10 @@ def _passes(module: nn.Module, size: Size, heads: bool, image: Image, loss: bool
         passes = {'test': lambda: _test(module, one, heads), 'train': lambda: _train(module, two, heads)}
         passes[OTHER_SIZE] = lambda: _test(module, noise(module, 1, another(size)), heads)
     else:
-        passes = {'test': lambda: _to_test(module)(inputs_of(module, size))}
+        passes = {'test': lambda: _to_test(module)(*inputs_of(module, size))}
         if not is_head(module):  # a head is trained by its loss, which needs more than its inputs
-            passes['train'] = lambda: _to_train(module)(inputs_of(module, size))
-        passes[OTHER_SIZE] = lambda: _to_test(module)(inputs_of(module, another(size)))
+            passes['train'] = lambda: _to_train(module)(*inputs_of(module, size))
+        passes[OTHER_SIZE] = lambda: _to_test(module)(*inputs_of(module, another(size)))
     if 'train' in passes:
         passes['train'] = _watched(passes['train']) if loss else _lossless(module, passes['train'])
     passes[OTHER_SIZE] = _tolerant(passes[OTHER_SIZE])

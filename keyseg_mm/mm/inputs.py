@@ -58,19 +58,71 @@ def is_head(module: nn.Module) -> bool:
     return hasattr(module, 'conv_seg') or hasattr(module, 'input_transform')
 
 
-def inputs_of(module: Any, size: Size) -> Any:
-    """An image for a backbone, or the maps of a pyramid that a neck or head declares by ``in_channels``."""
+def inputs_of(module: Any, size: Size) -> tuple[Any, ...]:
+    """What a part is called with: an image for a backbone, or the maps that a neck or head declares by ``in_channels``.
+
+    Which form of maps it takes shows by calling it.
+
+    Raises:
+        Exception: that of the host for the first form, where it takes none.
+    """
     channels = getattr(module, 'in_channels', None)
-    head = is_head(module)
-    if isinstance(channels, int) and not head or channels is None:
-        return noise(module, 2, size)
-    widths = [channels] if isinstance(channels, int) else list(channels)
-    maps = [torch.rand(2, c, *(max(side >> (i + 2), 1) for side in size)) for i, c in enumerate(widths)]
-    if head:  # heads pick their maps out of the backbone's by in_index
-        index = getattr(module, 'in_index', -1)
-        index = [index] if isinstance(index, int) else list(index)
-        slots = [maps[0]] * (max(max(index), len(maps) - 1) + 1)
-        for i, m in zip(index, maps):
-            slots[i] = m
-        return slots
-    return maps
+    if isinstance(channels, int) and not is_head(module) or channels is None:
+        return (noise(module, 2, size),)
+    widths, problems = _widths(channels, _indices(module)), []
+    for form in _FORMS:
+        try:
+            given = form(module, widths, size)
+            module(*given)
+        except Exception as error:  # whatever the host raises for what does not suit it
+            problems.append(error)
+        else:
+            return given
+    raise problems[0]
+
+
+def _pyramid(module: Any, widths: list[int], size: Size) -> tuple[Any, ...]:
+    return (_slots(module, [_map(c, size, i + 2) for i, c in enumerate(widths)]),)
+
+
+def _of_one_size(module: Any, widths: list[int], size: Size) -> tuple[Any, ...]:
+    return (_slots(module, [_map(c, size, 4) for c in widths]),)
+
+
+def _with_class_tokens(module: Any, widths: list[int], size: Size) -> tuple[Any, ...]:
+    return (_slots(module, [(_map(c, size, 4), torch.rand(2, c)) for c in widths]),)
+
+
+def _after_another_head(module: Any, widths: list[int], size: Size) -> tuple[Any, ...]:
+    return (*_of_one_size(module, widths, size), _map(module.num_classes, size, 4))
+
+
+_FORMS = (_pyramid, _of_one_size, _with_class_tokens, _after_another_head)
+
+
+def _map(channels: int, size: Size, halved: int) -> Tensor:
+    return torch.rand(2, channels, *(max(side >> halved, 1) for side in size))
+
+
+def _widths(channels: Any, indices: list[int]) -> list[int]:
+    """Channels of each map; of maps that a head joins it tells the sum alone, and any that make it up will do."""
+    if not isinstance(channels, int):
+        return list(channels)
+    others = [1] * (len(indices) - 1)
+    return [*others, channels - sum(others)]
+
+
+def _indices(module: Any) -> list[int]:
+    index = getattr(module, 'in_index', -1)
+    return [index] if isinstance(index, int) else list(index)
+
+
+def _slots(module: Any, maps: list[Any]) -> list[Any]:
+    """The maps of a backbone, out of which a head picks its own by ``in_index``."""
+    if not is_head(module):
+        return maps
+    indices = _indices(module)
+    slots = [maps[0]] * (max(*indices, len(maps) - 1) + 1)
+    for i, m in zip(indices, maps):
+        slots[i] = m
+    return slots
