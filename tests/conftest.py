@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import time
+from types import SimpleNamespace
 
 os.environ.setdefault('OMP_NUM_THREADS', '2')
 os.environ.setdefault('MPLBACKEND', 'Agg')
@@ -27,12 +27,6 @@ hypothesis.settings.load_profile('fixed')
 os.urandom, time.monotonic = DRAWS, TICKS
 
 
-def pytest_collection_finish():
-    """What was imported stays: the host collects garbage for each data set it reads, and would look through it all."""
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(fixturedef, request):
     """What several tests share does not depend on the tests before it."""
@@ -52,12 +46,14 @@ def _the_same_every_time():
 
 @pytest.fixture(autouse=True, scope='session')
 def _brisk_runner():
-    """Leave out what takes a Runner seconds and says nothing here: the report on compilers, and layout of configs."""
+    """Leave out what takes a Runner seconds and says nothing here: the report on compilers, layout of configs, garbage."""
     import mmengine.config.config as config
+    import mmengine.dataset.base_dataset as base_dataset
     import mmengine.runner.runner as runner
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, 'collect_env', dict)
+        patch.setattr(base_dataset, 'gc', SimpleNamespace(collect=int))  # for each data set that is read
         patch.setattr(runner, 'time', Seconds())
         for owner in (config, yapf_api):  # mmengine imports it at the top, onedl-mmengine at the call
             patch.setattr(owner, 'FormatCode', lambda text, **_: (text, True), raising=False)
