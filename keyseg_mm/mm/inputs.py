@@ -97,7 +97,11 @@ def _after_another_head(module: Any, widths: list[int], size: Size) -> tuple[Any
     return (*_of_one_size(module, widths, size), _map(module.num_classes, size, 4))
 
 
-_FORMS = (_pyramid, _of_one_size, _with_class_tokens, _after_another_head)
+def _map_itself(module: Any, widths: list[int], size: Size) -> tuple[Any, ...]:
+    return (_map(widths[0], size, 3),)
+
+
+_FORMS = (_pyramid, _of_one_size, _with_class_tokens, _after_another_head, _map_itself)
 
 
 def _map(channels: int, size: Size, halved: int) -> Tensor:

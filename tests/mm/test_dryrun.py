@@ -63,6 +63,28 @@ def small_cfg(backbone, channels, head='FCNHead', **head_cfg):
     return cfg
 
 
+_NORM = dict(norm_cfg=dict(type='BN'))
+_HEAD = dict(num_classes=5, channels=8, **_NORM)
+_ALONE = {
+    'class tokens': dict(
+        **_HEAD, type='DPTHead', in_channels=(8, 8), embed_dims=8, post_process_channels=[8, 8], readout_type='project'
+    )
+    | dict(input_transform='multiple_select', in_index=(0, 1)),
+    'after another head': dict(
+        **_HEAD, type='OCRHead', in_channels=[8, 16], ocr_channels=8, input_transform='resize_concat', in_index=(0, 1)
+    ),
+    'of one size': dict(type='MLANeck', in_channels=[8] * 4, out_channels=8, act_cfg=dict(type='ReLU'), **_NORM),
+    'a map itself': dict(**_HEAD, type='DDRHead', in_channels=8),
+}
+
+
+@pytest.mark.parametrize('form', _ALONE)
+def test_parts_alone_are_run_with_the_maps_that_they_take(form):
+    trace = trace_module(MODELS.build(_ALONE[form]))
+    fired = {point.name for point in trace.sites if point.side == 'in'}
+    assert any('conv' in name for name in fired), fired
+
+
 @pytest.mark.parametrize('size', [(96, 96), (480, 480), (80, 176), (1024, 32)])
 def test_a_model_runs_at_the_size_that_it_was_made_for(size):
     """The tiny model's data preprocessor says 64."""
