@@ -46,7 +46,7 @@ def _the_same_every_time():
 
 @pytest.fixture(autouse=True, scope='session')
 def _brisk_runner():
-    """Leave out what takes a Runner seconds and says nothing here: the report on compilers, layout of configs, garbage."""
+    """Leave out what takes a Runner seconds and says nothing: the report on compilers, layout of configs, garbage."""
     import mmengine.config.config as config
     import mmengine.dataset.base_dataset as base_dataset
     import mmengine.runner.runner as runner

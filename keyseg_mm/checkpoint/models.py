@@ -84,7 +84,7 @@ def load(model: nn.Module, source: Source, key: Key | None = None, strict: bool 
     except RuntimeError as error:  # torch's, with all names that do not fit
         way = 'strict=False leaves out what only one of them has; ' if strict else ''
         raise PlanMismatchError(
-            f'this checkpoint is of another model: {error}\n{way}build the model from the config that it was trained with'
+            f'this checkpoint is of another model: {error}\n{way}build the model from the config of its training'
         ) from None
     return meta
 

@@ -66,10 +66,8 @@ def small_cfg(backbone, channels, head='FCNHead', **head_cfg):
 _NORM = dict(norm_cfg=dict(type='BN'))
 _HEAD = dict(num_classes=5, channels=8, **_NORM)
 _ALONE = {
-    'class tokens': dict(
-        **_HEAD, type='DPTHead', in_channels=(8, 8), embed_dims=8, post_process_channels=[8, 8], readout_type='project'
-    )
-    | dict(input_transform='multiple_select', in_index=(0, 1)),
+    'class tokens': dict(**_HEAD, type='DPTHead', in_channels=(8,) * 4, embed_dims=8, post_process_channels=[8] * 4)
+    | dict(readout_type='project', input_transform='multiple_select', in_index=(0, 1, 2, 3)),
     'after another head': dict(
         **_HEAD, type='OCRHead', in_channels=[8, 16], ocr_channels=8, input_transform='resize_concat', in_index=(0, 1)
     ),
