@@ -77,6 +77,11 @@ def load(model: nn.Module, source: Source, key: Key | None = None, strict: bool 
         check_meta_of(key, content)
     if not protections and stamps:
         weights = _plain(model, weights, key)
+    _fill(model, weights, strict)
+    return meta
+
+
+def _fill(model: nn.Module, weights: dict[str, Any], strict: bool) -> None:
     try:
         model.load_state_dict(weights, strict=strict)
     except KeysegError:
@@ -86,7 +91,6 @@ def load(model: nn.Module, source: Source, key: Key | None = None, strict: bool 
         raise PlanMismatchError(
             f'this checkpoint is of another model: {error}\n{way}build the model from the config of its training'
         ) from None
-    return meta
 
 
 def _plain(model: nn.Module, weights: dict[str, Any], key: Key | None) -> dict[str, Any]:
