@@ -36,6 +36,7 @@ def _read_onnx(path: Path) -> dict[str, Any]:
             for attribute in node.attribute if node.op_type == 'Constant' else ():
                 if attribute.name == 'value':
                     tensors[node.output[0]] = onnx.numpy_helper.to_array(attribute.t)
-        return {name: torch.from_numpy(array.copy()) for name, array in tensors.items() if array.dtype.kind in 'fiu'}
+        bare = {n: a.astype('float32') if a.dtype.name == 'bfloat16' else a.copy() for n, a in tensors.items()}
+        return {name: torch.from_numpy(array) for name, array in bare.items() if array.dtype.kind in 'fiu'}
     except Exception:  # a damaged file stumbles over anything
         raise KeysegError(f'{path} is cut short or no ONNX model; restore it from a copy') from None

@@ -35,6 +35,15 @@ def test_sealing_smoke(tmp_path):
     assert '    sealed, protected model' in printed and 'peak MiB' in printed
 
 
+def test_fingerprint_smoke(tmp_path):
+    printed, figures = smoke('fingerprint.py', tmp_path)
+    ways = {f'{how}, {what}' for how in ('lock', 'rekey', 'rekey of maps') for what in ('exact', 'fingerprint')}
+    assert set(figures['copies']['ratios']) == ways
+    assert figures['trace']['owners'] == ['customer 7'] and figures['trace']['cpu s'] > 0
+    assert figures['trace']['next z'] < 4.5 < figures['trace']['z']
+    assert '  rekey, fingerprint' in printed
+
+
 def test_overhead_smoke(tmp_path):
     printed, figures = smoke('overhead.py', tmp_path, '--models', 'Fast-SCNN', '--points', 'stages')
     row = figures['models']['Fast-SCNN']
