@@ -5,6 +5,11 @@
 # make fuzz   read changed inputs of every format, a minute's worth; ARGS='--inputs 1000000', or --coverage with atheris
 # make kill   kill every command that writes at 1,000 random moments, and look at what is left; ARGS='--kills 100'
 # make lint   style and types
+# make docs   the pages as a site, in build/docs; a warning is an error
+# make bench  speed, memory, sealing and locking, on this machine
+# make coverage  the tests of the core, and which of its branches they take
+# make dist   wheel and sdist, built twice and compared, in dist/
+# make wheel-check  the wheel alone, in a clean environment of each of PYTHONS that is there: the demo, and the core's tests
 PYTHON ?= python3
 # onedl: the maintained fork, nothing to compile. openmmlab: mmcv compiles its ops, 20 minutes or more, unless pip finds
 # a built wheel in WHEELS.
@@ -21,7 +26,7 @@ PIP = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 FIND = $(if $(WHEELS),--find-links $(WHEELS))
 ISOLATION = $(if $(filter openmmlab,$(STACK)),--no-build-isolation)
 
-.PHONY: setup demo test flaky gpu-check fuzz kill lint clean
+.PHONY: setup demo test flaky gpu-check fuzz kill lint docs bench coverage dist wheel-check clean
 
 setup: $(VENV)/installed
 
@@ -61,6 +66,24 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
+
+docs: setup
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+
+bench: setup
+	for name in overhead sealing locktime images; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+CORE = keys maps stamp bind seal locking runtime checkpoint
+coverage: setup
+	$(TEST) --cov-branch $(foreach room,$(CORE),--cov=keyseg_mm.$(room)) --cov-report=term:skip-covered \
+		$(wildcard $(foreach room,$(CORE),tests/$(room) tests/test_$(room).py)) tests/test_envelope.py tests/cli $(ARGS)
+
+dist: setup
+	PYTHON=$(BIN)/python .ci/dist
+
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
+wheel-check:
+	STACK=$(STACK) .ci/wheel $(PYTHONS)
 
 clean:
 	rm -rf .venv-onedl .venv-openmmlab build dist *.egg-info

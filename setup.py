@@ -1,9 +1,14 @@
 """Packaging of keyseg_mm. configs/ and tools/ travel in the wheel as keyseg_mm/.mim/, where mmengine looks for them."""
 
+import gzip
+import io
+import os
 import re
+import tarfile
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'keyseg_mm/__init__.py').read_text())[1]
@@ -15,6 +20,28 @@ STACKS = {
     'openmmlab': ['mmsegmentation>=1.2.2', 'mmengine>=0.10.5', 'mmcv>=2.0.1,<2.2', 'ftfy', 'regex', 'setuptools<81'],
     'onedl': ['onedl-mmsegmentation>=1.4.2', 'onedl-mmengine>=0.10.12', 'onedl-mmcv>=2.3.6'],
 }
+
+
+
+class Sdist(sdist):
+    """An archive that is the same, bit by bit, whenever and by whomever it is made with the same SOURCE_DATE_EPOCH."""
+
+    def make_archive(self, *args, **kwargs):
+        """Make it, and where that is set make it anew, without what is chance in it."""
+        path = super().make_archive(*args, **kwargs)
+        epoch = int(os.environ.get('SOURCE_DATE_EPOCH', 0))
+        if not epoch:
+            return path
+        with tarfile.open(path) as old:
+            files = [(info, old.extractfile(info).read() if info.isfile() else b'') for info in old]
+        with gzip.GzipFile(path, 'wb', mtime=epoch) as packed, tarfile.open(fileobj=packed, mode='w') as new:
+            for info, content in sorted(files, key=lambda file: file[0].name):
+                info.uid = info.gid = 0
+                info.uname = info.gname = ''
+                info.mtime, info.pax_headers, info.mode = epoch, {}, 0o755 if info.mode & 0o100 else 0o644
+                new.addfile(info, io.BytesIO(content))
+        return path
+
 
 setup(
     name='keyseg-mm',
@@ -37,6 +64,7 @@ setup(
         'onnx': ['onnx>=1.16'],
         'dask': ['distributed>=2024.1'],
         'completion': ['argcomplete>=3'],
+        'docs': ['sphinx>=8', 'myst-parser>=4', 'furo'],
         'dev': [
             'pytest>=8',
             'pytest-randomly>=3.16',
@@ -51,9 +79,15 @@ setup(
             'distributed>=2024.1',
             'tensorboard>=2.17',
             'build>=1.2',
+            'twine>=6',
+            'pytest-cov>=5',
+            'sphinx>=8',
+            'myst-parser>=4',
+            'furo',
             'pre-commit>=3.8',
         ],
     },
+    cmdclass={'sdist': Sdist},
     entry_points={'console_scripts': ['keyseg=keyseg_mm.cli:main']},
     classifiers=[
         'License :: OSI Approved :: Apache Software License',

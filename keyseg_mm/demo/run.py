@@ -42,7 +42,7 @@ COUNTS = {'train': 160, 'val': 40}  # scenes
 _COMMENT = 'made by keyseg demo'  # in its key files: others are not replaced
 _NEXT = """\
   keyseg show {checkpoint}                     what the checkpoint says of its protection
-  keyseg test {config} {checkpoint} --cfg-options model.protection.key=none      test it with whatever key
+  keyseg test {config} {checkpoint} --key none        test it with whatever key
   keyseg keygen --out my.key                   make a key for a model of your own
   three lines marked in {config} protect a config of your own"""
 RIGHT, NONE = 'sealed file, right key', 'sealed file, no key'

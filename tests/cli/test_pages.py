@@ -1,12 +1,13 @@
-"""The README's commands, typed as they stand there, each block in a clean folder.
+"""The pages' commands and Python, run as they stand there.
 
-What a command reads and no earlier command of its block has made is put in place before it runs: see `READERS_FILES`.
-What the README writes for a reader's own files is replaced: see `PLACEHOLDERS`. Commands that take minutes are parsed
-only: see `PARSED`; they are run elsewhere, each with its own small data. `make` and `pip` are looked up, not run.
+README.md: all commands in order, in one clean folder. Other pages: each block in a clean folder. What a command reads
+and nothing before it has made is put in place before it runs: see `READERS_FILES`. What a page writes for a reader's
+own files is replaced: see `PLACEHOLDERS`. Commands that take minutes are parsed only: see `PARSED`; they are run
+elsewhere, each with its own small data. `make` and `pip` are looked up, not run.
 
 What the commands print is compared with `transcripts/`. To write the transcripts anew, after a look at the difference:
 
-    UPDATE_TRANSCRIPTS=1 python -m pytest tests/cli/test_readme.py && git diff tests/cli/transcripts
+    UPDATE_TRANSCRIPTS=1 python -m pytest tests/cli/test_pages.py && git diff tests/cli/transcripts
 """
 
 from __future__ import annotations
@@ -28,24 +29,28 @@ from mmseg.registry import MODELS
 from keyseg_mm import Identity, SecretKey, write_key_file
 from keyseg_mm.checkpoint.files import write_checkpoint
 from keyseg_mm.cli import build_parser, main
-from tests.support.configs import keyed_cfg, runner_cfg, setr_cfg, tiny_model_cfg
+from keyseg_mm.cli.status import STATUS
+from keyseg_mm.maps import TRANSFORMS
+from tests.support.configs import runner_cfg, setr_cfg, tiny_model_cfg
 from tests.support.files import opened_weights
 from tests.support.readme import Block, blocks, stable
 
 ROOT = Path(__file__).parents[2]
 TRANSCRIPTS = Path(__file__).with_name('transcripts')
-BLOCKS = blocks(ROOT / 'README.md')
-VIT = 'encrypted-images-for-vision-transformers'
+README, DOCS = ROOT / 'README.md', ROOT / 'docs'
+RUN = [README, *(DOCS / f'{name}.md' for name in ('commands', 'lock', 'keys', 'images'))]
+VIT = 'for-vision-transformers'
 
 # What a reader would put in, by section; those without a section are good for all others. Words of a command are
 # replaced whole, and paths in options too.
 PLACEHOLDERS = {
-    '': {'CONFIG': 'keyed.py', 'KEYED_CONFIG': 'checkpoint.py', 'CHECKPOINT': 'work_dirs/keyed/iter_2.pth'},
+    '': {'CONFIG': 'plain.py', 'CHECKPOINT': 'work_dirs/plain/iter_2.pth'},
     VIT: {'CONFIG': 'vit.py', 'PATCHES_CONFIG': 'patches.py', 'PLAIN.pth': 'vit.pth'},
+    'protect-your-own-training': {'CONFIG': 'plain.py', 'CHECKPOINT': 'work_dirs/mine/iter_2.pth'},
 }
 # What a reader has before they type a block's first command: name in the block's folder -> name in `files`.
 READERS_FILES = {
-    **{name: name for name in ('keyed.py', 'checkpoint.py', 'vit.py', 'patches.py', 'plain.pth', 'vit.pth')},
+    **{name: name for name in ('vit.py', 'patches.py', 'plain.py', 'plain.pth', 'vit.pth')},
     **{name: name for name in ('locked.pth', 'found.pth', 'customers.txt', 'customer.recipient', 'photo.jpg')},
     'PLAIN.pth': 'plain.pth',
     'keys/my.key': 'my.key',
@@ -76,7 +81,7 @@ def files(tmp_path_factory, tiny_cityscapes):
     write_configs(folder, tiny_cityscapes)
     for name, model in (('plain', tiny_model_cfg()), ('vit', setr_cfg())):
         write_checkpoint(folder / f'{name}.pth', plain_state(model), {})
-    lock = ['lock', 'plain.pth', '--config', 'keyed.py', '--key', 'file:my.key', '--out', 'locked.pth']
+    lock = ['lock', 'plain.pth', '--config', 'plain.py', '--key', 'file:my.key', '--out', 'locked.pth']
     rekey = ['rekey', 'locked.pth', '--master', 'file:my.key', '--licensee', 'ACME Ltd', '--out', 'acme.pth']
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -93,8 +98,7 @@ def write_configs(folder: Path, data: Path) -> None:
     resized = dict(type='Resize', scale=(96, 64), keep_ratio=False)
     encrypted = dict(type='keyseg_mm.EncryptImage', method='PATCH', key='file:keys/my.key')
     models = {
-        'keyed': (keyed_cfg(tiny_model_cfg(), 'file:keys/my.key'), []),
-        'checkpoint': (keyed_cfg(tiny_model_cfg(), 'file:keys/my.key', points='checkpoint'), []),
+        'plain': (tiny_model_cfg(), []),
         'vit': (setr_cfg(), [resized]),
         'patches': (setr_cfg(), [resized, encrypted]),
     }
@@ -118,16 +122,14 @@ def plain_state(model: dict) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def typed(tmp_path, files, monkeypatch, capsys, caplog):
-    """Types a command in the block's folder; returns what it says that is the same at every run."""
-    monkeypatch.chdir(tmp_path)
+def typed(files, monkeypatch, capsys, caplog):
+    """Types a command in a folder; returns what it says that is the same at every run."""
     monkeypatch.setattr(os, 'urandom', np.random.default_rng(1).bytes)  # keys and salts that are drawn
 
-    def run(words: list[str]) -> str:
+    def run(words: list[str], folder: Path) -> str:
+        monkeypatch.chdir(folder)
         for name in {word.rpartition('file:')[2] for word in inputs(words)} & READERS_FILES.keys():
-            put(files / READERS_FILES[name], tmp_path / name)
-        for name in set(words) - set(inputs(words)):  # alternatives of one block make the same file
-            (tmp_path / name).unlink(missing_ok=True)
+            put(files / READERS_FILES[name], folder / name)
         for cls in registers(ManagerMixin):  # else two runs within a second share a name, and what is kept by it
             monkeypatch.setattr(cls, '_instance_dict', {})
         status = main(words)
@@ -135,7 +137,7 @@ def typed(tmp_path, files, monkeypatch, capsys, caplog):
         warned = [f'{r.levelname}: {r.getMessage()}' for r in caplog.records if r.name.startswith('keyseg_mm')]
         caplog.clear()
         assert status == 0, err
-        return stable('\n'.join([*warned, quiet(words[0], out + err)]), tmp_path)
+        return stable('\n'.join([*warned, quiet(words[0], out + err)]), folder)
 
     return run
 
@@ -167,20 +169,76 @@ def filled(block: Block, command: str) -> list[str]:
     return [names.get(word, word) for word in shlex.split(command)]
 
 
-@pytest.mark.parametrize('block', BLOCKS, ids=lambda block: block.name)
-def test_a_block_of_the_readme(block, typed):
+@pytest.mark.parametrize('page', RUN, ids=lambda page: page.stem)
+def test_the_commands_of_a_page(page, typed, tmp_path):
     said = []
-    for command in block.commands:
-        program, *words = filled(block, command)
-        if program == 'keyseg' and (words[0] not in PARSED or '--list' in words):
-            said.append(f'$ {command}\n{typed(words)}\n')
-        elif program == 'keyseg':
-            build_parser(words[:1]).parse_args(words)
-            said.append(f'$ {command}\n(options parsed: {PARSED[words[0]]})\n')
-        else:
-            CHECKED[program](words)
-            said.append(f'$ {command}\n(not run here)\n')
-    compare('\n'.join(said), TRANSCRIPTS / f'{block.name}.txt')
+    for number, block in enumerate(blocks(page)):
+        folder = tmp_path / ('all' if page == README else str(number))
+        folder.mkdir(exist_ok=True)
+        said.append(f'# {block.name}\n')
+        for command in block.commands:
+            program, *words = filled(block, command)
+            if program == 'keyseg' and (words[0] not in PARSED or '--list' in words):
+                said.append(f'$ {command}\n{typed(words, folder)}\n')
+            elif program == 'keyseg':
+                build_parser(words[:1]).parse_args(words)
+                said.append(f'$ {command}\n(options parsed: {PARSED[words[0]]})\n')
+            else:
+                CHECKED[program](words)
+                said.append(f'$ {command}\n(not run here)\n')
+    compare('\n'.join(said), TRANSCRIPTS / f'{page.stem}.txt')
+
+
+def test_the_chinese_readme_has_the_same_commands():
+    ours, theirs = (blocks(page) for page in (README, ROOT / 'README_zh-CN.md'))
+    assert [block.commands for block in theirs] == [block.commands for block in ours] != []
+    assert snippets(ROOT / 'README_zh-CN.md') == snippets(README)
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 150
+
+
+def snippets(page: Path) -> list[str]:
+    """The Python of a page."""
+    return re.findall(r'^```python\n(.*?)^```$', page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+SNIPPETS = [(page, text) for page in [README, *sorted(DOCS.glob('*.md'))] for text in snippets(page)]
+
+
+@pytest.mark.parametrize(('page', 'text'), SNIPPETS, ids=[page.stem for page, _ in SNIPPETS])
+def test_the_python_of_a_page(page, text, files, tmp_path, monkeypatch):
+    if 'import keyseg_mm' not in text:  # a part of a config
+        compile(text.replace('{{_base_.protection}}', 'None'), page.name, 'exec')
+        return
+    monkeypatch.chdir(tmp_path)
+    for name, source in READERS_FILES.items():
+        if f"{name}'" in text:
+            put(files / source, tmp_path / name)
+    monkeypatch.setattr('keyseg_mm.maps.TRANSFORMS', dict(TRANSFORMS))
+    exec(compile(text, page.name, 'exec'), {'__name__': page.stem})
+
+
+def test_links_lead_somewhere():
+    """Of all pages: files, and headings in them."""
+    lost = []
+    for page in [*ROOT.glob('*.md'), *DOCS.glob('*.md'), ROOT / 'configs' / 'README.md']:
+        for target, anchor in re.findall(
+            r'\]\(([^)#\s]*)#?([^)\s]*)\)', re.sub(r'```.*?```', '', page.read_text(), flags=re.S)
+        ):
+            if '://' in target or target.startswith('mailto:'):
+                continue
+            path = page.parent / target if target else page
+            text = path.read_text() if path.suffix == '.md' and path.is_file() else ''
+            for included in re.findall(r'{include} (\S+)', text):
+                text += (path.parent / included).read_text()
+            heads = {
+                re.sub(r'[^\w -]', '', head.lower()).replace(' ', '-') for head in re.findall(r'^#+ (.*)$', text, re.M)
+            }
+            if not path.exists() or (anchor and anchor not in heads):
+                lost.append(f'{page.name}: {target}#{anchor}')
+    assert not lost
 
 
 def compare(said: str, transcript: Path) -> None:
@@ -206,5 +264,10 @@ def check_pip(words: list[str]) -> None:
 CHECKED = {'make': check_make, 'pip': check_pip}
 
 
-def test_every_transcript_is_of_a_block():
-    assert {path.stem for path in TRANSCRIPTS.iterdir()} == {block.name for block in BLOCKS}
+def test_every_transcript_is_of_a_page():
+    assert {path.stem for path in TRANSCRIPTS.iterdir()} == {page.stem for page in RUN}
+
+
+def test_the_statuses_on_the_page_are_those_of_the_commands():
+    page = (DOCS / 'commands.md').read_text()
+    assert all(f'| {number} | {meaning} |' in page for number, meaning in STATUS.items())
