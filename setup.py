@@ -22,7 +22,6 @@ STACKS = {
 }
 
 
-
 class Sdist(sdist):
     """An archive that is the same, bit by bit, whenever and by whomever it is made with the same SOURCE_DATE_EPOCH."""
 

@@ -1,6 +1,6 @@
 """Draw the tables of docs/results.md as charts, into docs/images/.
 
-    python benchmarks/charts.py
+python benchmarks/charts.py
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def _compare(args: argparse.Namespace) -> int:
 
     methods = pick(args.methods)
     if args.plain is not None and not args.plain.is_file():
-        raise KeysegError(f'--plain {args.plain}: no such file')
+        raise KeysegError(f'--plain {args.plain}: no such file; it takes a trained plain checkpoint')
     plain = str(args.plain.resolve()) if args.plain else None
     config, key = str(args.config.resolve()), locator_of(args.out)
     options = Options(config, args.cfg_options, plain, key, args.seed, args.suite, args.wrong_keys)

@@ -194,7 +194,7 @@ def _passphrase(no_terminal: str, prompts: Sequence[str]) -> Text:
         raise KeyFileError(f'{no_terminal}; set {PASSPHRASE_VARIABLE}')
     first, *others = (Text(unseen(getpass)(prompt), 'typed') for prompt in prompts)
     if any(other.reveal() != first.reveal() for other in others):
-        raise KeyFileError('the two passphrases differ; nothing was written')
+        raise KeyFileError('the two passphrases differ, and nothing was written; run it again, and type the same twice')
     return first
 
 

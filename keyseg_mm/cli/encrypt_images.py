@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     if args.decrypt and args.config:
         raise KeysegError('--decrypt takes images as they are, without --config')
     if not args.source.exists():
-        raise KeysegError(f'{args.source}: no such file or folder')
+        raise KeysegError(f'{args.source}: no such file or folder; IN is an image, or a folder of images')
     folder = args.source.is_dir()
     if folder and args.target.suffix:
         raise KeysegError(f'{args.source} is a folder, so OUT names a folder too, not {args.target}')

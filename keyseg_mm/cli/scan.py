@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     key, search = real_key(args.key), Search()
     files = files_in(args.folder, search)
     if not files:
-        raise KeysegError(f'{args.folder}: nothing to search there')
+        raise KeysegError(f'{args.folder}: nothing to search there; give a file, or a folder with files in it')
     named = dict.fromkeys(args.checkpoint, True)
     stamps = _stamps_of({**dict.fromkeys(filter(_is_checkpoint, files), False), **named}, key, search)
     needles = Needles(key, stamps)
@@ -122,6 +122,6 @@ def _stamps_of(files: dict[Path, bool], key: Key, search: Search) -> list[Stamp]
             search.unread.append(f'the stamp of {path}, and its secrets were not looked for: {error}')
             continue
         if is_named and not stamps:
-            raise KeysegError(f'{path}: no stamp of key {key.id} in it')
+            raise KeysegError(f'{path}: no stamp of key {key.id} in it; `keyseg show {path}` tells whose it is')
         found.update({stamp.to_json(): stamp for stamp in stamps})
     return list(found.values())

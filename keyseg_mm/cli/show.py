@@ -51,11 +51,11 @@ def run(args: argparse.Namespace) -> int:
 
     path: Path = args.file
     if not path.is_file():
-        raise KeysegError(f'{path}: no such file')
+        raise KeysegError(f'{path}: no such file; show takes a key file, a checkpoint or a config')
     is_config = path.suffix in ('.py', '.json', '.yaml', '.yml')
     listed = args.points is not None or args.match is not None
     if listed and not is_config:
-        raise KeysegError(f"{path} is no config; --points and --match list the points of a config's model")
+        raise KeysegError(f'{path} is no config; --points and --match list the points of a model, so give its config')
     if listed:
         facts = _points(path, args.points or [], args.match or '')
     else:

@@ -99,7 +99,7 @@ def _read_names(path: Path) -> list[str]:
     try:
         lines = [line.strip() for line in text_of(path.read_bytes()).splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise KeysegError(f'{path}: could not be read as a list of names: {error}') from None
+        raise KeysegError(f'{path}: could not be read as a list of names, one on a line: {error}') from None
     names = [licensee_name(line) for line in lines if line and not line.startswith('#')]
     if not names:
         raise KeysegError(f'{path}: no names in it; write one licensee on a line')
