@@ -63,6 +63,7 @@ setup(
         'onnx': ['onnx>=1.16'],
         'dask': ['distributed>=2024.1'],
         'completion': ['argcomplete>=3'],
+        'signing': ['model-signing>=1.1', 'pyopenssl'],  # which it imports and does not declare
         'docs': ['sphinx>=8', 'myst-parser>=4', 'furo'],
         'dev': [
             'pytest>=8',
@@ -79,6 +80,8 @@ setup(
             'tensorboard>=2.17',
             'build>=1.2',
             'twine>=6',
+            'model-signing>=1.1',
+            'pyopenssl',
             'pytest-cov>=5',
             'sphinx>=8',
             'myst-parser>=4',

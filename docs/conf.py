@@ -21,7 +21,7 @@ html_extra_path = ['figures/site']  # the demo's audit, as the audit wrote it
 html_show_sourcelink = False
 myst_heading_anchors = 3
 autodoc_typehints, autodoc_member_order, napoleon_use_rtype = 'none', 'bysource', False
-pygments_style = 'friendly'
+pygments_style, highlight_language = 'friendly', 'bash'
 suppress_warnings = ['toc.not_included']  # pages that are new, and have no place yet
 
 # Pages link to files of the repository as the repository shows them; on the site some of these are pages, others not.

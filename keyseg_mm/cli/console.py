@@ -47,7 +47,7 @@ def add_host_options(parser: argparse.ArgumentParser) -> None:
     """What ``keyseg train`` and ``keyseg test`` take besides the options of the host's own tools."""
     add = parser.add_argument
     add('--key', metavar='LOC', help='locator of the key; wraps a plain config, and goes into a protected one')
-    add('--points', nargs='+', metavar='POINT', help='what to encrypt: presets or points (training: stages)')
+    add('--points', nargs='+', metavar='POINT', help='what to encrypt: presets or points')
     runtime = 'with encryptors, or opened at the plain speed (testing a plain config: plain)'
     add('--runtime', choices=('keyed', 'plain'), help=runtime)
 
