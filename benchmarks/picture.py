@@ -20,7 +20,7 @@ from keyseg_mm.demo import run as demo
 TITLES = {
     demo.RIGHT: 'sealed file, with its key',
     demo.NONE: 'sealed file, without the key',
-    demo.BARE: 'weights out of memory,\nwithout their tables',
+    demo.BARE: 'its weights, without the tables',
 }
 
 

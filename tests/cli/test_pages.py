@@ -57,6 +57,7 @@ READERS_FILES = {
     'keys/new.key': 'new.key',
     'keys/master.key': 'my.key',
     'work_dirs/my_run': 'my_run',
+    'work_dirs/plain/iter_2.pth': 'plain.pth',
 }
 HOSTS = ('train', 'test', 'tool')  # commands that run the host's own tools
 PARSED = {
@@ -244,6 +245,7 @@ def test_links_lead_somewhere():
 def compare(said: str, transcript: Path) -> None:
     """Compare with a transcript, or write it anew where that was asked for."""
     if os.environ.get('UPDATE_TRANSCRIPTS'):
+        transcript.parent.mkdir(exist_ok=True)
         transcript.write_text(said)
     assert said == transcript.read_text(), f'see the head of {__file__} for how to write {transcript.name} anew'
 
