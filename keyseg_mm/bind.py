@@ -21,6 +21,7 @@ from keyseg_mm.keys.derive import KeyStream, sha256
 from keyseg_mm.keys.key import Material, SecretKey, licensee_name
 from keyseg_mm.keys.secret import unseen
 from keyseg_mm.maps import TRANSFORMS, ChannelMap, Map
+from keyseg_mm.maps.carried import Carried
 from keyseg_mm.maps.ff1 import byte_map
 from keyseg_mm.maps.order import ORDERS, ValueOrder, WeightMap, raw, sorted_order, why_not
 from keyseg_mm.maps.pixels import COLOURS, PATCH, BlockCipher, BlockTables, Bytes, check_method, check_steps
@@ -38,11 +39,10 @@ class Bound:
     def weight_maps(self) -> dict[str, WeightMap]:
         """The secret map that each known weight carries, by name: that of its input, after that of the map it reads."""
         refuse_unknown(self.stamp)
-        maps: dict[str, ChannelMap] = {}
+        maps: dict[str, Carried] = {}
         for entry in sorted((e for e in self.stamp.maps if e.weights), key=_reading_order):
-            found = derive_channel_map(self.key, self.stamp.salt, entry)
-            for name in entry.weights:
-                maps[name] = found.compose(maps[name]) if name in maps else found
+            found = Carried(derive_channel_map(self.key, self.stamp.salt, entry), entry.along)
+            maps.update({name: found.compose(maps[name]) if name in maps else found for name in entry.weights})
         return {**maps, **self.value_orders()}
 
     def value_orders(self) -> dict[str, ValueOrder]:
@@ -194,4 +194,4 @@ def stamp_tensor(stamp: Stamp, room: int = 1) -> Tensor:
 def _reading_order(entry: MapEntry) -> tuple[bool, int]:
     """A map that leaves a module is met before those that enter layers, an outer layer's before an inner one's."""
     point = Point.parse(entry.point)
-    return point.side == 'in', point.name.count('.')
+    return point.side != 'out', point.name.count('.')

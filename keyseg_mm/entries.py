@@ -34,8 +34,10 @@ class MapEntry(Entry):
         point: where, as text.
         channels: how many.
         transform: the kind of map, in normal form.
-        weights: names in the state_dict of the weights whose input channels (dimension 1) carry the map, where the
-            model was locked. Empty where it was trained with the key: the model has to tell then.
+        weights: names in the state_dict of the weights that carry the map. Empty where they were not known: the model
+            has to tell then.
+        along: the dimension of these weights that carries it: 1, or 0 for a transposed convolution's and at a ``back:``
+            point.
         dim, runs, forms: of the site, see :class:`keyseg_mm.model.sites.Site`, so that nobody has to run the model to
             find it again.
     """
@@ -45,6 +47,7 @@ class MapEntry(Entry):
     channels: int
     transform: dict[str, Any] = field(hash=False)
     weights: tuple[str, ...] = field(default=(), compare=False)
+    along: int = field(default=1, compare=False)
     dim: int = field(default=1, compare=False)
     runs: tuple[str, ...] = field(default=('test', 'train'), compare=False)
     forms: tuple[tuple[int, int | None], ...] = field(default=(), compare=False)
@@ -227,6 +230,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     'channels': _number(1, _MOST_CHANNELS),
     'transform': _transform,
     'weights': _names,
+    'along': _number(0, 1),
     'dim': lambda value: _number(-_MOST_DIMS, _MOST_DIMS)(value) or _refuse(),  # 0 counts the images
     'runs': lambda value: _names(value) or _refuse(),
     'forms': _forms,

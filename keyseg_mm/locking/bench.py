@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from keyseg_mm.entries import MapEntry
 from keyseg_mm.errors import LockError
 from keyseg_mm.locking.proof import Bench, Outputs
 from keyseg_mm.maps import Map
+from keyseg_mm.maps.carried import at_work
 from keyseg_mm.maps.pixels import BlockCipher
-from keyseg_mm.model.outputs import replace_tensor
 from keyseg_mm.model.passes import OTHER_SIZE, Passes, seed, undisturbed
 from keyseg_mm.model.sites import Site, Trace, module_of
 
@@ -78,15 +79,10 @@ class PassesBench:
 
 def _encrypt(model: nn.Module, site: Site, secret: Map) -> Any:
     """A hook that does for a short while what an encryptor does."""
-    module = module_of(model, site.point.name)
+    module, work = module_of(model, site.point.name), partial(at_work(secret, site.point.side), dim=site.dim)
     if site.point.side == 'in':
-        return module.register_forward_pre_hook(lambda _, args: (secret(args[0], site.dim), *args[1:]))
-
-    def leave(_: nn.Module, args: Any, output: Any) -> Any:
-        index = site.index_in(output)
-        return None if index is None else replace_tensor(output, index, lambda x: secret(x, site.dim))
-
-    return module.register_forward_hook(leave)
+        return module.register_forward_pre_hook(lambda _, args, kw: site.enter(args, kw, work), with_kwargs=True)
+    return module.register_forward_hook(lambda _, args, output: site.leave(output, work))
 
 
 def _tensors(value: Any, where: str = '') -> list[tuple[str, Tensor]]:

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from keyseg_mm.bind import derive_channel_map
 from keyseg_mm.keys.key import FeatureSecret
 from keyseg_mm.locking.places import entry_at
-from keyseg_mm.model.layers import KINDS, Kind, is_stock, kind_of, plain_class
+from keyseg_mm.maps import ChannelMap
+from keyseg_mm.maps.carried import Carried
+from keyseg_mm.model.layers import KINDS, Kind, carriers_of, is_stock, kind_of, plain_class
+from keyseg_mm.model.outputs import flat_tensors
 from keyseg_mm.model.sites import Site
 
 _PUBLIC = FeatureSecret(bytes(range(32)))  # what is tried are maps of no key
@@ -26,20 +29,21 @@ _LIMIT = 1e-4  # of the relative error: sums are reordered
 
 
 def why_not_linear(layer: nn.Module, site: Site, transform: Mapping[str, Any]) -> str:
-    """Why a map of a layer's input cannot be absorbed by what the layer computes; empty where it can.
+    """Why a map of what a layer reads or gives cannot be carried by its weights; empty where it can.
 
     Args:
         layer: of a kind that takes ``in:`` points; it stays as it is.
-        site: of its input.
+        site: of its input, or of what leaves it.
         transform: in normal form.
     """
     kind = kind_of(layer)
     if kind is None or is_stock(layer) or _absorbs(layer, kind, site, transform):
         return ''
+    where = 'output' if site.point.side == 'back' else 'input'
     base = next(cls.__name__ for cls in type(layer).__mro__ if cls.__name__ in KINDS)
     return (
         f'a {type(layer).__name__} computes otherwise than the {base} that it is made of, and a {transform["type"]} of '
-        'its input changes what it gives, with any weights that were tried'
+        f'its {where} changes what it gives, with any weights that were tried'
     )
 
 
@@ -58,26 +62,27 @@ def _absorbs(layer: nn.Module, kind: Kind, site: Site, transform: Mapping[str, A
         for trial in range(_TRIALS):
             secret = derive_channel_map(_PUBLIC, bytes([trial] * 16), entry)
             locked = copy.deepcopy(plain)
-            for name in kind.weights:
-                weight = locked.get_parameter(name)
-                weight.copy_(secret.carry(weight))
-            x = torch.randn(shape)
-            if not _agree(plain, locked, x, secret(x, site.dim), bool(trial % 2)):
+            side = site.point.side
+            for weight in carriers_of(locked, kind, side).values():
+                if weight is not None:
+                    weight.copy_(Carried(secret, kind.along_of(side)).carry(weight))
+            for module in (plain, locked):
+                module.train(bool(trial % 2))
+            if not _agree(plain, locked, torch.randn(shape), site, secret):
                 return False
     return True
 
 
-def _agree(plain: nn.Module, locked: nn.Module, x: Tensor, encrypted: Tensor, training: bool) -> bool:
+def _agree(plain: nn.Module, locked: nn.Module, x: Tensor, site: Site, secret: ChannelMap) -> bool:
+    leaves = site.point.side == 'back'
     try:
-        one, other = (_run(module.train(training), given) for module, given in ((plain, x), (locked, encrypted)))
+        one, other = _run(plain, x, site), _run(locked, x if leaves else secret(x, site.dim), site)
+        other = secret.inverse()(other, site.dim) if leaves else other
     except Exception:  # it takes more than its input, or is picky in another way
         return False
     return one.shape == other.shape and float((one - other).norm()) <= _LIMIT * float(one.norm())
 
 
-def _run(module: nn.Module, x: Tensor) -> Tensor:
+def _run(module: nn.Module, x: Tensor, site: Site) -> Tensor:
     torch.manual_seed(1)
-    found = module(x)
-    if not isinstance(found, Tensor):
-        raise TypeError
-    return found
+    return next(iter(flat_tensors(module(*[x] * len(site.inputs)))))

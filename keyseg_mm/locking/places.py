@@ -10,21 +10,23 @@ from torch import nn
 
 from keyseg_mm.entries import MapEntry
 from keyseg_mm.errors import PointError
+from keyseg_mm.model.layers import Kind, kind_of
 from keyseg_mm.model.points import Point
 from keyseg_mm.model.sites import Site, module_at
 from keyseg_mm.stamp import Stamp
 
 
-def entry_at(site: Site, transform: Mapping[str, Any], weights: tuple[str, ...] = ()) -> MapEntry:
+def entry_at(site: Site, transform: Mapping[str, Any], weights: tuple[str, ...] = (), along: int = 1) -> MapEntry:
     """The entry of a site.
 
     Args:
         site: of a dry run.
         transform: in normal form.
         weights: that carry the map, where they are known.
+        along: their dimension that does.
     """
     spec = copy.deepcopy(dict(transform))
-    return MapEntry(str(site.point), site.channels, spec, weights, site.dim, site.runs, site.forms)
+    return MapEntry(str(site.point), site.channels, spec, weights, along, site.dim, site.runs, site.forms)
 
 
 def sites_of_stamp(model: nn.Module, stamp: Stamp) -> list[Site]:
@@ -37,11 +39,13 @@ def sites_of_stamp(model: nn.Module, stamp: Stamp) -> list[Site]:
     for entry in stamp.maps:
         point = Point.parse(entry.point)
         try:
-            layer = type(module_at(point, model)).__name__
+            layer = module_at(point, model)
         except PointError as error:
             problems.append(str(error))
         else:
-            found.append(Site(point, entry.channels, entry.dim, (), layer, entry.runs, entry.forms))
+            inputs = (kind_of(layer) or Kind()).inputs
+            name = type(layer).__name__
+            found.append(Site(point, entry.channels, entry.dim, (), name, entry.runs, entry.forms, inputs))
     if problems:
         raise PointError('; '.join(problems))
     return found

@@ -19,10 +19,10 @@ from keyseg_mm.errors import LockError
 from keyseg_mm.locking.linear import why_not_linear
 from keyseg_mm.locking.places import entry_at
 from keyseg_mm.locking.plan import Plan
-from keyseg_mm.maps import CHANNEL_MAPS, normal_form
+from keyseg_mm.maps import CHANNEL_MAPS, TRANSFORMS, normal_form
 from keyseg_mm.maps.order import SINGLE
 from keyseg_mm.model.consumers import readers_of
-from keyseg_mm.model.layers import WeightIndex, is_grouped, kind_of
+from keyseg_mm.model.layers import DEPTHWISE, WeightIndex, groups_of, is_depthwise, kind_of
 from keyseg_mm.model.points import ROOT, Point
 from keyseg_mm.model.sites import Site, Trace, module_of, resolve
 from keyseg_mm.stamp import Stamp
@@ -73,7 +73,7 @@ def plan_lock(
         why = '; '.join(f'{name}: {reason}' for name, reason in left_out.items())
         raise LockError(f'nothing to lock at {", ".join(wanted)}: {why}')
     if 'linear' in wanted:
-        left_out.update(_left(model, trace))
+        left_out.update(_left(model, trace, {name for entry in entries for name in entry.weights}))
     kept = tuple(site for site, _, problem in made if not problem)
     return Plan(SCHEME, entries, left_out, kept, tuple(wanted), trace)
 
@@ -133,7 +133,9 @@ def complete(stamp: Stamp, model: nn.Module, trace: Trace | None = None) -> Stam
     problems = [f'{entry.point}: {problem}' for entry, problem in found if problem]
     if problems:
         raise LockError('cannot be unlocked, and runs with its encryptors only: ' + '; '.join(problems))
-    return with_weights(stamp, {entry.point: entry.weights for entry, _ in found})
+    told = {entry.point: entry for entry, _ in found}
+    entries = (told.get(e.point, e) if isinstance(e, MapEntry) else e for e in stamp.entries)
+    return replace(stamp, entries=tuple(entries))
 
 
 def with_weights(stamp: Stamp, known: Mapping[str, tuple[str, ...]]) -> Stamp:
@@ -180,18 +182,33 @@ class _Maker:
             spec: transform in normal form.
             named: the point was asked for by name, and gets this transform or none.
         """
-        layers, problem = ([site.point.name], '') if site.point.side == 'in' else self._reading(site)
+        side = site.point.side
+        layers, problem = ([site.point.name], '') if side != 'out' else self._reading(site)
         if site.channels < 2:
             problem = SINGLE
-        problem = problem or self._why_not(site, layers, lambda layer, _: self.weights.why_not(layer, site.channels))
+        problem = problem or self._why_not(
+            site, layers, lambda layer, _: self.weights.why_not(layer, site.channels, side)
+        )
         least = spec if named else normal_form('ChannelPermutation')  # which layers absorb that absorb nothing else
         for tried in () if problem else (spec, least):
-            problem = self._why_not(site, layers, partial(why_not_linear, transform=tried))
+            fitted, problem = self._in_groups(site, tried)
+            problem = problem or self._why_not(site, layers, partial(why_not_linear, transform=fitted))
             if not problem:
-                spec = tried
+                spec = fitted
                 break
-        names = dict.fromkeys(name for layer in layers for name in self.weights.of(module_of(self.model, layer)))
-        return entry_at(site, spec, tuple(names)), problem
+        reading = [module_of(self.model, layer) for layer in layers]
+        names = dict.fromkeys(name for layer in reading for name in self.weights.of(layer, side))
+        kind = kind_of(reading[0]) if reading else None
+        return entry_at(site, spec, tuple(names), kind.along_of(side) if kind else 1), problem
+
+    def _in_groups(self, site: Site, spec: dict[str, Any]) -> tuple[dict[str, Any], str]:
+        """A transform for a layer's input, which keeps its groups apart, and what stands against it."""
+        groups = groups_of(module_of(self.model, site.point.name)) if site.point.side == 'in' else 1
+        if groups == 1:
+            return spec, ''
+        if not TRANSFORMS[spec['type']].keeps_groups:
+            return spec, f'grouped: a {spec["type"]} would mix its {groups} groups of channels'
+        return {**spec, 'groups': groups}, ''
 
     def _why_not(self, site: Site, layers: list[str], why_not: Callable[[nn.Module, Site], str]) -> str:
         """What one of the layers, with what it reads, has against a map, in words."""
@@ -228,25 +245,28 @@ class _Maker:
 
 def _named(site: Site) -> str:
     """A layer by its name, and one of a module's maps by its point."""
-    return site.point.name if site.point.side == 'in' else str(site.point)
+    return str(site.point) if site.point.side == 'out' else site.point.name
 
 
 def _channel_dim(site: Site) -> int:
     return site.dim % len(site.shape)
 
 
-def _left(model: nn.Module, trace: Trace) -> dict[str, str]:
+def _left(model: nn.Module, trace: Trace, carrying: set[str]) -> dict[str, str]:
     """Layers with weights that the preset ``linear`` does not reach."""
     left = {}
     for name, module in model.named_modules():
-        if not any(p is not None and p.dim() > 1 for p in module._parameters.values()):
+        own = [
+            f'{name}.{key}' if name else key for key, p in module._parameters.items() if p is not None and p.dim() > 1
+        ]
+        if not set(own) - carrying:
             continue
         if kind_of(module) is None:
             left[name or ROOT] = f'a {type(module).__name__}, which takes no in: point'
         elif Point('in', name or ROOT) not in trace.sites:
             left[name or ROOT] = 'never called as a layer of its own'
-        elif is_grouped(module):
-            left[name or ROOT] = 'grouped: its channels are kept apart, and the map would mix them'
+        elif is_depthwise(module, trace.sites[Point('in', name or ROOT)].channels):
+            left[name or ROOT] = DEPTHWISE
         elif trace.sites[Point('in', name or ROOT)].channels < 2:
             left[name or ROOT] = SINGLE
     return left

@@ -46,5 +46,7 @@ def normal_form(transform: str | Mapping[str, Any], table: Mapping[str, Any] = T
     name: Any = spec.pop('type', None)
     if name not in table:
         raise TransformError(f'no transform {name!r}; there are {", ".join(table)}')
+    if 'groups' in spec:
+        raise TransformError(f'{name}: groups are those of the layer where a transform works, and not to be chosen')
     table[name].check(**spec)
     return {'type': name, **spec}

@@ -46,6 +46,8 @@ class Map(Secret):
     names: ClassVar[tuple[str, ...]] = ()
     #: Smallest and largest ``block``, where the transform takes that parameter.
     block_sizes: ClassVar[tuple[int, int] | None] = None
+    #: Whether the transform takes ``groups``: as many parts of the channels, of one size, which it does not mix.
+    keeps_groups: ClassVar[bool] = False
 
     def __init__(self, *tables: NDArray[Any]) -> None:
         self._arrays = tables
@@ -68,6 +70,8 @@ class Map(Secret):
             TransformError: see :meth:`check`; or there is a single value, and nothing to choose from.
         """
         cls.check(**params)
+        if channels % params.get('groups', 1):
+            raise TransformError(f'{channels} channels do not make {params["groups"]} groups')
         if cls.values(channels, **params) < 2:
             raise TransformError(SINGLE)
         while True:
@@ -97,13 +101,17 @@ class Map(Secret):
         Raises:
             TransformError: an unknown parameter or a bad value.
         """
-        unknown = set(params) - ({'block'} if cls.block_sizes else set())
+        known = {'block': cls.block_sizes, 'groups': cls.keeps_groups}
+        unknown = {name for name in params if not known.get(name)}
         if unknown:
             raise TransformError(f'{cls.__name__} takes no {", ".join(map(repr, unknown))}')
         low, high = cls.block_sizes or (0, 0)
         block = params.get('block', low)
         if not isinstance(block, int) or isinstance(block, bool) or not low <= block <= high:
             raise TransformError(f'{cls.__name__}: block is a whole number from {low} to {high}, not {block!r}')
+        groups = params.get('groups', 1)
+        if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
+            raise TransformError(f'{cls.__name__}: groups is a whole number from 1, not {groups!r}')
 
     @classmethod
     def why_not(cls, dim: int, dims: int) -> str:

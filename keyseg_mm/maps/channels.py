@@ -24,22 +24,24 @@ _TURNED = 0.5  # the diagonal entry of a channel that is turned by 60 degrees or
 class ChannelPermutation(ChannelMap):
     """The paper's spatially invariant permutation (arXiv 2206.05422, section 3).
 
-    ``y[c] = x[table[c]]`` with a uniform secret permutation of the channels, shape (channels,).
+    ``y[c] = x[table[c]]`` with a uniform secret permutation of the channels, shape (channels,); of a layer that reads
+    its channels in groups, one of each group's.
     """
 
     __slots__ = ()
     names = ('permutation',)
+    keeps_groups = True
 
     @classmethod
-    def _drawn(cls, stream: KeyStream, channels: int, **params: Any) -> tuple[NDArray[Any], ...]:
-        return (derive.permutation(stream, channels),)
+    def _drawn(cls, stream: KeyStream, channels: int, groups: int = 1, **params: Any) -> tuple[NDArray[Any], ...]:
+        return (_within(groups, stream, channels),)
 
     def _kept(self) -> NDArray[np.bool_]:
         return stays(self._arrays[0])
 
     @classmethod
-    def key_space(cls, channels: int, **params: Any) -> float:
-        return bits_of_orders(channels)
+    def key_space(cls, channels: int, groups: int = 1, **params: Any) -> float:
+        return groups * bits_of_orders(channels // groups)
 
     @classmethod
     def _run(cls, x: Tensor, dim: int, *tables: Tensor) -> Tensor:
@@ -63,18 +65,19 @@ class SignedChannelPermutation(ChannelMap):
 
     __slots__ = ()
     names = ('permutation', 'signs')
+    keeps_groups = True
 
     @classmethod
-    def _drawn(cls, stream: KeyStream, channels: int, **params: Any) -> tuple[NDArray[Any], ...]:
-        return derive.permutation(stream, channels), derive.signs(stream, channels)
+    def _drawn(cls, stream: KeyStream, channels: int, groups: int = 1, **params: Any) -> tuple[NDArray[Any], ...]:
+        return _within(groups, stream, channels), derive.signs(stream, channels)
 
     def _kept(self) -> NDArray[np.bool_]:
         table, signs = self._arrays
         return stays(table) & (signs > 0)
 
     @classmethod
-    def key_space(cls, channels: int, **params: Any) -> float:
-        return bits_of_orders(channels, forms=2)
+    def key_space(cls, channels: int, groups: int = 1, **params: Any) -> float:
+        return groups * bits_of_orders(channels // groups, forms=2)
 
     @classmethod
     def _run(cls, x: Tensor, dim: int, *tables: Tensor) -> Tensor:
@@ -150,3 +153,9 @@ class ChannelRotation(ChannelMap):
     def _invert(self) -> ChannelMap:
         blocks, rest = self._arrays
         return ChannelRotation(blocks.transpose(0, 2, 1), rest.T)
+
+
+def _within(groups: int, stream: KeyStream, channels: int) -> NDArray[np.int64]:
+    """A permutation of the channels that keeps each in its group; the groups come one after another."""
+    size = channels // groups
+    return np.concatenate([at * size + derive.permutation(stream, size) for at in range(groups)])

@@ -113,7 +113,7 @@ class _Probe(Encryptor):
 
     def _encrypt(self, x: Tensor) -> Tensor:
         self.calls += 1
-        y = x if self.is_off else self.map(x, self.site.dim)
+        y = x if self.is_off else self.work(x, self.site.dim)
         if not torch.is_grad_enabled():
             return y
         heard: Tensor = _Listen.apply(y, y.detach() - x.detach(), self.anchor, self)  # type: ignore[no-untyped-call]

@@ -50,7 +50,7 @@ def find_embeddings(model: nn.Module) -> dict[str, nn.Conv2d]:
         raise LockError(f'its images are read by {readers}: more than patch embeddings, and the rest would see rubbish')
     layers: dict[str, Any] = {name: module_of(model, name) for name in sorted(found.layers)}
     weights = WeightIndex(model)
-    reasons = {name: _why_not(layer) or weights.why_not(layer, COLOURS) for name, layer in layers.items()}
+    reasons = {name: _why_not(layer) or weights.why_not(layer, COLOURS, 'in') for name, layer in layers.items()}
     problems = [f'{name}: {why}' for name, why in reasons.items() if why]
     if not problems and len({layer.kernel_size for layer in layers.values()}) != 1:
         problems = [f'{len(layers)} layers read its images, with patches of several sizes']

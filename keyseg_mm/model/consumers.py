@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from keyseg_mm.model.layers import kind_of
-from keyseg_mm.model.outputs import flat_tensors
+from keyseg_mm.model.outputs import flat_tensors, tensors_given
 from keyseg_mm.model.passes import OTHER_SIZE, Passes, watch_model
 from keyseg_mm.model.points import ROOT
 from keyseg_mm.model.sites import Site, Trace, module_of
@@ -119,18 +119,22 @@ class _Watch(TorchFunctionMode):
             self.handles.append(module_of(self.model, site.point.name).register_forward_hook(self._note(site)))
 
     def _hook_stack(self, name: str, module: nn.Module) -> None:
-        is_layer = kind_of(module) is not None
+        kind = kind_of(module)
 
-        def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
-            point = self._point(args[0]) if is_layer and args else ''
-            if is_layer:
-                self.calls.setdefault(name, set()).add(point)
-            self.stack.append((name, is_layer and bool(point)))
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = tensors_given(args, kwargs, kind.inputs) if kind else []
+            points = {self._point(tensor) for tensor in given}
+            if kind:
+                self.calls.setdefault(name, set()).update(points or {''})
+            self.stack.append((name, points not in (set(), {''})))
 
         def leave(*_: Any) -> None:
             self.stack.pop()
 
-        self.handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+        self.handles += [
+            module.register_forward_pre_hook(enter, with_kwargs=True),
+            module.register_forward_hook(leave),
+        ]
 
     def _note(self, site: Site) -> Callable[..., None]:
         def note(_: nn.Module, args: Any, output: Any) -> None:

@@ -6,7 +6,7 @@ A hook on a module that the host never calls would protect nothing, so a point t
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,10 +15,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from keyseg_mm.errors import PointError
-from keyseg_mm.model.layers import is_grouped, kind_of
-from keyseg_mm.model.outputs import flat_tensors, form_of
+from keyseg_mm.model.layers import KINDS, Kind, is_depthwise, kind_of
+from keyseg_mm.model.outputs import flat_tensors, form_of, replace_inputs, replace_tensor, tensors_given
 from keyseg_mm.model.passes import OTHER_SIZE, Passes, watch_model
 from keyseg_mm.model.points import PRESETS, ROOT, Point
+
 
 _BACKBONES = ('backbone', 'image_encoder')
 _UNLIKE = '{} returns other maps in training than in testing, and which is which is not clear; name points in it'
@@ -39,6 +40,7 @@ class Site:
         runs: names of the passes in which it fired, as ``('test', 'train')``.
         forms: for every form in which the module was seen to return (0: a single tensor, n: n tensors), which of the
             tensors is this map, or None if it is not among them. Some backbones return more maps in training.
+        inputs: names of the arguments that are this map, at an ``in:`` point.
     """
 
     point: Point
@@ -48,6 +50,19 @@ class Site:
     layer: str
     runs: tuple[str, ...] = ()
     forms: tuple[tuple[int, int | None], ...] = ()
+    inputs: tuple[str, ...] = Kind().inputs
+
+    def enter(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], change: Callable[[Tensor], Tensor]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of the module, with this map changed if it enters there."""
+        names = self.inputs if self.point.side == 'in' else ()
+        return replace_inputs(args, kwargs, names, change)
+
+    def leave(self, output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+        """What the module returned, with this map changed if it leaves there, and is handed on in this pass."""
+        index = None if self.point.side == 'in' else self.index_in(output)
+        return output if index is None else replace_tensor(output, index, change)
 
     def seen_at(self, shape: tuple[int, ...]) -> Site:
         """The site, of which another shape was seen, of an image of another size: channels are what stays."""
@@ -63,7 +78,7 @@ class Site:
         Raises:
             PointError: the module returned in another form than it was seen to.
         """
-        if not self.forms:
+        if not self.forms or self.point.side != 'out':
             return self.point.index or 0
         form = form_of(output)
         for seen, index in self.forms:
@@ -108,8 +123,8 @@ class Trace:
             for name, module in model.named_modules():
                 watch = _Watch(seen, name or ROOT, module, current)
                 handles.append(module.register_forward_hook(watch.output))
-                if kind_of(module) is not None:
-                    handles.append(module.register_forward_pre_hook(watch.input))
+                if watch.kind is not None:
+                    handles.append(module.register_forward_pre_hook(watch.input, with_kwargs=True))
             for current[0], run in passes.items():
                 run()
         finally:
@@ -152,15 +167,16 @@ class _Watch:
 
     def __init__(self, seen: _Seen, name: str, module: nn.Module, current: list[str]) -> None:
         self.seen, self.name, self.current = seen, name, current
-        self.layer = type(module).__name__
+        self.layer, self.kind = type(module).__name__, kind_of(module)
+        self.inputs = self.kind.inputs if self.kind else Kind().inputs
         self.first = isinstance(module, _ConvNd)
-        self.last = isinstance(module, (nn.Linear, nn.LayerNorm))
+        self.last = isinstance(module, nn.LayerNorm) or (self.kind is not None and self.kind.dim == -1)
         self.again: set[tuple[Point, int]] = set()  # seen at another size
 
-    def _note(self, point: Point, form: int, x: Tensor, last: bool) -> None:
+    def _note(self, point: Point, form: int, x: Tensor) -> None:
         if not x.is_floating_point() or x.dim() < 2:
             return
-        dim = -1 if last or (x.dim() < 4 and not self.first) else 1
+        dim = -1 if self.last or (x.dim() < 4 and not self.first) else 1
         where, index = (point.side, self.name), point.index or 0
         if self.current[0] == OTHER_SIZE:
             sites = self.seen.get(where, {}).get(form, {})
@@ -169,18 +185,20 @@ class _Watch:
                 sites[index] = sites[index].seen_at(tuple(x.shape))
             return
         sites = self.seen.setdefault(where, {}).setdefault(form, {})
-        site = sites.setdefault(index, Site(point, x.shape[dim], dim, tuple(x.shape), self.layer))
+        site = sites.setdefault(index, Site(point, x.shape[dim], dim, tuple(x.shape), self.layer, inputs=self.inputs))
         if self.current[0] not in site.runs:
             sites[index] = replace(site, runs=(*site.runs, self.current[0]))
 
     def output(self, module: nn.Module, args: Any, output: Any) -> None:
         form = form_of(output)
         for index, tensor in enumerate(flat_tensors(output)):
-            self._note(Point('out', self.name, index if form else None), form, tensor, self.last)
+            self._note(Point('out', self.name, index if form else None), form, tensor)
+            if index == 0 and self.kind is not None and self.kind.rows:
+                self._note(Point('back', self.name), 0, tensor)
 
-    def input(self, module: nn.Module, args: Any) -> None:
-        if args and isinstance(args[0], Tensor):
-            self._note(Point('in', self.name), 0, args[0], isinstance(module, nn.Linear))
+    def input(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        for tensor in tensors_given(args, kwargs, self.inputs)[:1]:
+            self._note(Point('in', self.name), 0, tensor)
 
 
 def resolve(points: str | Iterable[str], model: nn.Module, trace: Trace) -> list[Site]:
@@ -219,9 +237,9 @@ def module_of(model: nn.Module, name: str) -> nn.Module:
 
 def _preset(name: str, model: nn.Module, trace: Trace) -> list[Site]:
     if name == 'linear':
-        grouped = {n or ROOT for n, m in model.named_modules() if is_grouped(m)}
-        found = [s for p, s in trace.sites.items() if p.side == 'in' and p.name not in grouped]
-        where = 'an ungrouped convolution or Linear that is called'
+        inside = [s for p, s in trace.sites.items() if p.side != 'out']
+        found = [s for s in inside if not is_depthwise(module_of(model, s.point.name), s.channels)]
+        where = 'a convolution or Linear that is called'
     else:
         children = _BACKBONES if name == 'stages' else ('neck',)
         owner = next((child for child in children if getattr(model, child, None) is not None), None)
@@ -258,8 +276,10 @@ def module_at(point: Point, model: nn.Module) -> nn.Module:
         near = difflib.get_close_matches(point.name, names, n=3, cutoff=0.4)
         hint = f'; nearest: {", ".join(near)}' if near else ''
         raise PointError(f'{point}: no module of that name in this {type(model).__name__}{hint}') from None
-    if point.side == 'in' and kind_of(module) is None:
-        raise PointError(f'{point}: is a {type(module).__name__}; in: takes a Conv2d, Linear or deformable convolution')
+    kind = kind_of(module)
+    if point.side != 'out' and (kind is None or not kind.carriers(point.side)):
+        takes = [name for name, one in KINDS.items() if one.carriers(point.side)]
+        raise PointError(f'{point}: is a {type(module).__name__}; {point.side}: takes a {", ".join(takes)}')
     if isinstance(module, _BatchNorm):
         raise PointError(f'{point}: the host may swap a batch norm for another one; name the module around it')
     return module

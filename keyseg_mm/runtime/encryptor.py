@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from keyseg_mm.errors import NotFiredError
 from keyseg_mm.maps import Map
-from keyseg_mm.model.outputs import replace_tensor
+from keyseg_mm.maps.carried import at_work
+from keyseg_mm.model.outputs import tensors_given
 from keyseg_mm.model.points import ROOT
 from keyseg_mm.model.sites import Site, module_of
 from keyseg_mm.runtime.export import refuse_export
-from keyseg_mm.runtime.gates import Gate, Watch, add_gates, gates_of, is_bypassed
+from keyseg_mm.runtime.gates import Args, Gate, Kwargs, Watch, add_gates, gates_of, is_bypassed
 
 
 class Encryptor(Gate):
@@ -28,11 +29,12 @@ class Encryptor(Gate):
     Attributes:
         site: where it works.
         map: the secret map.
+        work: what it does to its feature map: that, or, at a ``back:`` point, its inverse.
         calls: how often it encrypted a feature map. What torch.compile made of it does not count.
         seen: where it marks that it has worked, by its point; see :class:`keyseg_mm.runtime.witness.Witness`.
     """
 
-    __slots__ = ('site', 'map', 'calls', 'seen', '_name', '_kind', '_like', '_tables', '_inverse')
+    __slots__ = ('site', 'map', 'work', 'calls', 'seen', '_name', '_kind', '_like', '_tables', '_inverse')
 
     def __init__(self, site: Site, secret: Map, device: torch.device, dtype: torch.dtype) -> None:
         self.site, self.calls, self._name = site, 0, str(site.point)
@@ -42,29 +44,26 @@ class Encryptor(Gate):
 
     def use(self, secret: Map) -> None:
         """Encrypt with another map from now on."""
-        self.map, self._kind = secret, type(secret)
+        self.map, self.work, self._kind = secret, at_work(secret, self.site.point.side), type(secret)
         self._place()
 
     @property
     def public_id(self) -> str:
         return f'at {self.site.point}, {self.map.public_id}'
 
-    def enter(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        if self.site.point.side == 'out':
-            return args
-        if not args:
+    def enter(self, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        if self.site.point.side != 'in':
+            return args, kwargs
+        if not tensors_given(args, kwargs, self.site.inputs):
             raise NotFiredError(f'{self.site.point}: the module was not given its feature map as its first argument')
-        return (self._encrypt(args[0]), *args[1:])
+        return self.site.enter(args, kwargs, self._encrypt)
 
     def leave(self, output: Any) -> Any:
         if self.site.point.side == 'in':
             return output
         refuse_export()
-        index = self.site.index_in(output)
-        self.seen[self._name] = True
-        if index is None:  # this pass hands on fewer maps, and not this one
-            return output
-        return replace_tensor(output, index, self._encrypt)
+        self.seen[self._name] = True  # a pass may hand on fewer maps, and not this one
+        return self.site.leave(output, self._encrypt)
 
     def move(self, change: Callable[[Tensor], Tensor]) -> None:
         self._like = change(self._like)
@@ -75,7 +74,7 @@ class Encryptor(Gate):
         self.seen[self._name] = True
         if not torch.compiler.is_dynamo_compiling():
             self.calls += 1
-            return self.map(x, self.site.dim)
+            return self.work(x, self.site.dim)
         # Attributes that nothing here changes: the compiler makes inputs of its graph out of these tensors.
         self._kind.refuse_unfit(x, self.site.dim, self.site.channels)
         tables, inverse = (tuple(t.to(x.device) for t in ts) for ts in (self._tables, self._inverse))
@@ -83,7 +82,7 @@ class Encryptor(Gate):
 
     def _place(self) -> None:
         where = self._like.device, self._like.dtype
-        self._tables, self._inverse = self.map.placed(*where), self.map.inverse().placed(*where)
+        self._tables, self._inverse = self.work.placed(*where), self.work.inverse().placed(*where)
 
     def __deepcopy__(self, memo: Any) -> Encryptor:
         """That of a copied module: one of its own, for the same map."""

@@ -27,6 +27,8 @@ from keyseg_mm.runtime.export import REFUSED
 _GATES = '_keyseg_gates'  # in a module's __dict__
 #: The method by which models of the host are trained; those that have none are trained by their ``forward``.
 TRAINING = 'loss'
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
 _RUNS = (TRAINING, 'predict', 'encode_decode', '_forward')  # methods by which models are run, besides ``forward``
 
 
@@ -39,9 +41,9 @@ class Gate(Secret):
     def public_id(self) -> str:
         return ''
 
-    def enter(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The positional arguments of ``forward``, before it gets them."""
-        return args
+    def enter(self, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        """The arguments of ``forward``, before it gets them."""
+        return args, kwargs
 
     def leave(self, output: Any) -> Any:
         """What ``forward`` returned, before the caller gets it."""
@@ -75,7 +77,7 @@ class Refusal(Gate):
     def __init__(self, why: str) -> None:
         self._why = why
 
-    def enter(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def enter(self, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         raise NotFiredError(self._why)
 
 
@@ -184,7 +186,7 @@ def _gated(base: Any, watched: bool) -> Any:
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         for gate in self._keyseg_gates:
-            args = gate.enter(args)
+            args, kwargs = gate.enter(args, kwargs)
         output = base.forward(self, *args, **kwargs)
         for gate in self._keyseg_gates:
             output = gate.leave(output)

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from keyseg_mm.audit.engine.attack import Grant
 from keyseg_mm.entries import EmbeddingEntry, ImageEntry
 from keyseg_mm.errors import KeysegError
+from keyseg_mm.maps import Map
+from keyseg_mm.maps.carried import at_work
 from keyseg_mm.maps.pixels import BlockCipher
 from keyseg_mm.mm.embeddings import normalisation
 from keyseg_mm.mm.inputs import metainfo
-from keyseg_mm.model.outputs import replace_tensor
 from keyseg_mm.model.sites import Site, module_of
 
 #: What stands for an encryptor: a map, or anything else from (map, channel dimension) to a map.
@@ -73,18 +74,16 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
 def place(model: nn.Module, site: Site, guess: Guess) -> None:
     """Apply a guess at one site of a model, as the true encryptor would: the attacker's own stand-in for it."""
 
-    def leave(module: nn.Module, args: Any, output: Any) -> Any:
-        index = site.index_in(output)
-        return output if index is None else replace_tensor(output, index, lambda x: guess(x, site.dim))
+    work = at_work(guess, site.point.side) if isinstance(guess, Map) else guess  # what is learnt is learnt as it works
 
-    def enter(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (guess(args[0], site.dim), *args[1:])
+    def change(x: Tensor) -> Tensor:
+        return work(x, site.dim)
 
     module = module_of(model, site.point.name)
-    if site.point.side == 'out':
-        module.register_forward_hook(leave)
+    if site.point.side == 'in':
+        module.register_forward_pre_hook(lambda _, args, kw: site.enter(args, kw, change), with_kwargs=True)
     else:
-        module.register_forward_pre_hook(enter)
+        module.register_forward_hook(lambda _, args, output: site.leave(output, change))
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,9 @@ def equations_at(case: Case, point: AttackedPoint, guesses: Guesses) -> list[Nor
     from those of the training, and an earlier guess may be wrong; a map has the right mean and scale all the same.
     """
     model, photos = case.model(guesses), case[Photos].images[:IMAGES]
-    carrying = [name.removesuffix('.weight') for name in carriers(point.entry) if name.endswith('.weight')]
+    carried = {} if point.entry.along != 1 else {n: case.weights[n] for n in carriers(point.entry) if n in case.weights}
+    whole = [name for name, weight in carried.items() if weight.shape[1] == point.entry.channels]
+    carrying = [name.removesuffix('.weight') for name in whole if name.endswith('.weight')]
     names = [name for name in carrying if isinstance(model.get_submodule(name), (nn.Conv2d, nn.Linear))]
     patches: dict[str, list[Tensor]] = {name: [] for name in names}
     draw = torch.Generator().manual_seed(case.seed)

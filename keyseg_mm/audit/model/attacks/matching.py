@@ -19,6 +19,7 @@ from keyseg_mm.audit.images.attack import block_map
 from keyseg_mm.audit.model.attack import Attack, Attempt, Case, PublicWeights, SecondFile, Target, carriers, register
 from keyseg_mm.audit.model.attacks.points import AttackedPoint, Guesses, array_of, points_of
 from keyseg_mm.audit.model.forward import ImageEncryption, WithInput, encryption_by, load_weights
+from keyseg_mm.entries import MapEntry
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.maps import ChannelMap
 from keyseg_mm.maps.matching import assign, unit
@@ -42,7 +43,7 @@ def matched(case: Case, other: Mapping[str, Tensor], progress: Progress) -> tupl
         pairs = [(case.weights[name], other[name]) for name in carriers(point.entry) if name in other]
         pairs = [pair for pair in pairs if pair[0].shape == pair[1].shape]
         if pairs:
-            ours, theirs = (np.concatenate([_columns(w) for w in side], 1) for side in zip(*pairs))
+            ours, theirs = (np.concatenate([_columns(w, point.entry) for w in side], 1) for side in zip(*pairs))
             guesses[point.entry.point] = match(point, ours, theirs)
         progress((at + 1) / len(points), point.entry.point)
     return guesses, False
@@ -65,8 +66,12 @@ def match(point: AttackedPoint, ours: Columns, theirs: Columns) -> ChannelMap:
     return guess
 
 
-def _columns(weight: Tensor) -> Columns:
-    return np.asarray(weight.detach().cpu().double().movedim(1, 0).flatten(1).numpy())
+def _columns(weight: Tensor, entry: MapEntry) -> Columns:
+    found = weight.detach().cpu().double()
+    if entry.along == 1 and found.shape[1] < entry.channels:  # those of each group in turn
+        groups = entry.channels // found.shape[1]
+        found = found.reshape(groups, -1, *found.shape[1:]).transpose(0, 1).flatten(1, 2)
+    return np.asarray(found.movedim(entry.along, 0).reshape(entry.channels, -1).numpy())
 
 
 @register

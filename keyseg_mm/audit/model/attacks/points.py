@@ -36,8 +36,9 @@ class AttackedPoint:
         return bool(self.entry.transform['type'] == ChannelRotation.__name__)
 
     def blocks(self) -> list[slice]:
-        """The runs of channels that a rotation turns among themselves; all channels in one run for other kinds."""
-        size = int(self.entry.transform.get('block', DEFAULT_BLOCK)) if self.turned else self.entry.channels
+        """The runs of channels that a map mixes: a rotation's blocks, a grouped layer's groups, or all in one."""
+        groups = int(self.entry.transform.get('groups', 1))
+        size = int(self.entry.transform.get('block', DEFAULT_BLOCK)) if self.turned else self.entry.channels // groups
         return [slice(at, min(at + size, self.entry.channels)) for at in range(0, self.entry.channels, size)]
 
     def random(self, rng: np.random.Generator) -> ChannelMap:
@@ -54,7 +55,8 @@ class AttackedPoint:
             blocks = [polar(matrix[b, b]) for b in self.blocks()]  # the last of which may be smaller
             full = [block for block in blocks if len(block) == len(blocks[0])]
             return ChannelRotation(np.stack(full), np.empty((0, 0)) if len(full) == len(blocks) else blocks[-1])
-        table = assign(np.abs(matrix) if self.signed else matrix)
+        score = np.abs(matrix) if self.signed else matrix
+        table = np.concatenate([b.start + assign(score[b, b]) for b in self.blocks()])
         if not self.signed:
             return ChannelPermutation(table)
         negated = matrix[np.arange(len(table)), table] < 0

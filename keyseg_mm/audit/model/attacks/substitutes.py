@@ -94,7 +94,8 @@ class SoftMap(MatrixStandIn):
 
     def rounded(self) -> ChannelMap:
         """The nearest map of the point's kind."""
-        return self.point.round(self.matrix().detach().cpu().double().numpy())
+        learnt = self.matrix().detach().cpu().double().numpy()
+        return self.point.round(learnt.T if self.point.entry.point.startswith('back:') else learnt)
 
     @staticmethod
     def _turn(scores: Tensor, sign: Tensor) -> Tensor:
