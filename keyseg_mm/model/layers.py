@@ -46,13 +46,13 @@ _DEFORMABLE = Kind()
 _DEFORMABLE_PACK = Kind(('weight', 'conv_offset.weight'))
 
 KINDS: dict[str, Kind] = {
+    'Conv2d': Kind(),
+    'ConvTranspose2d': Kind(along=0),
+    'Linear': Kind(dim=-1),
     'DeformConv2d': _DEFORMABLE,  # mmcv and torchvision
     'ModulatedDeformConv2d': _DEFORMABLE,
     'DeformConv2dPack': _DEFORMABLE_PACK,
     'ModulatedDeformConv2dPack': _DEFORMABLE_PACK,
-    'Conv2d': Kind(),
-    'ConvTranspose2d': Kind(along=0),
-    'Linear': Kind(dim=-1),
     # Queries, keys and values are read by one weight, in self-attention and where others are attended to.
     'MultiheadAttention': Kind(
         ('in_proj_weight',), rows=('out_proj.weight', 'out_proj.bias'), inputs=('query', 'key', 'value'), dim=-1

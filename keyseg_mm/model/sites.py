@@ -20,7 +20,6 @@ from keyseg_mm.model.outputs import flat_tensors, form_of, replace_inputs, repla
 from keyseg_mm.model.passes import OTHER_SIZE, Passes, watch_model
 from keyseg_mm.model.points import PRESETS, ROOT, Point
 
-
 _BACKBONES = ('backbone', 'image_encoder')
 _UNLIKE = '{} returns other maps in training than in testing, and which is which is not clear; name points in it'
 

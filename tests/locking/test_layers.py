@@ -13,9 +13,7 @@ from torch.nn.utils import parametrizations
 
 from keyseg_mm import lock, plan_lock, rekey, unlock
 from keyseg_mm.bind import derive_map
-from keyseg_mm.errors import (
-    LockError,
-)
+from keyseg_mm.errors import LockError, TransformError
 from keyseg_mm.model.sites import Trace
 from keyseg_mm.runtime.encryptor import add_encryptors, encryptors_for
 
@@ -46,6 +44,19 @@ class Twice(nn.Module):
         return self.conv(self.conv(x).relu())
 
 
+class Attends(nn.Module):
+    """Attention as hosts call it: by name, to itself or to half of its tokens, which may be one tensor or several."""
+
+    def __init__(self, cross=False, **kwargs):
+        super().__init__()
+        self.cross = cross
+        self.attn = nn.MultiheadAttention(6, 2, batch_first=True, **kwargs)
+
+    def forward(self, x):
+        others = x[:, ::2] if self.cross else x
+        return self.attn(query=x, key=others, value=others, need_weights=self.training)[0]
+
+
 LAYERS = {
     'dilated': (lambda: nn.Conv2d(6, 8, 3, padding=2, dilation=2), (2, 6, 9, 9)),
     'strided': (lambda: nn.Conv2d(6, 8, 3, stride=2), (2, 6, 9, 9)),
@@ -53,6 +64,11 @@ LAYERS = {
     'patch embedding': (lambda: nn.Conv2d(3, 8, 4, stride=4), (2, 3, 8, 8)),
     'linear': (lambda: nn.Linear(6, 8, bias=False), (2, 5, 6)),
     'called twice': (Twice, (2, 6, 9, 9)),
+    'grouped': (lambda: nn.Conv2d(12, 8, 3, groups=2), (2, 12, 9, 9)),
+    'transposed': (lambda: nn.ConvTranspose2d(6, 8, 3, stride=2), (2, 6, 9, 9)),
+    'transposed in groups': (lambda: nn.ConvTranspose2d(12, 8, 2, stride=2, groups=2), (2, 12, 9, 9)),
+    'attention': (Attends, (2, 5, 6)),
+    'cross-attention': (lambda: Attends(cross=True, bias=False), (2, 5, 6)),
 }
 
 
@@ -109,6 +125,26 @@ def test_any_float_dtype_bit_for_bit(dtype, key):
     assert torch.equal(unlock(locked, key)['0.weight'], state['0.weight'])
 
 
+def test_groups_keep_apart_and_attentions_carry_two_maps(key):
+    model = nn.Sequential(nn.Conv2d(12, 8, 3, groups=2), nn.ConvTranspose2d(8, 6, 2), nn.Flatten(2), nn.Linear(16, 6))
+    model.append(Attends())
+    plan = plan_lock(model, trace=traced(model, (2, 12, 5, 5)))
+    assert {e.point: (e.along, e.transform.get('groups'), e.weights) for e in plan.entries} == {
+        'in:0': (1, 2, ('0.weight',)),
+        'in:1': (0, None, ('1.weight',)),
+        'in:3': (1, None, ('3.weight',)),
+        'in:4.attn': (1, None, ('4.attn.in_proj_weight',)),
+        'back:4.attn': (0, None, ('4.attn.out_proj.weight', '4.attn.out_proj.bias')),
+    }
+    assert not plan.left_out
+    table = derive_map(key, SALT, plan.maps[0]).tables()['permutation']
+    assert {*table[:6]} == {*range(6)} and [*table] != [*range(12)]
+    with pytest.raises(TransformError, match='not to be chosen'):
+        plan_lock(model, 'in:0', dict(type='ChannelPermutation', groups=2), traced(model, (2, 12, 5, 5)))
+    with pytest.raises(LockError, match='would mix its 2 groups'):
+        plan_lock(model, 'in:0', 'ChannelRotation', traced(model, (2, 12, 5, 5)))
+
+
 def test_weight_standardised_takes_a_permutation_only(key):
     model = nn.Sequential(Standardised(6, 8, 3), nn.Conv2d(8, 8, 1))
     trace = traced(model, (2, 6, 9, 9))
@@ -160,8 +196,8 @@ def test_deformable_pack_carries_the_map_in_both_weights(key, other_key):
     back = unlock(rekey(locked, key, other_key), other_key)
     assert all(torch.equal(back[n], state[n]) for n in state)
     grouped = nn.Sequential(Deformable(deform_groups=2))
-    with pytest.raises(LockError, match='grouped'):
-        plan_lock(grouped, 'in:0', trace=traced(grouped, (2, 6, 5, 5)))
+    plan = plan_lock(grouped, 'in:0', trace=traced(grouped, (2, 6, 5, 5)))
+    assert [entry.transform.get('groups') for entry in plan.entries] == [2]
 
 
 class Odd(nn.Module):
@@ -170,7 +206,7 @@ class Odd(nn.Module):
     def __init__(self):
         super().__init__()
         self.good = nn.Conv2d(6, 6, 1)
-        self.grouped = nn.Conv2d(6, 6, 3, padding=1, groups=3)
+        self.depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6)
         self.spectral = parametrizations.spectral_norm(nn.Conv2d(6, 6, 1))
         self.old_norm = torch.nn.utils.weight_norm(nn.Conv2d(6, 6, 1))
         self.tied = nn.Conv2d(6, 6, 1)
@@ -181,13 +217,13 @@ class Odd(nn.Module):
         self.table = nn.Embedding(4, 6)
 
     def forward(self, x):
-        x = self.old_norm(self.spectral(self.grouped(self.good(x))))
+        x = self.old_norm(self.spectral(self.depthwise(self.good(x))))
         x = self.tied_too(self.tied(x).relu()) + self.one(x[:, :1])
         return x + self.table.weight.mean(0).view(1, -1, 1, 1)
 
 
 REASONS = {
-    'grouped': 'grouped',
+    'depthwise': 'depthwise',
     'spectral': 'computed from other tensors',
     'old_norm': 'computed from other tensors',
     'tied': 'shared',
@@ -213,7 +249,7 @@ def test_what_cannot_be_locked_is_left_out_with_its_reason(key):
     assert changed == ['good.weight']
     model.load_state_dict({n: v for n, v in locked.items() if n in model.state_dict()})
     assert torch.allclose(with_encryptors(model, plan, key)(x), expected, atol=1e-5)
-    for name in ('grouped', 'spectral', 'tied'):
+    for name in ('depthwise', 'spectral', 'tied'):
         with pytest.raises(LockError, match=REASONS[name]):
             plan_lock(model, f'in:{name}', trace=trace)
 
