@@ -122,7 +122,7 @@ def memory_of(name: str, args: argparse.Namespace, size: tuple[int, int]) -> dic
 
 
 def time_derivation(config: str, repeats: int) -> dict[str, Any] | None:
-    """Time to derive the tables of every ungrouped Conv2d and Linear of a model, at least all points of ``linear``.
+    """Time to derive the tables of every layer of a model, at least all points of ``linear``.
 
     Returns:
         None where this stack lacks what the config needs.

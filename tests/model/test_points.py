@@ -70,7 +70,7 @@ def test_trace_sees_shapes_dims_and_nested_outputs(toy):
     assert seen['out:.'] == (6, -1, (2, 64, 6))
 
 
-def test_linear_preset_is_what_is_ungrouped_and_called(toy):
+def test_linear_preset_is_all_but_what_is_depthwise_and_never_called(toy):
     model, trace = toy
     assert [str(s.point) for s in resolve('linear', model, trace)] == ['in:conv', 'in:twice', 'in:linear']
 

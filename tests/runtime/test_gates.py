@@ -64,10 +64,12 @@ def test_a_direct_call_of_forward_is_encrypted():
     assert torch.equal(model[4].forward(model[3](model[2].forward(hidden))), model(x))
 
 
-def test_a_layer_needs_its_map_as_first_argument():
-    model = keyed_layers()
+def test_a_layer_is_given_its_map_first_or_by_name():
+    model, x = keyed_layers(), torch.rand(1, 32, 8, 8)
+    assert not torch.equal(model[2](x), layers()[2](x))
+    assert torch.equal(model[2](input=x), model[2](x))
     with pytest.raises(NotFiredError, match='in:2'):
-        model[2](input=torch.rand(1, 32, 8, 8))
+        model[2](x=x)
 
 
 def test_detach_gives_the_old_classes_back():
@@ -250,9 +252,9 @@ def test_gates_of_several_owners_work_one_after_the_other():
         def __init__(self, name):
             self.name = name
 
-        def enter(self, args):
+        def enter(self, args, kwargs):
             seen.append(f'{self.name} in')
-            return args
+            return args, kwargs
 
         def leave(self, output):
             seen.append(f'{self.name} out')
