@@ -28,7 +28,7 @@ from keyseg_mm.stamp import is_stamp
 
 CONFIGS = host_tool('train').parents[1] / 'configs'
 KEY, SALT = SecretKey(bytes(range(32))), bytes([1]) * 16
-SMALLEST = 128  # side of the images that are tried first
+SMALLEST = 64  # side of the images that are tried first
 _SHOWN = 3  # parameters that are left plain, of which the largest are named
 
 
@@ -85,7 +85,7 @@ def examine(config: str) -> dict[str, Any]:
 def _linear(model: ConfigDict, plain: nn.Module, size: Size, key: str) -> dict[str, Any]:
     """Locked with the defaults: the proof, the seal, the way back, and the locked model as it is loaded and trained."""
     state = {name: value.clone() for name, value in plain.state_dict().items()}
-    proof = SCHEMES['features'].prove(HostBench(), plain, state, plan_lock(plain), KEY, SALT)
+    proof = SCHEMES['features'].prove(HostBench(SMALLEST), plain, state, plan_lock(plain), KEY, SALT)
     carried = {name for entry in proof.plan.maps for name in entry.weights}
     own = {name: p.numel() for name, p in plain.named_parameters()}
     left = sorted((own.keys() - carried), key=lambda name: -own[name])

@@ -100,7 +100,14 @@ def run_passes(passes: Passes, names: Iterable[str] | None = None) -> Outputs:
 
 
 class HostBench:
-    """Runs models of the host; a :class:`keyseg_mm.locking.proof.Bench`."""
+    """Runs models of the host; a :class:`keyseg_mm.locking.proof.Bench`.
+
+    Args:
+        side: of the pictures that are tried first, in pixels.
+    """
+
+    def __init__(self, side: int = SIDE) -> None:
+        self._side = side
 
     def run(
         self,
@@ -116,7 +123,7 @@ class HostBench:
             return run_passes(passes)
 
         image = encrypted_pictures(cipher) if whole else pictures
-        return watch_module(model, watch, image=image, smallest=SIDE, real=True)
+        return watch_module(model, watch, image=image, smallest=self._side, real=True)
 
 
 register_bench(HostBench())
