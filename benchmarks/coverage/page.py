@@ -1,0 +1,112 @@
+#!/usr/bin/env python
+"""Write what run.py found into docs/coverage.md, between its marks.
+
+python benchmarks/coverage/page.py onedl=onedl.json openmmlab=openmmlab.json [--page docs/coverage.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from keyseg_mm.atomic import write_new
+
+PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'coverage.md'
+BEGIN, END = '<!-- made by benchmarks/coverage/page.py -->', '<!-- end -->'
+#: What the words of an error say of a model that does not run plain.
+NEEDS = {
+    'ccnet': 'compiled ops of mmcv',
+    'convnext': 'mmpretrain',
+    'mask2former': 'mmdet',
+    'maskformer': 'mmdet',
+    'point_rend': 'compiled ops of mmcv',
+    'poolformer': 'mmpretrain',
+    'psanet': 'compiled ops of mmcv',
+    'san': 'compiled ops of mmcv',
+    'vpd': 'the diffusion model of `ldm`, with weights of others',
+}
+_LEAST = 0.95
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('files', nargs='+', metavar='STACK=FILE')
+    parser.add_argument('--page', type=Path, default=PAGE)
+    args = parser.parse_args()
+    stacks = {
+        stack: json.loads(Path(file).read_text()) for stack, _, file in (text.partition('=') for text in args.files)
+    }
+    text = args.page.read_text()
+    head, tail = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
+    made = '\n\n'.join('\n'.join(lines(stack, found)) for stack, found in stacks.items())
+    write_new(args.page, lambda file: file.write(f'{head}\n\n{made}\n\n{tail}'.encode()), overwrite=True)
+
+
+def lines(stack: str, found: dict[str, Any]) -> Iterator[str]:
+    """The section of one stack."""
+    models, rows = found['models'], found['rows']
+    ran = {name: row for name, row in rows.items() if 'linear' in row}
+    right = [name for name, row in ran.items() if is_right(row)]
+    families = {name.partition('/')[0] for name in ran}
+    yield f'## {stack}'
+    yield ''
+    yield (
+        f'{len(models)} configs, {len({row["model"] for row in models.values()})} different models. Looked at: {len(rows)}; '
+        f'{len(ran)} of these, of {len(families)} families, run plain here, and {len(right)} of the {len(ran)} are right protected.'
+    )
+    yield ''
+    yield '| config | same model | M parameters | `linear` points | behind maps | with the key | without it | `stages` points |'
+    yield '|---|--:|--:|--:|--:|--:|--:|--:|'
+    for name in sorted(ran):
+        same = sum(row['model'] == models[name]['model'] for row in models.values())
+        yield f'| {" | ".join([name, str(same), *cells(ran[name])])} |'
+    yield ''
+    few = {name: row for name, row in ran.items() if row['linear'].get('share', 1) < _LEAST}
+    if few:
+        yield 'Less than 95 % behind maps:'
+        yield ''
+        for name in sorted(few):
+            yield f'- {name}: {reasons(few[name]["linear"]["left"])}'
+        yield ''
+    wrong = [name for name in ran if name not in right]
+    if wrong:
+        yield 'Not right:'
+        yield ''
+        for name in sorted(wrong):
+            said = [ran[name][kind]['wrong'] for kind in ('linear', 'stages') if 'wrong' in ran[name].get(kind, {})]
+            yield f'- {name}: {"; ".join(said)}'
+        yield ''
+    yield 'Not covered, since the plain model does not run here:'
+    yield ''
+    for name in sorted(set(rows) - set(ran)):
+        row = rows[name]
+        yield f'- {name}: {NEEDS.get(name.partition("/")[0]) or row.get("plain") or "more than " + row["limit"]}'
+
+
+def is_right(row: dict[str, Any]) -> bool:
+    """Whether all that was looked for holds, at both presets."""
+    return not any('wrong' in row[kind] for kind in ('linear', 'stages'))
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A model's figures."""
+    linear, stages = row['linear'], row['stages']
+    figures = [f'{row["parameters"] / 1e6:.1f}']
+    if 'wrong' in linear:
+        figures += ['wrong'] * 4
+    else:
+        figures += [str(linear['points']), f'{100 * linear["share"]:.1f} %', f'{linear["error"]:.0e}']
+        figures += [f'{linear["without"]:.2f}']
+    return [*figures, 'wrong' if 'wrong' in stages else str(stages['points'])]
+
+
+def reasons(left: list[list[Any]]) -> str:
+    """The largest parameters that stay plain, each with its share of the model and why."""
+    return '; '.join(f'`{name}` {100 * share:.1f} %' + (f' ({why})' if why else '') for name, share, why in left)
+
+
+if __name__ == '__main__':
+    main()
