@@ -29,6 +29,10 @@ NEEDS = {
     'vpd': 'the diffusion model of `ldm`, with weights of others',
 }
 _LEAST = 0.95
+COLUMNS = (
+    *('config', 'same model', 'M parameters', '`linear` points', 'behind maps', 'with the key', 'without it'),
+    '`stages` points',
+)
 
 
 def main() -> None:
@@ -53,13 +57,14 @@ def lines(stack: str, found: dict[str, Any]) -> Iterator[str]:
     families = {name.partition('/')[0] for name in ran}
     yield f'## {stack}'
     yield ''
+    different = len({row['model'] for row in models.values()})
     yield (
-        f'{len(models)} configs, {len({row["model"] for row in models.values()})} different models. Looked at: {len(rows)}; '
-        f'{len(ran)} of these, of {len(families)} families, run plain here, and {len(right)} of the {len(ran)} are right protected.'
+        f'{len(models)} configs, {different} different models. Looked at: {len(rows)}; {len(ran)} of these, of '
+        f'{len(families)} families, run plain here, and {len(right)} of the {len(ran)} are right protected.'
     )
     yield ''
-    yield '| config | same model | M parameters | `linear` points | behind maps | with the key | without it | `stages` points |'
-    yield '|---|--:|--:|--:|--:|--:|--:|--:|'
+    yield f'| {" | ".join(COLUMNS)} |'
+    yield '|---|' + '--:|' * (len(COLUMNS) - 1)
     for name in sorted(ran):
         same = sum(row['model'] == models[name]['model'] for row in models.values())
         yield f'| {" | ".join([name, str(same), *cells(ran[name])])} |'
