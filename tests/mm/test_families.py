@@ -104,7 +104,7 @@ def test_linear_points(family, key_file):
     plain = plain_or_skip(family, cfg, 64)
     protection = check(cfg, plain, 64, key_file, 'linear')
     assert len(protection.encryptors) > 15
-    assert {e.site.point.side for e in protection.encryptors} == {'in'}
+    assert 'out' not in {e.site.point.side for e in protection.encryptors}
 
 
 def check(cfg, plain, side: int, key_file: Path, points: str):
