@@ -89,12 +89,7 @@ def _fill(model: nn.Module, weights: dict[str, Any], strict: bool) -> None:
     except RuntimeError as error:  # torch's, with all names that do not fit
         way = 'strict=False leaves out what only one of them has; ' if strict else ''
         raise PlanMismatchError(
-<<<<<<< HEAD
             f'this checkpoint is of another model: {error}\n{way}build the model from the config of its training'
-=======
-            f'this checkpoint is of another model: {error}\n'
-            f'{way}build the model from the config that it was trained with'
->>>>>>> 8955395 (tests, checkpoint: lines of house length)
         ) from None
 
 
