@@ -51,7 +51,7 @@ def check_keyed_options(cfg: Config, name: str) -> None:
     Raises:
         KeysegError: a plain model does not.
     """
-    for path, part in dicts_in(cfg._cfg_dict):
+    for path, part in dicts_in(cfg.get('model'), 'model'):  # a base may name one beside it
         if 'protection' in part and part.get('type') not in _KEYED:
             raise KeysegError(
                 f'{name} is a plain config: its {path} ({part.get("type")}) takes no protection. Give --key LOC alone, '

@@ -20,6 +20,7 @@ from mmseg.registry import MODELS, TRANSFORMS
 
 from keyseg_mm import lock
 from keyseg_mm.mm.config import build_plain_model
+from keyseg_mm.mm.wrapping import check_keyed_options
 from keyseg_mm.runtime.attach import protection_of, protections
 
 ROOT = Path(__file__).parents[2]
@@ -94,6 +95,7 @@ def test_config_is_the_stock_one_but_for_the_protection(file):
     plain, off = plain_of(cfg)
     assert without_scope(plain) == stock
     assert off == dict(type='keyseg_mm.Keyed', protection=LINEAR, hooks=GUARD)
+    check_keyed_options(cfg, file)
     assert len((CONFIGS / file).read_text().splitlines()) <= 3
 
 
