@@ -13,12 +13,23 @@ from setuptools.command.sdist import sdist
 ROOT = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'keyseg_mm/__init__.py').read_text())[1]
 
+# What a customer's machine needs beside numpy and cryptography is its runtime; all else comes with an extra.
+TORCH = ['torch>=2.1', 'tqdm>=4.60', 'scipy>=1.10', 'jinja2>=3.1']
+EXPORT = ['onnx>=1.16', 'onnxscript>=0.2', 'onnxruntime>=1.17']
 # mmengine, mmcv and mmseg come with one of the two stacks; the core pins neither.
 STACKS = {
     # mmsegmentation 1.2.2 imports ftfy and regex without declaring them; mmengine 0.10.7 needs pkg_resources, which
     # setuptools 81 and later warn of or lack
-    'openmmlab': ['mmsegmentation>=1.2.2', 'mmengine>=0.10.5', 'mmcv>=2.0.1,<2.2', 'ftfy', 'regex', 'setuptools<81'],
-    'onedl': ['onedl-mmsegmentation>=1.4.2', 'onedl-mmengine>=0.10.12', 'onedl-mmcv>=2.3.6'],
+    'openmmlab': [
+        *TORCH,
+        'mmsegmentation>=1.2.2',
+        'mmengine>=0.10.5',
+        'mmcv>=2.0.1,<2.2',
+        'ftfy',
+        'regex',
+        'setuptools<81',
+    ],
+    'onedl': [*TORCH, 'onedl-mmsegmentation>=1.4.2', 'onedl-mmengine>=0.10.12', 'onedl-mmcv>=2.3.6'],
 }
 
 
@@ -55,9 +66,13 @@ setup(
         'keyseg_mm': ['py.typed', '.mim/**/*', 'audit/report/*.j2', 'compare/*.j2', 'compare/*.json', 'demo/*.in']
     },
     include_package_data=False,
-    install_requires=['torch>=2.1', 'numpy>=1.23', 'cryptography>=50', 'tqdm>=4.60', 'scipy>=1.10', 'jinja2>=3.1'],
+    install_requires=['numpy>=1.23', 'cryptography>=50'],
     extras_require={
         **STACKS,
+        'torch': TORCH,
+        'export': EXPORT,
+        'onnx': ['onnxruntime>=1.17'],
+        'openvino': ['openvino>=2024.4'],
         'keyring': ['keyring>=24'],
         'safetensors': ['safetensors>=0.4'],
         'onnx': ['onnx>=1.16'],
@@ -66,6 +81,8 @@ setup(
         'signing': ['model-signing>=1.1', 'pyopenssl'],  # which it imports and does not declare
         'docs': ['sphinx>=8', 'myst-parser>=4', 'furo'],
         'dev': [
+            *EXPORT,
+            'openvino>=2024.4',
             'pytest>=8',
             'pytest-randomly>=3.16',
             'pytest-timeout>=2.3',

@@ -12,6 +12,7 @@ from keyseg_mm.atomic import write_new
 from keyseg_mm.checkpoint.archive import read_archive
 from keyseg_mm.checkpoint.filebytes import FileBytes
 from keyseg_mm.checkpoint.known import Names, RefusedError
+from keyseg_mm.checkpoint.layout import SUFFIXES
 from keyseg_mm.checkpoint.limits import check_extent
 from keyseg_mm.checkpoint.safetensors import read_safetensors, write_safetensors
 from keyseg_mm.checkpoint.values import NAMES
@@ -96,7 +97,7 @@ def name_of(source: Source) -> str:
 
 def _is_safetensors(source: Path | bytes) -> bool:
     """By its name, or where it has none by its first bytes: the length of a header, and the header's brace."""
-    return source.suffix == '.safetensors' if isinstance(source, Path) else source[8:9] == b'{'
+    return source.suffix in SUFFIXES if isinstance(source, Path) else source[8:9] == b'{'
 
 
 def write_checkpoint(
@@ -120,7 +121,7 @@ def write_checkpoint(
     Raises:
         KeysegError: it could not be written whole; nothing is left behind.
     """
-    write = write_safetensors if Path(path).suffix == '.safetensors' else torch.save
+    write = write_safetensors if Path(path).suffix in SUFFIXES else torch.save
     content = {'meta': dict(meta), 'state_dict': dict(state_dict), **(others or {})}
     try:
         write_new(path, lambda file: write(content, file), 0o600 if private else 0o666, overwrite=overwrite)

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from keyseg_mm.checkpoint.known import UnreadableError
 
 META = 'keyseg_mm meta'
+#: How names of such files end; a sealed graph is one, see :mod:`keyseg_mm.deploy.container`.
+SUFFIXES = ('.safetensors', '.sealed')
 #: What a file calls a type of values: its name, and the bytes of a value.
 DTYPES = {
     'F64': ('float64', 8),

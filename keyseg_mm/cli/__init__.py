@@ -34,6 +34,7 @@ GROUPS = {
     'Run': {
         'train': "train a config, plain or protected, with mmsegmentation's own train.py",
         'test': "test a checkpoint, plain or protected, with mmsegmentation's own test.py",
+        'export': 'export a protected checkpoint as a sealed graph, for onnxruntime, OpenVINO and others',
     },
     'Look': {
         'show': 'show the public side of a key file, checkpoint or config, and the points of a model',
@@ -50,6 +51,12 @@ COMMANDS = {name: line for group in GROUPS.values() for name, line in group.item
 TOOLS = ('encrypt_images',)
 # What passes its options on to the host's own tools.
 PASS_ON = ('train', 'test', 'tool')
+# The packages that each extra brings.
+_EXTRAS = {
+    'onedl': ('mmengine', 'mmseg', 'mmcv'),
+    'torch': ('torch', 'scipy', 'tqdm', 'jinja2'),
+    'export': ('onnx', 'onnxscript', 'onnxruntime'),
+}
 # Commands that keep every finished step.
 _RESUMED = ('audit', 'compare')
 
@@ -148,13 +155,28 @@ def _run(argv: list[str] | None) -> int:
     try:
         with _ending_in_order(), without_warnings(), redirect_stdout(cast(Any, Shown(sys.stdout))):
             return int(args.run(args))
-    except KeysegError as error:
-        print(f'keyseg {name}: {error}', file=sys.stderr)
+    except (KeysegError, ModuleNotFoundError) as error:
+        print(f'keyseg {name}: {_missing(error)}', file=sys.stderr)
         return ERROR
     except KeyboardInterrupt:
         again = '; the same command goes on where it stopped' if name in _RESUMED else ''
         print(f'\nkeyseg {name}: stopped, as asked{again}', file=sys.stderr)
         return INTERRUPTED
+
+
+def _missing(error: Exception) -> Exception | str:
+    """What an error says; of a package that is not installed, with the line that installs it.
+
+    Raises:
+        ModuleNotFoundError: it is none that an extra brings.
+    """
+    if not isinstance(error, ModuleNotFoundError):
+        return error
+    name = (error.name or '').partition('.')[0]
+    extra = next((extra for extra, names in _EXTRAS.items() if name in names), '')
+    if not extra:
+        raise error
+    return f"this needs {name}: pip install 'keyseg-mm[{extra}]'"
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
@@ -195,6 +217,6 @@ def run_module(name: str, arguments: list[str]) -> int:
     try:
         with _ending_in_order():
             return run_any_tool(arguments) if name == 'tool' else run_with_key(name, arguments)
-    except KeysegError as error:
-        print(f'keyseg {name}: {error}', file=sys.stderr)
+    except (KeysegError, ModuleNotFoundError) as error:
+        print(f'keyseg {name}: {_missing(error)}', file=sys.stderr)
         return ERROR

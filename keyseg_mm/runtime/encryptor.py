@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from keyseg_mm.errors import NotFiredError
 from keyseg_mm.maps import Map
+from keyseg_mm.maps.base import Tables
 from keyseg_mm.maps.carried import at_work
 from keyseg_mm.model.outputs import tensors_given
 from keyseg_mm.model.points import ROOT
@@ -32,13 +34,15 @@ class Encryptor(Gate):
         work: what it does to its feature map: that, or, at a ``back:`` point, its inverse.
         calls: how often it encrypted a feature map. What torch.compile made of it does not count.
         seen: where it marks that it has worked, by its point; see :class:`keyseg_mm.runtime.witness.Witness`.
+        given: tables that are used in place of its own, see :func:`given_tables`.
     """
 
-    __slots__ = ('site', 'map', 'work', 'calls', 'seen', '_name', '_kind', '_like', '_tables', '_inverse')
+    __slots__ = ('site', 'map', 'work', 'calls', 'seen', 'given', '_name', '_kind', '_like', '_tables', '_inverse')
 
     def __init__(self, site: Site, secret: Map, device: torch.device, dtype: torch.dtype) -> None:
         self.site, self.calls, self._name = site, 0, str(site.point)
         self.seen: dict[str, bool] = {}
+        self.given: Tables | None = None
         self._like = torch.empty(0, device=device, dtype=dtype)
         self.use(secret)
 
@@ -61,7 +65,8 @@ class Encryptor(Gate):
     def leave(self, output: Any) -> Any:
         if self.site.point.side == 'in':
             return output
-        refuse_export()
+        if self.given is None:
+            refuse_export()
         self.seen[self._name] = True  # a pass may hand on fewer maps, and not this one
         return self.site.leave(output, self._encrypt)
 
@@ -70,6 +75,10 @@ class Encryptor(Gate):
         self._place()
 
     def _encrypt(self, x: Tensor) -> Tensor:
+        if self.given is not None:
+            self.seen[self._name] = True
+            self._kind.refuse_unfit(x, self.site.dim, self.site.channels)
+            return self._kind.apply(x, self.site.dim, self.given)
         refuse_export()
         self.seen[self._name] = True
         if not torch.compiler.is_dynamo_compiling():
@@ -87,6 +96,21 @@ class Encryptor(Gate):
     def __deepcopy__(self, memo: Any) -> Encryptor:
         """That of a copied module: one of its own, for the same map."""
         return Encryptor(self.site, self.map, self._like.device, self._like.dtype)
+
+
+@contextmanager
+def given_tables(encryptors: Sequence[Encryptor], tables: Sequence[Tables]) -> Iterator[None]:
+    """Let encryptors work with these tables, and without a way back for gradients.
+
+    An exporter may trace that: where the tables are inputs of what it traces, its graph holds none.
+    """
+    for encryptor, given in zip(encryptors, tables, strict=True):
+        encryptor.given = given
+    try:
+        yield
+    finally:
+        for encryptor in encryptors:
+            encryptor.given = None
 
 
 def encryptors_for(model: nn.Module, sites: Iterable[Site], maps: Iterable[Map]) -> list[Encryptor]:

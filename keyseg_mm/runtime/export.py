@@ -62,8 +62,9 @@ def refuse_export() -> None:
 
 
 REFUSED = (
-    'refused to export a keyed model: the graph would carry the secret tables as constants. Export it without its '
-    "encryptors: loaded with protection.runtime='plain' it is the plain model; after detach() it runs degraded"
+    'refused to export a keyed model: the graph would carry the secret tables as constants. `keyseg export` writes the '
+    'opened model as a sealed graph, or, with --keys-as-inputs, a graph that takes the tables as inputs. From Python: '
+    "loaded with protection.runtime='plain' it is the plain model; after detach() it runs degraded"
 )
 _TOO_OLD = (
     'refused to compile a keyed model: this torch does not tell compiling from exporting, and an exported graph would '

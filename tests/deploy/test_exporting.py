@@ -1,0 +1,147 @@
+"""What `keyseg export` makes computes what the model does, with the key alone, and tells nothing without it."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from keyseg_mm import find_leaks, stamps_of
+from keyseg_mm.checkpoint.files import read_checkpoint
+from keyseg_mm.checkpoint.operations import rekey_file
+from keyseg_mm.deploy import load, read_exported
+from keyseg_mm.deploy.graph import Graph
+from keyseg_mm.errors import IntegrityError, KeyFileError, KeyMismatchError, KeysegError
+from tests.deploy.conftest import export, gap
+
+CLOSE = 1e-5
+
+
+def test_a_sealed_graph_is_the_model_for_its_recipients_alone(shop, sealed, photo, scores, other_key):
+    for key in (shop.key, shop.customer, f'file:{shop.folder}/customer.key'):
+        session = load(sealed, key)
+        assert type(session) is onnxruntime.InferenceSession
+        assert [found.shape for found in session.get_inputs()] == [[1, 64, 96, 3]]
+        assert gap(session.run(None, {'image': photo})[0], scores) < CLOSE
+    with pytest.raises(KeyMismatchError, match=other_key.id):
+        load(sealed, other_key)
+    for locator in ('none', None):
+        with pytest.raises(KeyFileError):
+            load(sealed, locator)
+
+
+def test_a_sealed_graph_tells_nothing(shop, sealed):
+    content = sealed.read_bytes()
+    opened = bytes(read_exported(sealed, shop.key).graph)
+    weight = shop.model.decode_head.conv_seg.weight.detach().numpy().tobytes()
+    for part in (b'Conv', weight[:32]):
+        assert part in opened and part not in content
+    assert len(content) - len(opened) < 20_000
+
+
+def test_a_sealed_graph_says_what_it_is(shop, sealed):
+    meta = read_exported(sealed, shop.key).meta
+    assert meta['classes'] == list('abcde') and meta['size'] == [64, 96]
+    assert meta['image'].startswith('uint8') and 'logits' in meta
+
+
+def test_the_graph_names_no_file_of_this_machine(shop, sealed):
+    opened = bytes(read_exported(sealed, shop.key).graph)
+    assert b'.py' not in opened and str(shop.folder).encode() not in opened
+
+
+def test_a_sealed_graph_is_given_to_others_as_checkpoints_are(shop, sealed, other_key, tmp_path, photo, scores):
+    rekey_file(sealed, shop.key, [other_key], tmp_path / 'theirs.onnx.sealed')
+    assert gap(load(tmp_path / 'theirs.onnx.sealed', other_key).run(None, {'image': photo})[0], scores) < CLOSE
+    with pytest.raises(KeyMismatchError):
+        load(tmp_path / 'theirs.onnx.sealed', shop.key)
+    assert stamps_of(read_checkpoint(sealed)['state_dict'])['']
+
+
+def test_openvino_computes_the_same(shop, sealed, keyed, photo, image, scores):
+    config = {'INFERENCE_PRECISION_HINT': 'f32'}
+    assert gap(load(sealed, shop.key, 'openvino', config=config)([photo])[0], scores) < CLOSE
+    model = load(keyed, shop.key, 'openvino', config=config)
+    assert len(model.inputs) == 1 and gap(model([image])[0], scores) < CLOSE
+    assert gap(load(keyed, 'none', 'openvino', config=config)([image])[0], scores) > 0.1
+
+
+def test_a_keyed_graph_is_the_model_with_its_tables_alone(shop, keyed, image, scores, other_key):
+    assert gap(load(keyed, shop.key).run(None, {'image': image})[0], scores) < CLOSE
+    assert gap(load(keyed, 'none').run(None, {'image': image})[0], scores) > 0.1
+    with pytest.raises(KeyMismatchError):
+        load(keyed, other_key)
+    bare = onnxruntime.InferenceSession(keyed.read_bytes())
+    tables = read_exported(keyed, shop.key).tables
+    assert [found.name for found in bare.get_inputs()] == ['image', *tables]
+    assert len(tables) == 2 * len({name.partition('/')[0] for name in tables}) > 8
+    assert gap(bare.run(None, {'image': image, **tables})[0], scores) < CLOSE
+
+
+def test_no_table_is_in_a_keyed_graph(shop, keyed, tmp_path):
+    stamps = stamps_of(read_checkpoint(shop.folder / 'locked.pth')['state_dict'])
+    table = next(iter(read_exported(keyed, shop.key).tables.values()))
+    (tmp_path / 'planted').write_bytes(keyed.read_bytes() + table.tobytes())
+    assert find_leaks(tmp_path / 'planted', shop.key, stamps.values())
+    assert find_leaks(keyed, shop.key, stamps.values()) == []
+
+
+def test_a_keyed_graph_takes_images_of_any_size(shop, keyed):
+    run = load(keyed, shop.key).run
+    for size in ((64, 96), (96, 160)):
+        assert run(None, {'image': np.zeros((1, 3, *size), np.float32)})[0].shape == (1, 5, *size)
+
+
+def test_a_keyed_graph_that_was_altered_is_refused(shop, keyed):
+    content = bytearray(keyed.read_bytes())
+    content[len(content) // 3] ^= 1
+    with pytest.raises(IntegrityError, match='verify=False'):
+        read_exported(bytes(content), shop.key)
+    assert read_exported(bytes(content), shop.key, verify=False).tables
+
+
+def test_a_program_of_torch(shop, image, scores):
+    assert export(shop, 'model.pt2', '--format', 'torch-export', '--keys-as-inputs', '--argmax') == 0
+    path = shop.folder / 'model.pt2'
+    got = load(path, shop.key)(torch.from_numpy(image)).numpy()
+    assert got.dtype == np.int64 and (got == scores.argmax(1)).mean() > 0.999
+    assert (load(path, 'none')(torch.from_numpy(image)).numpy() != scores.argmax(1)).mean() > 0.1
+    with pytest.raises(KeysegError, match='format onnx'):
+        load(path, shop.key, 'onnxruntime')
+
+
+def test_what_would_bake_a_table_is_thrown_away(shop, monkeypatch, capsys):
+    """An exporter, or a mistake of ours, that takes the tables themselves in place of the graph's inputs."""
+    own = lambda self, tables: [e.map.placed(torch.device('cpu'), torch.float32) for e in self.encryptors]  # noqa: E731
+    monkeypatch.setattr(Graph, '_by_encryptor', own)
+    assert export(shop, 'baked.pt2', '--format', 'torch-export', '--keys-as-inputs') == 1
+    assert 'thrown away' in capsys.readouterr().err and not (shop.folder / 'baked.pt2').exists()
+
+
+def test_a_graph_that_is_not_the_model_is_thrown_away(shop, monkeypatch, capsys):
+    monkeypatch.setattr('keyseg_mm.deploy.exporting._gap', lambda got, want: 0.5)
+    assert export(shop, 'wrong.pt2.sealed', '--format', 'torch-export') == 1
+    assert 'not the model (off by 0.5)' in capsys.readouterr().err and not (shop.folder / 'wrong.pt2.sealed').exists()
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        (dict(out='model.onnx.sealed'), 'exists already'),
+        (dict(options=['--size', '64']), '--size takes a height and a width'),
+        (dict(options=['--keys-as-inputs'], checkpoint='sealed.pth'), 'no maps in its weights'),
+    ],
+)
+def test_what_cannot_be_exported(options, words, shop, sealed, capsys):
+    given = {'out': 'other.onnx', **options}
+    assert export(shop, given.pop('out'), *given.pop('options', []), **given) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_a_package_that_is_missing_is_named(shop, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnxscript', None)
+    assert export(shop, 'other.onnx') == 1
+    assert "pip install 'keyseg-mm[export]'" in capsys.readouterr().err
