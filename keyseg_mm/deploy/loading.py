@@ -32,7 +32,7 @@ def load(source: Source, key: Key | str | None, runtime: str | None = None, veri
 
     Returns:
         An ``onnxruntime.InferenceSession``, an ``openvino.CompiledModel``, or a module of torch. Of a keyed graph they
-        take the image alone: the tables are fed to it.
+        are given the image alone: the tables are fed to it.
 
     Raises:
         KeyFileError, KeyMismatchError, IntegrityError: see :func:`keyseg_mm.deploy.container.read_exported`.
@@ -108,17 +108,27 @@ def _in_onnxruntime(exported: Exported, **options: Any) -> Any:
 def _in_openvino(
     exported: Exported, device: str = 'CPU', config: Mapping[str, Any] | None = None, core: Any = None
 ) -> Any:
-    """Tables become constants of the model that is compiled, in memory: it takes what the plain one takes."""
+    """Tables are set once in each request for inference; the image is what is left to give, the first input."""
     runtime = needed('openvino', 'openvino')
     core = core or runtime.Core()
     if core.get_property('CACHE_DIR'):
         raise SecretExposedError('this core has a CACHE_DIR, where it would write the opened graph; take another')
-    model = core.read_model(io.BytesIO(exported.graph))
-    for name, table in exported.tables.items():
-        parameter = next(found for found in model.get_parameters() if name in found.output(0).get_names())
-        parameter.output(0).replace(runtime.opset13.constant(table).output(0))
-        model.remove_parameter(parameter)
-    return core.compile_model(model, device, dict(config or {}))
+    compiled = core.compile_model(core.read_model(io.BytesIO(exported.graph)), device, dict(config or {}))
+    if not exported.tables:
+        return compiled
+    tables = {name: runtime.Tensor(table) for name, table in exported.tables.items()}
+
+    class KeyedModel(runtime.CompiledModel):  # type: ignore[misc, name-defined]
+        """A compiled model that feeds the tables to its graph."""
+
+        def create_infer_request(self) -> Any:
+            """A request that has the tables, and lacks the image."""
+            request = super().create_infer_request()
+            for name, tensor in tables.items():
+                request.set_tensor(name, tensor)
+            return request
+
+    return KeyedModel(compiled)
 
 
 def _in_torch(exported: Exported, device: Any = None) -> Any:

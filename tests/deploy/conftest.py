@@ -7,27 +7,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config, ConfigDict
-from mmseg.registry import MODELS
+from mmengine.config import Config
 
 from keyseg_mm import Identity, SecretKey, plan_lock, write_key_file
 from keyseg_mm.checkpoint.files import write_checkpoint
 from keyseg_mm.checkpoint.operations import lock_file, seal_file
 from keyseg_mm.mm.bench import preprocess
+from keyseg_mm.mm.config import build_plain_model
 from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.seal.sections import Sealing
-from tests.support.cli import keyseg
-from tests.support.configs import tiny_model_cfg
-
-SIZE = (64, 96)
-
-
-def model_cfg() -> ConfigDict:
-    """One stage of the tiny model, wide enough for tables that are looked for."""
-    cfg = tiny_model_cfg(num_classes=5, aux=False)
-    cfg.backbone.update(base_channels=16, num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,))
-    cfg.decode_head.update(in_channels=16, in_index=0)
-    return cfg
+from tests.support.exports import SIZE, export, model_cfg
 
 
 @pytest.fixture(scope='session')
@@ -37,7 +26,7 @@ def shop(tmp_path_factory):
     cfg = Config({'model': model_cfg(), 'default_scope': 'mmseg', 'crop_size': SIZE})
     cfg.dump(str(folder / 'config.py'))
     torch.manual_seed(0)
-    model = MODELS.build(cfg.model)
+    model = build_plain_model(cfg)
     for weight in model.parameters():
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=(len(weight) / weight.numel()) ** 0.5)
@@ -50,12 +39,6 @@ def shop(tmp_path_factory):
     lock_file(folder / 'plain.pth', model, plan, key, folder / 'locked.pth')
     seal_file(folder / 'plain.pth', Sealing(key), folder / 'sealed.pth')
     return SimpleNamespace(folder=folder, model=model.eval(), key=key, customer=customer)
-
-
-def export(shop, out, *options, checkpoint='locked.pth'):
-    key = f'file:{shop.folder}/my.key'
-    given = ('export', shop.folder / 'config.py', shop.folder / checkpoint, '--key', key, '--out', shop.folder / out)
-    return keyseg(*given, *options)
 
 
 @pytest.fixture(scope='session')
@@ -91,7 +74,3 @@ def scores(shop, image):
     meta = dict(img_shape=size, ori_shape=size, pad_shape=size, padding_size=[0] * 4)
     with torch.no_grad():
         return shop.model.encode_decode(torch.from_numpy(image), [meta]).numpy()
-
-
-def gap(got, want):
-    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
