@@ -75,7 +75,6 @@ setup(
         'openvino': ['openvino>=2024.4'],
         'keyring': ['keyring>=24'],
         'safetensors': ['safetensors>=0.4'],
-        'onnx': ['onnx>=1.16'],
         'dask': ['distributed>=2024.1'],
         'completion': ['argcomplete>=3'],
         'signing': ['model-signing>=1.1', 'pyopenssl'],  # which it imports and does not declare
@@ -92,7 +91,6 @@ setup(
             'mypy>=1.11',
             'argcomplete>=3',
             'safetensors>=0.4',
-            'onnx>=1.16',
             'distributed>=2024.1',
             'tensorboard>=2.17',
             'build>=1.2',

@@ -28,7 +28,7 @@ def _read_onnx(path: Path) -> dict[str, Any]:
     try:
         import onnx
     except ImportError:
-        raise KeysegError("reading .onnx files takes the package onnx: pip install 'keyseg-mm[onnx]'") from None
+        raise KeysegError("reading .onnx files takes the package onnx: pip install 'keyseg-mm[export]'") from None
     try:
         graph = onnx.load(str(path)).graph
         tensors = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
