@@ -81,7 +81,7 @@ class Graph(nn.Module):
         return {
             f'{e.site.point}/{name}': table
             for e in self.encryptors
-            for name, table in zip(e.map.names, e.map.placed(torch.device('cpu'), torch.float32))
+            for name, table in zip(e.work.names, e.work.placed(torch.device('cpu'), torch.float32))
             if table.numel()
         }
 
@@ -101,7 +101,7 @@ class Graph(nn.Module):
     def _by_encryptor(self, tables: Sequence[Tensor]) -> list[Tables]:
         left, found = list(tables), []
         for encryptor in self.encryptors:
-            own = encryptor.map.placed(torch.device('cpu'), torch.float32)
+            own = encryptor.work.placed(torch.device('cpu'), torch.float32)
             found.append(tuple(left.pop(0) if table.numel() else table for table in own))
         return found
 

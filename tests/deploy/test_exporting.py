@@ -115,7 +115,7 @@ def test_a_program_of_torch(shop, image, scores):
 
 def test_what_would_bake_a_table_is_thrown_away(shop, monkeypatch, capsys):
     """An exporter, or a mistake of ours, that takes the tables themselves in place of the graph's inputs."""
-    own = lambda self, tables: [e.map.placed(torch.device('cpu'), torch.float32) for e in self.encryptors]  # noqa: E731
+    own = lambda self, tables: [e.work.placed(torch.device('cpu'), torch.float32) for e in self.encryptors]  # noqa: E731
     monkeypatch.setattr(Graph, '_by_encryptor', own)
     assert export(shop, 'baked.pt2', '--format', 'torch-export', '--keys-as-inputs') == 1
     said = capsys.readouterr().err
