@@ -5,7 +5,7 @@ copies were made of (plain, or protected with the master key), the weights are s
 licensee, which stays when a copy is opened, fine-tuned, pruned, quantised, or put together with others: for each name
 its z-score, 0 by chance with a standard deviation of 1, and a bound of the probability that chance gives any of the
 names such a score. It accuses nobody above 1e-6. Names, dtypes, heads, and the order and scale of channels may be
-others; the file may be .pth, .safetensors, or .onnx (pip install 'keyseg-mm[onnx]').
+others; the file may be .pth, .safetensors, or .onnx (pip install 'keyseg-mm[export]').
 
 FILE has one licensee's name on a line, as given to `keyseg rekey --licensee`; lines with # are comments. Blanks around
 a name, and which form of Unicode an accent is written in, make no difference.
