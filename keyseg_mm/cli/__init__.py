@@ -30,11 +30,11 @@ GROUPS = {
         'lock': 'protect a trained checkpoint, without training',
         'unlock': 'turn a protected checkpoint back into the plain one',
         'rekey': 'give a protected checkpoint another key, or a licensee a copy of their own',
+        'export': 'export a protected checkpoint as a sealed graph, for onnxruntime, OpenVINO and others',
     },
     'Run': {
         'train': "train a config, plain or protected, with mmsegmentation's own train.py",
         'test': "test a checkpoint, plain or protected, with mmsegmentation's own test.py",
-        'export': 'export a protected checkpoint as a sealed graph, for onnxruntime, OpenVINO and others',
     },
     'Look': {
         'show': 'show the public side of a key file, checkpoint or config, and the points of a model',

@@ -1,8 +1,8 @@
 """Unlock a protected checkpoint: the plain model again, bit for bit where maps are permutations and signs.
 
 The seal is taken off, and maps are taken out of the weights. The file is readable by you only (0600). Its stamp says
-which weights carry which map; where it does not, --config finds the layers that read the encrypted maps. Where something
-else than such layers reads them, the checkpoint cannot be unlocked, and runs with its encryptors.
+which weights carry which map; where it does not, --config finds the layers that read the encrypted maps. Where others
+than such layers read them, the checkpoint cannot be unlocked, and runs with its encryptors.
 
 To run a protected checkpoint at plain speed there is no need to write the plain weights to a disk:
   keyseg test CONFIG locked.pth --key file:keys/my.key
