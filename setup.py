@@ -75,6 +75,7 @@ setup(
         'openvino': ['openvino>=2024.4'],
         'keyring': ['keyring>=24'],
         'safetensors': ['safetensors>=0.4'],
+        'detection': ['mmdet>=3.3'],  # beside openmmlab's stack
         'dask': ['distributed>=2024.1'],
         'completion': ['argcomplete>=3'],
         'signing': ['model-signing>=1.1', 'pyopenssl'],  # which it imports and does not declare
