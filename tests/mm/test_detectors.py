@@ -1,4 +1,4 @@
-"""A detector of mmdet is protected as a segmentor is; benchmarks/others trains one, and a classifier, by their tools."""
+"""A detector of mmdet is protected as a segmentor is; benchmarks/others trains one by the tools of mmdet."""
 
 from __future__ import annotations
 
