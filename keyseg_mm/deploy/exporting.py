@@ -98,10 +98,11 @@ def seal_graph(content: bytes, how: Sealing, meta: Mapping[str, Any]) -> bytes:
         how: for whom.
         meta: plain values: what it is.
     """
-    return _container({GRAPH: torch.frombuffer(bytearray(content), dtype=torch.uint8)}, how, meta)
+    return seal_tables({GRAPH: torch.frombuffer(bytearray(content), dtype=torch.uint8)}, how, meta)
 
 
-def _container(tensors: Mapping[str, Tensor], how: Sealing, meta: Mapping[str, Any]) -> bytes:
+def seal_tables(tensors: Mapping[str, Tensor], how: Sealing, meta: Mapping[str, Any]) -> bytes:
+    """A sealed file of tensors by their names."""
     copies = {name: tensor.clone() for name, tensor in tensors.items()}
     file = io.BytesIO()
     write_safetensors(seal_checkpoint({'meta': dict(meta), WEIGHTS: copies}, how, own=True), file)
@@ -141,11 +142,11 @@ def _keyed_file(graph: Graph, how: Sealing, meta: dict[str, Any]) -> bytes:
     """A keyed graph with its tables sealed in it; searched for them before anybody gets it."""
     meta['tables'] = list(graph.tables)
     if graph.form.format == TORCH:
-        content = exported(graph, base64.b64encode(_container(graph.tables, how, meta)).decode())
+        content = exported(graph, base64.b64encode(seal_tables(graph.tables, how, meta)).decode())
     else:
         content = exported(graph)
         meta['sha256'] = digest(content)
-        content = with_tables(content, _container(graph.tables, how, meta))
+        content = with_tables(content, seal_tables(graph.tables, how, meta))
     protection = protection_of(graph.model)
     if protection is None or not isinstance(protection.features, FeatureSecret):
         raise LockError('this model lost its protection while it was exported')

@@ -16,6 +16,7 @@ DERIVE = Path(__file__).parents[1] / 'vectors' / 'derive.json'
 PATCHES = DERIVE.with_name('patches.json')
 STAMPS = DERIVE.with_name('stamps.json')
 ENVELOPES = DERIVE.with_name('envelope.json')
+GRAPHS = DERIVE.with_name('graphs.json')
 
 
 def derived(case: dict) -> dict[str, list]:

@@ -13,6 +13,7 @@ from tests.support.seals import SEALS
 from tests.support.vectors import (
     DERIVE,
     ENVELOPES,
+    GRAPHS,
     PATCHES,
     STAMPS,
     derived,
@@ -21,7 +22,7 @@ from tests.support.vectors import (
     derived_pattern,
     encrypted_ramp,
 )
-from tests.vectors import envelopes, seals
+from tests.vectors import envelopes, graphs, seals
 from tests.vectors.stamps import BAD, GOOD
 
 KEYS = (bytes(range(32)), bytes(32), b'\xff' * 32)
@@ -124,3 +125,6 @@ if __name__ == '__main__':
     wrapped = envelopes.good()
     opening = {'good': [{'of': name, **case} for name, case in wrapped.items()]}
     write(ENVELOPES, {**opening, 'bad': [{'why': why, **case} for why, case in envelopes.bad(wrapped)]})
+    files = graphs.good()
+    opening = {'good': [{'of': name, **case} for name, case in files.items()]}
+    write(GRAPHS, {**opening, 'bad': [{'why': why, **case} for why, case in graphs.bad(files)]})
