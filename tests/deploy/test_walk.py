@@ -57,7 +57,7 @@ def environment(tmp_path_factory):
         '-c',
         ROOT / 'constraints.txt',
     ]
-    done = subprocess.run([*pip, *wanted], capture_output=True, text=True, env=bare())
+    done = subprocess.run([*pip, '-c', ROOT / 'constraints.txt', *wanted], capture_output=True, text=True, env=bare())
     if done.returncode:
         pytest.skip(f'pip cannot install here: {done.stderr.strip().splitlines()[-1:]}')
     return folder / 'env' / 'bin'
