@@ -10,7 +10,7 @@ from keyseg_mm import SecretKey
 from keyseg_mm.deploy import read_exported
 from keyseg_mm.errors import KeysegError
 from tests.support.vectors import GRAPHS
-from tests.vectors import graphs
+from tests.vectors.graphs import bad, good
 
 CASES = json.loads(GRAPHS.read_text())
 
@@ -34,7 +34,7 @@ def test_bad_files_are_refused(case):
 
 
 def test_the_vectors_are_those_of_their_module():
-    made = graphs.good()
+    made = good()
     assert [case['of'] for case in CASES['good']] == list(made)
-    assert [case['why'] for case in CASES['bad']] == [why for why, _ in graphs.bad(made)]
+    assert [case['why'] for case in CASES['bad']] == [why for why, _ in bad(made)]
     assert len({case['file'] for case in CASES['bad']}) == len(CASES['bad']) > 18
