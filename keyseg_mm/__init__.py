@@ -50,6 +50,7 @@ _WHERE = {
     'load': 'checkpoint.models',
     'save': 'checkpoint.models',
     'Sealing': 'seal.sections',
+    'bases': 'mm.compat',
 }
 __all__ = ['__version__', *_WHERE]
 
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from keyseg_mm.keys.locator import locate
     from keyseg_mm.locking import SCHEMES, lock, plan_lock, rekey, unlock
     from keyseg_mm.maps import TRANSFORMS
+    from keyseg_mm.mm.compat import bases
     from keyseg_mm.model.points import Point
     from keyseg_mm.model.sites import Site, Trace, resolve
     from keyseg_mm.runtime.attach import attach, detach, entries_at, protections, unlock_model

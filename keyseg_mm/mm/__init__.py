@@ -7,8 +7,11 @@ from keyseg_mm.mm.hooks import GuardHook
 from keyseg_mm.mm.keyed import Keyed
 from keyseg_mm.mm.neck import KeyedNeck
 from keyseg_mm.mm.pipeline import EncryptImage
+from keyseg_mm.mm.sources import forget, from_bytes
+from keyseg_mm.mm.sources import set_up as set_up_sources
 
-__all__ = ['EncryptImage', 'GuardHook', 'HostBench', 'Keyed', 'KeyedNeck', 'name_distributions']
+__all__ = ['EncryptImage', 'GuardHook', 'HostBench', 'Keyed', 'KeyedNeck', 'forget', 'from_bytes', 'name_distributions']
 
 name_distributions()
 set_up()
+set_up_sources()

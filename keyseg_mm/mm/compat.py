@@ -3,7 +3,8 @@
 1. A training checkpoint holds mmengine's HistoryBuffer (training curves) and numpy arrays in it, which torch >= 2.6
    refuses to load. :data:`HOST_NAMES` lets a resumed run have its curves back, and their pickle nothing else.
 2. onedl-mmengine maps ``mmseg::`` in ``_base_`` to the distribution name mmsegmentation, which the maintained fork does
-   not carry. :func:`name_distributions` corrects the map; this package's tools call it before they read a config.
+   not carry. :func:`name_distributions` corrects the map; this package's tools call it before they read a config, and
+   configs for the host's own tools do, by ``_base_ = __import__('keyseg_mm').bases('mmseg::...')``.
 3. mmengine's torchrun launcher picks a GPU for each process even where torch has none. :func:`start_without_gpu` makes
    that a no-op on such a machine; only this package's tools call it. (Config for such runs: dist_cfg backend gloo and
    ``model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None)``.)
@@ -73,6 +74,16 @@ def name_distributions() -> None:
     if found is not None:
         MODULE2PACKAGE['mmseg'] = found[0]
     MODULE2PACKAGE.setdefault('keyseg_mm', 'keyseg_mm')
+
+
+def bases(*paths: str) -> list[str]:
+    """Mend 2 from within a config: what ``_base_`` is to be, for tools of the host that import nothing of this package.
+
+    Args:
+        paths: of base configs, as ``'mmseg::...'``.
+    """
+    name_distributions()
+    return list(paths)
 
 
 def start_without_gpu() -> None:

@@ -23,6 +23,7 @@ import keyseg_mm
 from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in, write_checkpoint
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.mm.compat import HOST_NAMES
+from keyseg_mm.mm.sources import from_bytes
 from tests.support.cli import keyseg
 from tests.support.configs import keyed_cfg, runner_cfg, tiny_model_cfg
 from tests.support.hostile import WITNESS, attacks, runs_here
@@ -120,6 +121,8 @@ ROUTES = {
     'openmmlab, fetched': elsewhere('open-mmlab://far'),
     'mmcls': elsewhere('mmcls://a'),
     's3': elsewhere('s3://bucket/{}'),
+    'keyseg': lambda path, here, patch: CheckpointLoader.load_checkpoint(f'keyseg://{path}', 'cpu'),
+    'keyseg, memory': lambda path, *_: CheckpointLoader.load_checkpoint(from_bytes(path.read_bytes()), 'cpu'),
     'petrel': elsewhere('cluster:petrel://bucket/{}'),
     'pavi': elsewhere('pavi://a'),
     'load_checkpoint': lambda path, here, patch: checkpoint.load_checkpoint(MODELS.build(tiny_model_cfg()), str(path)),
@@ -139,7 +142,7 @@ ROUTES = {
 
 def test_all_loaders_of_the_host_are_tried():
     tried = {scheme for scheme in CheckpointLoader._schemes if scheme}
-    assert len(tried) == 10, 'a new one is to be tried here'
+    assert len(tried) == 11, 'a new one is to be tried here'
 
 
 @pytest.mark.parametrize('route', ROUTES)
