@@ -1,6 +1,6 @@
 """Files for ``load_from`` from wherever mmengine's file backends fetch them, and from memory: ``keyseg://...``.
 
-The host's loader knows the disk, http, s3 and a few more. ``keyseg://PLACE`` takes what ``mmengine.fileio.get`` takes as
+The host's loader knows the disk, http, s3 and a few more. ``keyseg://PLACE`` takes what ``mmengine.fileio.get`` does as
 a place, ``keyseg://petrel://bucket/locked.pth`` say, or that of a backend of one's own; and :func:`from_bytes` gives a
 name to a file that is in memory. Files are read by the strict list that all are read by, and opened as those are.
 """
