@@ -18,6 +18,9 @@ from keyseg_mm.keys.identity import Key
 # What makes a runtime write the graph, or what it made of it, to a disk; in whatever case and with whatever around it.
 _WRITES = ('cache', 'dump', 'optimized_model_filepath', 'save', 'ctx', 'context', 'blob')
 
+# The same, in the options of an onnxruntime session, which names no others.
+_ENTRIES = ('ep.context_enable', 'ep.context_file_path')
+
 
 def load(source: Source, key: Key | str | None, runtime: str | None = None, verify: bool = True, **options: Any) -> Any:
     """Open an exported graph and make it ready to run.
@@ -67,13 +70,24 @@ def _refuse_writing(options: Mapping[str, Any]) -> None:
     names = list(options)
     for value in (*said, options.get('provider_options')):
         names += _names_in(value)
-    path = getattr(options.get('sess_options'), 'optimized_model_filepath', '')
+    session = options.get('sess_options')
+    path = getattr(session, 'optimized_model_filepath', '')
+    if session is not None:
+        names += [name for name in _ENTRIES if _is_set(session, name)]
     found = [name for name in names if any(word in name.lower() for word in _WRITES)]
     if found or path:
         raise SecretExposedError(
             f'{(*found, "optimized_model_filepath")[0]} would have the runtime write the opened graph to a disk; leave '
             'it out'
         )
+
+
+def _is_set(session: Any, name: str) -> bool:
+    """Whether the options of an onnxruntime session have an entry of this name that asks for something."""
+    try:
+        return session.get_session_config_entry(name) not in ('', '0')
+    except (RuntimeError, AttributeError):  # of names that were never set
+        return False
 
 
 def _names_in(value: Any) -> list[str]:

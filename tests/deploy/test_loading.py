@@ -74,9 +74,16 @@ def optimised(path):
     return options
 
 
+def with_context():
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry('ep.context_enable', '1')
+    return options
+
+
 @pytest.mark.parametrize(
     ('runtime', 'options'),
     [
+        ('onnxruntime', dict(sess_options=with_context())),
         ('onnxruntime', dict(sess_options=optimised('plain.onnx'))),
         ('onnxruntime', dict(providers=[('TensorrtExecutionProvider', {'trt_engine_cache_enable': True})])),
         ('onnxruntime', dict(providers=['X'], provider_options=[{'ep.context_enable': '1'}])),

@@ -14,6 +14,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from keyseg_mm import Trace, attach, detach, entries_at, resolve
 from keyseg_mm.errors import SecretExposedError
+from keyseg_mm.runtime.attach import protection_of
+from keyseg_mm.runtime.encryptor import given_tables
 
 
 @pytest.fixture
@@ -73,6 +75,31 @@ def test_exporters_are_known_without_their_flags(keyed, name, monkeypatch):
     torch._dynamo.reset()
     with torch.no_grad():
         assert torch.equal(torch.compile(model, backend='eager', fullgraph=True)(x), model(x))
+
+
+class Given(nn.Module):
+    """A keyed model whose tables are inputs."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.encryptors = model, protection_of(model).encryptors
+
+    def forward(self, x, tables):
+        with given_tables(self.encryptors, [(table,) for table in tables]):
+            return self.model(x)
+
+
+def test_tables_that_are_inputs_are_in_no_graph(keyed):
+    model, x = keyed
+    tables = tuple(torch.from_numpy(e.map.tables()['permutation']) for e in protection_of(model).encryptors)
+    neutral = tuple(torch.arange(len(table)) for table in tables)
+    program = torch.export.export(Given(model), (x, neutral))
+    with torch.no_grad():
+        assert not torch.allclose(program.module()(x, neutral), model(x))
+        assert torch.allclose(program.module()(x, tables), model(x))
+    assert not any(torch.equal(value, table) for value in program.constants.values() for table in tables)
+    with pytest.raises(SecretExposedError):
+        torch.export.export(model, (x,))
 
 
 def test_a_symbolic_trace_around_the_layers_of_torch_holds_no_table(keyed):
