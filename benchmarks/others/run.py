@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train a stock detector and a stock classifier, plain and protected, and test them with the key and without.
 
-    python benchmarks/others/run.py --out OUT [--only detector] [--iterations 300]
+    python benchmarks/others/run.py --out OUT [--only detector] [--iterations 300] [--locked]
 
 By the own tools of mmdet and mmpretrain, on coloured squares that are made on the spot; what is not installed is left
 out, and said. Prints a table and writes OUT/results.json. Finished steps are kept in OUT, and not run again.
@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--only', choices=TASKS)
     parser.add_argument('--iterations', type=int, default=300)
+    parser.add_argument('--locked', action='store_true', help='lock the plain one, and train none with the key')
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     key = args.out / 'key'
@@ -80,15 +81,15 @@ def main() -> None:
             except Exception as error:
                 print(f'{name}: left out, since {task.package} is not here ({type(error).__name__}: {error})')
                 continue
-            results[name] = run(name, task, args.out / name, f'file:{key}', args.iterations)
+            results[name] = run(name, task, args.out / name, f'file:{key}', args.iterations, args.locked)
             print(f'{name}, {task.figure.partition(":")[0]} (chance {task.chance:.1f}):')
             for way, figure in results[name].items():
-                print(f'  {way:18}{figure:8.3f}')
+                print(f'  {way:26}{figure:8.3f}')
     (args.out / 'results.json').write_text(json.dumps(results, indent=1))
 
 
-def run(name: str, task: Task, out: Path, key: str, iterations: int) -> dict[str, float]:
-    """The figures of one model, by the way in which it was run."""
+def run(name: str, task: Task, out: Path, key: str, iterations: int, locked: bool) -> dict[str, float]:
+    """The figures of one model, by the way in which it was made and run."""
     data = out / 'data'
     if not data.exists():
         write = write_coco if name == 'detector' else write_folders
@@ -102,17 +103,28 @@ def run(name: str, task: Task, out: Path, key: str, iterations: int) -> dict[str
     plain.custom_hooks, plain.model.type = [], plain.model.pop('of')
     plain.model.pop('protection')
     protected.model.protection.key = key
-    files = {}
     for kind, cfg in (('plain', plain), ('protected', protected)):
-        (out / kind).mkdir(exist_ok=True)
         cfg.dump(str(out / f'{kind}.py'))
-        files[kind] = _train(task, out / f'{kind}.py', out / kind, iterations)
-    found = {'plain': _test(task, out / 'plain.py', files['plain'], out / 'tested plain', [])}
-    for way, locator in WAYS.items():
-        options = [f'model.protection.key={locator or key}']
-        options += ['model.protection.runtime=plain'] if way == 'opened' else []
-        found[way] = _test(task, out / 'protected.py', files['protected'], out / f'tested {way}', options)
+    file = _train(task, out / 'plain.py', out / 'plain', iterations)
+    found = {'plain': _test(task, out / 'plain.py', file, out / 'tested plain', [])}
+    files = {'locked': (_lock(out / 'plain.py', file, out / 'locked.pth', key), 'checkpoint')}
+    if not locked:
+        files['trained'] = (_train(task, out / 'protected.py', out / 'protected', iterations), 'linear')
+    for made, (path, points) in files.items():
+        for way, locator in WAYS.items():
+            options = [f'model.protection.key={locator or key}', f'model.protection.points={points}']
+            options += ['model.protection.runtime=plain'] if way == 'opened' else []
+            where = out / f'tested {made}, {way}'
+            found[f'{made}, {way}'] = _test(task, out / 'protected.py', path, where, options)
     return found
+
+
+def _lock(config: Path, file: Path, out: Path, key: str) -> Path:
+    if not out.exists():
+        lock = ['lock', str(file), '--config', str(config), '--key', key, '--out', str(out)]
+        code = 'import sys; from keyseg_mm.cli import main; sys.exit(main(sys.argv[1:]))'
+        subprocess.run([sys.executable, '-c', code, *lock], check=True)
+    return out
 
 
 def _small_detector(cfg: Any, data: Path, iterations: int) -> None:
