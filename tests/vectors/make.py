@@ -39,6 +39,8 @@ CASES = [
     (0, '00' * 16, 'out:backbone:0', 70, 'SignedChannelPermutation'),
     (0, '00' * 16, 'out:backbone:0', 8, 'ChannelRotation'),
     (1, 'cd' * 16, 'in:a.b', 7, {'type': 'ChannelRotation', 'block': 3}),
+    (1, 'cd' * 16, 'in:a.b', 12, {'type': 'SignedChannelPermutation', 'groups': 3}),
+    (0, '00' * 16, 'back:a.attn', 12, {'type': 'ChannelPermutation', 'groups': 4}),
     (0, '00' * 16, 'out:backbone:0', 4, 'BlockShuffle'),
     (2, 'cd' * 16, 'out:neck:1', 3, {'type': 'BlockShuffle', 'block': 3}),
     (0, '00' * 16, 'out:backbone:0', 9, 'NegativePositive'),

@@ -28,6 +28,11 @@ _TRAINED = (
     MapEntry('out:backbone:0', 64, {'type': 'BlockShuffle', 'block': 2}, forms=((2, 0), (1, None))),
     MapEntry('out:.', 8, _SIGNED, dim=-1, runs=('test',), forms=((0, 0),)),
 )
+_LAYERS = (
+    MapEntry('in:up', 12, {**_SIGNED, 'groups': 3}, ('up.weight',), 0),
+    MapEntry('in:attn', 16, _SIGNED, ('attn.in_proj_weight',), dim=-1),
+    MapEntry('back:attn', 16, _SIGNED, ('attn.out_proj.weight', 'attn.out_proj.bias'), 0, -1),
+)
 _TENSORS = (
     TensorEntry(('a.weight', 'b.weight'), 4, {'type': 'TensorPermutation'}),
     TensorEntry(('c',), 2, {'type': 'SelectiveEncryption', 'share': 0.05}),
@@ -40,6 +45,7 @@ _IMAGES = (ImageEntry('SHF', 8), ImageEntry('FFX', 4, '00' * 16))
 
 GOOD = {
     'a locked model': Stamp(KEY_ID, SALT, _MAPS, *_MEMORY),
+    'layers of other kinds': Stamp(KEY_ID, SALT, _LAYERS, *_MEMORY),
     'a model trained with the key': Stamp(KEY_ID, SALT, _TRAINED),
     'encrypted parameters': Stamp(KEY_ID, SALT, _TENSORS, *_MEMORY),
     'a locked patch embedding': Stamp(KEY_ID, SALT, _EMBEDDINGS, *_MEMORY),
@@ -120,6 +126,7 @@ _WRONG_VALUES: list[tuple[str, tuple[Any, ...], list[Any]]] = [
     (_LOCKED, (*_ENTRY, 'channels'), [-1, 0, 2**20 + 1, 10**300, 3.0, True, '3', None, [3]]),
     (_LOCKED, (*_ENTRY, 'transform'), [{}, 'ChannelPermutation', None, [], {'type': ''}, {'type': 3}]),
     (_LOCKED, (*_ENTRY, 'transform', 'block'), [[16], {'x': 1}, None, 10**300, 'x' * 513]),
+    (_LOCKED, (*_ENTRY, 'along'), [1, 2, -1, 0.0, False, '0', None]),
     (_LOCKED, (*_ENTRY, 'dim'), [0, 1, 9, -9, 2.0, True, '2', None]),
     (_LOCKED, (*_ENTRY, 'runs'), ['test', [], ['test', 'train'], ['test', 'test'], [''], [3], None]),
     (_LOCKED, (*_ENTRY, 'forms'), [[], [[0]], [[0, 0, 0]], [[-1, 0]], [[0, 1025]], [['0', 0]], [0], 'x', None]),
