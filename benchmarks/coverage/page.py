@@ -84,11 +84,12 @@ def lines(stack: str, found: dict[str, Any]) -> Iterator[str]:
             said = [ran[name][kind]['wrong'] for kind in ('linear', 'stages') if 'wrong' in ran[name].get(kind, {})]
             yield f'- {name}: {"; ".join(said)}'
         yield ''
-    yield 'Not covered, since the plain model does not run here:'
+    yield 'Not covered, since the plain model does not run here, or not within the bounds:'
     yield ''
     for name in sorted(set(rows) - set(ran)):
         row = rows[name]
-        yield f'- {name}: {NEEDS.get(name.partition("/")[0]) or row.get("plain") or "more than " + row["limit"]}'
+        why = NEEDS.get(name.partition('/')[0]) or row.get('plain') or f'it took more than {row["limit"]}'
+        yield f'- {name}: {why}'
 
 
 def is_right(row: dict[str, Any]) -> bool:
@@ -109,8 +110,11 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 def reasons(left: list[list[Any]]) -> str:
-    """The largest parameters that stay plain, each with its share of the model and why."""
-    return '; '.join(f'`{name}` {100 * share:.1f} %' + (f' ({why})' if why else '') for name, share, why in left)
+    """The largest parameters that stay plain, by the reason why."""
+    by: dict[str, list[str]] = {}
+    for name, share, why in left:
+        by.setdefault(why or 'no layer reads a map by them', []).append(f'`{name}` {100 * share:.1f} %')
+    return '; '.join(f'{why} ({", ".join(names)}, to name the largest)' for why, names in by.items())
 
 
 if __name__ == '__main__':

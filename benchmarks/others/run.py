@@ -128,9 +128,11 @@ def _lock(config: Path, file: Path, out: Path, key: str) -> Path:
 
 
 def _small_detector(cfg: Any, data: Path, iterations: int) -> None:
-    cfg.model.backbone.update(init_cfg=None, frozen_stages=-1, norm_eval=False)
-    cfg.model.bbox_head.num_classes = len(COLOURS)
-    cfg.optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=3e-4), clip_grad=dict(max_norm=10))
+    # a quarter as wide, and trained from the start
+    cfg.model.backbone.update(init_cfg=None, frozen_stages=-1, norm_eval=False, base_channels=16)
+    cfg.model.neck.update(in_channels=[16, 32, 64, 128], out_channels=64)
+    cfg.model.bbox_head.update(num_classes=len(COLOURS), in_channels=64, feat_channels=64, stacked_convs=2)
+    cfg.optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=1e-3), clip_grad=dict(max_norm=10))
     load, boxes = dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)
     resize = dict(type='Resize', scale=(SIDE, SIDE), keep_ratio=True)
     keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
