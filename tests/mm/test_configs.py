@@ -302,10 +302,11 @@ def test_configs_travel_in_the_wheel(tmp_path):
     (tmp_path / 'mine.py').write_text("_base_ = 'keyseg_mm::fastscnn/keyed_fast_scnn_8xb4-160k_cityscapes-512x1024.py'")
     code = (
         'import keyseg_mm.mm; from mmengine.config import Config; print(keyseg_mm.__file__); '
-        "print(Config.fromfile('mine.py').model.of)"
+        "print(Config.fromfile('mine.py').model.of); from mmengine.hub import get_config; "
+        "print(get_config('keyseg_mm::fastscnn/keyed_fast_scnn_8xb4-160k_cityscapes-512x1024.py').model.type)"
     )
     env = {**os.environ, 'PYTHONPATH': str(site)}
     done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [str(site / 'keyseg_mm' / '__init__.py'), 'EncoderDecoder']
+    assert done.stdout.splitlines() == [str(site / 'keyseg_mm' / '__init__.py'), 'EncoderDecoder', 'keyseg_mm.Keyed']
     assert len(list((site / 'keyseg_mm' / '.mim' / 'configs').glob('*/keyed_*.py'))) == len(FILES)
