@@ -35,7 +35,7 @@ CASES: dict[str, tuple[str, ...]] = {
     'adamw': (),
     'sgd': (*SGD, 'optim_wrapper.optimizer.momentum=0.9', 'optim_wrapper.optimizer.weight_decay=0.0005'),
     'accumulated': ('optim_wrapper.accumulative_counts=2',),
-    'ema': ("custom_hooks=[{'type':'EMAHook','momentum':0.02}]",),
+    'ema': (),
     'resumed': (),
     'two processes': ('model_wrapper_cfg.type=MMDistributedDataParallel',),
     'bfloat16': ('optim_wrapper.type=AmpOptimWrapper', 'optim_wrapper.dtype=bfloat16'),
@@ -77,6 +77,8 @@ def config_of(model: str, case: str, keyed: bool, out: Path) -> Path:
     lines = [f'_base_ = {bases}']
     if keyed:
         lines += ["model = dict(type='keyseg_mm.Keyed', of='EncoderDecoder', protection={{_base_.protection}})"]
+    if case == 'ema':
+        lines += ["custom_hooks = [dict(type='EMAHook', momentum=0.02)]"]
     if case != 'bfloat16':
         lines += ["custom_imports = dict(imports=['float64'])"]
     path = out / f'{"keyed" if keyed else "plain"}-{model}-{case.replace(" ", "-")}.py'
