@@ -41,14 +41,6 @@ CASES: dict[str, tuple[str, ...]] = {
     'bfloat16': ('optim_wrapper.type=AmpOptimWrapper', 'optim_wrapper.dtype=bfloat16'),
 }
 IN_ALL_CASES = 'fcn-r18'  # the others in the first: a CPU has no time for more
-# small and few, so that an iteration takes a CPU a fraction of a second
-SIZE = '(48,64)'
-SMALL = (
-    f'model.data_preprocessor.size={SIZE}',
-    f'train_dataloader.dataset.pipeline.3.crop_size={SIZE}',
-    'train_dataloader.batch_size=2',
-    'val_dataloader.dataset.indices=1',
-)
 QUIET = (
     'default_hooks.logger.interval=1',
     'log_processor.window_size=1',
@@ -102,10 +94,18 @@ def course_of(config: Path, options: list[str], work: Path, case: str, threads: 
     return Course([losses[step] for step in sorted(losses)], mious[-1])
 
 
-def row_of(model: str, case: str, ways: list[str], data: Path, out: Path) -> dict[str, dict[str, float]]:
+def small(args: argparse.Namespace) -> list[str]:
+    """Options of few and small pictures, so that an iteration takes a CPU a fraction of a second."""
+    size = f'({args.crop[0]},{args.crop[1]})'
+    crops = [f'model.data_preprocessor.size={size}', f'train_dataloader.dataset.pipeline.3.crop_size={size}']
+    return [*crops, f'train_dataloader.batch_size={args.batch}', 'val_dataloader.dataset.indices=1']
+
+
+def row_of(model: str, case: str, ways: list[str], args: argparse.Namespace, out: Path) -> dict[str, dict[str, float]]:
     """How far each protected training is from the plain one."""
     plain_config, keyed_config = (config_of(model, case, keyed, out) for keyed in (False, True))
-    options = [*roots_of(data / LAYOUTS['cityscapes']), *SMALL, *QUIET, *CASES[case], 'randomness.seed=0']
+    roots = roots_of(args.data.resolve() / LAYOUTS['cityscapes'])
+    options = [*roots, *small(args), *QUIET, *CASES[case], 'randomness.seed=0']
     folder, found = out / model, {}
     plain = course_of(plain_config, options, folder / f'{case}-plain', case)
     for way in ways:
@@ -130,12 +130,14 @@ def main() -> None:
     parser.add_argument('--data', type=Path, required=True)
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--model', nargs='+', choices=MODELS, default=list(MODELS))
+    parser.add_argument('--batch', type=int, default=2)
+    parser.add_argument('--crop', type=int, nargs=2, default=(48, 64), metavar=('HEIGHT', 'WIDTH'))
     parser.add_argument('--case', nargs='+', choices=CASES, default=list(CASES))
     args = parser.parse_args()
     out, results = args.out.resolve(), {}
     key_in(out)
     for model, case, ways in rows_of(args):
-        row = results[f'{model}, {case}'] = row_of(model, case, ways, args.data.resolve(), out)
+        row = results[f'{model}, {case}'] = row_of(model, case, ways, args, out)
         words = (f'{way} {found["loss"]:.1e} (mIoU {found["mIoU"]:.2f})' for way, found in row.items())
         print(f'{model}, {case}: ' + ', '.join(words), flush=True)
     (out / 'law.json').write_text(json.dumps(results, indent=1) + '\n')
