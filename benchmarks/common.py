@@ -26,9 +26,8 @@ from tqdm import tqdm
 
 import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
 import keyseg_mm.runtime.protection
-from keyseg_mm import Protection, SecretKey, Trace, attach, protections
+from keyseg_mm import Protection, SecretKey, Trace, attach, entries_at, protections, resolve
 from keyseg_mm.cli.host import host_tool
-from keyseg_mm.locking.planning import plan_training
 from keyseg_mm.maps import Map
 from keyseg_mm.runtime.encryptor import add_encryptors
 from keyseg_mm.runtime.gates import remove_gates
@@ -118,8 +117,8 @@ class Workload:
 
     def protect(self, points: str) -> Protection:
         """Attach encryptors at ``linear`` or ``stages``, as :data:`PROTECTED` says, with a fresh key."""
-        plan = plan_training(self.model, points, PROTECTED[points], Trace.of(self.model, {'test': self.infer}))
-        return attach(self.model, SecretKey.generate(), plan.sites, plan.entries)
+        sites = resolve(points, self.model, Trace.of(self.model, {'test': self.infer}))
+        return attach(self.model, SecretKey.generate(), sites, entries_at(sites, PROTECTED[points]))
 
 
 class Switch:
