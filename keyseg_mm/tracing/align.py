@@ -24,6 +24,7 @@ _ALIKE = 0.5  # median cosine of rows: by chance it is near 0, and of a copy it 
 _ROUNDS = 2  # of matching columns by rows and rows by columns
 _SCALINGS = 12
 _MOST_ROWS = 4096  # an assignment of more would take too long
+_MOST_WASTED = 5 * 10**7  # values of weights that were matched in vain: it is another model
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,21 @@ def align(found: Mapping[str, Any], original: Mapping[str, Any]) -> Iterator[Ali
         found: tensors by name, of any dtype; names need not be the original's.
         original: the plain state_dict.
     """
+    wasted = 0
+
+    def attempt(ours: Weight, theirs: Tensor, tensor: Tensor, matching: bool) -> tuple[Weight, bool] | None:
+        nonlocal wasted
+        made = _made_alike(ours, theirs, tensor, matching and wasted < _MOST_WASTED)
+        if made is None and matching and theirs.numel() == tensor.numel():
+            wasted += ours.size
+        return made
+
     spare = {n: t for n, t in found.items() if isinstance(t, Tensor) and t.dim() > 1 and not t.is_complex()}
     waiting: list[tuple[str, Weight]] = []
     for name, tensor in carriers(original).items():
         ours = weight_of(tensor)
         theirs = spare.get(name)
-        made = None if theirs is None else _made_alike(ours, theirs, tensor, matching=True)
+        made = None if theirs is None else attempt(ours, theirs, tensor, matching=True)
         if made is None:
             waiting.append((name, ours))
         else:
@@ -63,7 +73,7 @@ def align(found: Mapping[str, Any], original: Mapping[str, Any]) -> Iterator[Ali
     for matching in (False, True):  # what has its channels in their places is found at once
         for name, ours in list(waiting):
             for other, theirs in list(spare.items()):
-                made = _made_alike(ours, theirs, original[name], matching)
+                made = attempt(ours, theirs, original[name], matching)
                 if made is not None:
                     del spare[other]
                     waiting = [item for item in waiting if item[0] != name]

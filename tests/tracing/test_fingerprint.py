@@ -157,6 +157,17 @@ def by_turns(copies):
     return ends[every % 2, every].view(copies.shape[1:])
 
 
+def test_another_model_accuses_nobody(plain, master):
+    copied = copy_for(NAMES[3], plain, master)
+    others = {n: torch.randn(v.shape) if v.dim() > 1 else v for n, v in copied.items()}
+    assert len(gather(others, plain)) < len(carriers(plain)) / 3  # of few channels some order is always alike
+    assert best(others, plain, master)[0] == set()
+    assert search([], master, model_of(plain), NAMES)[0].z == 0
+    verdict = trace({'x': torch.ones(3)}, plain, master, NAMES)
+    assert (verdict.owners, verdict.weights) == ([], 0)
+    assert 'nobody' in verdict.sentence()
+
+
 COLLUSIONS = {
     'mean': lambda c: c.mean(0),
     'median': lambda c: c.median(0).values,
