@@ -52,32 +52,33 @@ def align(found: Mapping[str, Any], original: Mapping[str, Any]) -> Iterator[Ali
     """
     wasted = 0
 
-    def attempt(ours: Weight, theirs: Tensor, tensor: Tensor, matching: bool) -> tuple[Weight, bool] | None:
+    def attempt(name: str, ours: Weight, theirs: Tensor, matching: bool) -> Aligned | None:
         nonlocal wasted
-        made = _made_alike(ours, theirs, tensor, matching and wasted < _MOST_WASTED)
-        if made is None and matching and theirs.numel() == tensor.numel():
+        centred = ours if theirs.is_floating_point() else _centred(ours)  # integers have a zero point
+        made = _made_alike(centred, theirs, original[name], matching and wasted < _MOST_WASTED)
+        if made is None and matching and theirs.numel() == ours.size:
             wasted += ours.size
-        return made
+        return None if made is None else Aligned(name, centred, *made)
 
     spare = {n: t for n, t in found.items() if isinstance(t, Tensor) and t.dim() > 1 and not t.is_complex()}
     waiting: list[tuple[str, Weight]] = []
     for name, tensor in carriers(original).items():
         ours = weight_of(tensor)
         theirs = spare.get(name)
-        made = None if theirs is None else attempt(ours, theirs, tensor, matching=True)
+        made = None if theirs is None else attempt(name, ours, theirs, matching=True)
         if made is None:
             waiting.append((name, ours))
         else:
             del spare[name]
-            yield Aligned(name, ours, *made)
+            yield made
     for matching in (False, True):  # what has its channels in their places is found at once
         for name, ours in list(waiting):
             for other, theirs in list(spare.items()):
-                made = attempt(ours, theirs, original[name], matching)
+                made = attempt(name, ours, theirs, matching)
                 if made is not None:
                     del spare[other]
                     waiting = [item for item in waiting if item[0] != name]
-                    yield Aligned(name, ours, *made)
+                    yield made
                     break
 
 
@@ -87,14 +88,16 @@ def weight_of(tensor: Tensor) -> Weight:
     return np.asarray(flat.reshape(flat.shape[0], flat.shape[1], -1).numpy())
 
 
+def _centred(weight: Weight) -> Weight:
+    return np.asarray(weight - weight.mean((1, 2), keepdims=True))
+
+
 def _made_alike(ours: Weight, theirs: Tensor, tensor: Tensor, matching: bool) -> tuple[Weight, bool] | None:
     """The found weight in the original's order, and whether that was another one; None where they are not alike."""
     for turned in (theirs, theirs.t()) if theirs.dim() == 2 else (theirs,):
         if turned.numel() != tensor.numel() or turned.shape[:2] != tensor.shape[:2]:
             continue
-        weight = weight_of(turned)
-        if not theirs.is_floating_point():  # integers have a zero point
-            weight = weight - weight.mean((1, 2), keepdims=True)
+        weight = weight_of(turned) if theirs.is_floating_point() else _centred(weight_of(turned))
         if likeness(weight, ours) >= _ALIKE:
             return weight, False
         found = matched(weight, ours) if matching else None
