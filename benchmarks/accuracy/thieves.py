@@ -39,12 +39,12 @@ from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.mm.floor import floor_of_dataset
 from keyseg_mm.tracing import Fingerprint, gather, model_of, search
 from keyseg_mm.tracing.marking import STRENGTH, carriers
-from keyseg_mm.tracing.scoring import CERTAIN, log10_chance
+from keyseg_mm.tracing.scoring import CERTAIN, Part, log10_chance
 
 Weights = dict[str, Tensor]
 MASTER = SecretKey(bytes(range(32)))
 BATCH = 8
-VALUES = 200_000  # weights that innocent names are asked with
+VALUES = 50_000  # weights that innocent names are asked with
 
 
 @dataclass
@@ -251,15 +251,14 @@ def measure(bench: Bench, made: Any, guilty: list[str], names: list[str], count:
 def innocents(bench: Bench, names: list[str], out: Path | None) -> dict[str, float]:
     """The distribution of z over names that had no part in a copy, by the same weights for all of them."""
     largest = max(gather(bench.copy_for('somebody else'), bench.plain), key=lambda one: len(one.values))
-    part = [replace(largest, values=largest.values[:VALUES])]
-    scores = [s for name in tqdm(names, disable=None) for s in search(part, MASTER, model_of(bench.plain), [name])]
-    z = np.array([score.z for score in scores])
+    part, model = Part.of([replace(largest, values=largest.values[:VALUES])]), model_of(bench.plain)
+    z = np.array([part.z(MASTER, model, name) for name in tqdm(names, disable=None)])
     if out is not None:
         np.save(out, z)
     test = kstest(z, 'norm')
     return {
         'names': len(z),
-        'weights': scores[0].values,
+        'weights': min(VALUES, len(largest.values)),
         'mean': float(z.mean()),
         'std': float(z.std()),
         'largest': float(z.max()),

@@ -74,10 +74,10 @@ def search(
     stages = _stages(len(asked), everything)
     for at, (count, most) in enumerate(stages):
         asked = sorted(asked, key=lambda name: -scores[name].z if name in scores else 0.0)[:count]
-        part = _Part.of(_choose(evidence, most, max(1, _TENSORS // count)))
+        part = Part.of(_choose(evidence, most, max(1, _TENSORS // count)))
         values = sum(len(one.values) for one in part.evidence)
 
-        def ask(name: str, part: _Part = part, values: int = values) -> Score:
+        def ask(name: str, part: Part = part, values: int = values) -> Score:
             z = part.z(master, model, name)
             return Score(name, z, log10_chance(z, len(names)), values)
 
@@ -115,7 +115,7 @@ def _choose(evidence: Sequence[Evidence], most: int, tensors: int) -> list[Evide
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """The evidence of a stage, and what of a score is the same for all names."""
 
     evidence: list[Evidence]
@@ -123,7 +123,7 @@ class _Part:
     size: float
 
     @classmethod
-    def of(cls, evidence: list[Evidence]) -> _Part:
+    def of(cls, evidence: list[Evidence]) -> Part:
         offset = MEAN * sum(float(one.values.sum(dtype=np.float64)) for one in evidence)
         square = sum(float(np.linalg.norm(one.values.astype(np.float64))) ** 2 for one in evidence)
         return cls(evidence, offset, STD * math.sqrt(square))
