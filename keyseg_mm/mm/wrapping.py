@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.mm.config import dicts_in, without_protection
+from keyseg_mm.mm.config import dicts_in, rewritten, without_protection
 from keyseg_mm.mm.keyed import Keyed
 from keyseg_mm.mm.neck import KeyedNeck
 from keyseg_mm.mm.pipeline import EncryptImage
@@ -42,7 +43,7 @@ def options_for(
         return found
     if opens:
         protection.setdefault('runtime', 'keyed' if points else 'plain')
-    return {'model.type': 'keyseg_mm.Keyed', 'model.of': cfg.model.type, 'model.protection': protection}
+    return {'model.type': 'keyseg_mm.Keyed', 'model.of': _named(cfg.model.type), 'model.protection': protection}
 
 
 def check_keyed_options(cfg: Config, name: str) -> None:
@@ -61,11 +62,21 @@ def check_keyed_options(cfg: Config, name: str) -> None:
 
 def opened_config(cfg: Config, key: str, checkpoint: str) -> str:
     """The text of a config, whole, that runs a locked checkpoint opened, with its key."""
-    model = without_protection(cfg.model)
-    protection = {'key': key, 'runtime': 'plain'}
-    new = Config({**cfg._cfg_dict, 'model': {**model, 'type': 'keyseg_mm.Keyed', 'of': model.type}})
-    new.model.protection, new.load_from = protection, checkpoint
+    new, model = copy.deepcopy(cfg), rewritten(without_protection(cfg.model), _in_words)
+    model.of, model.type = model.type, 'keyseg_mm.Keyed'
+    model.protection = {'key': key, 'runtime': 'plain'}
+    new.model, new.load_from = model, checkpoint
     return str(new.pretty_text)
+
+
+def _in_words(part: ConfigDict) -> ConfigDict:
+    """A part of a config without classes, which have no text."""
+    return ConfigDict({name: _named(item) if isinstance(item, type) else item for name, item in part.items()})
+
+
+def _named(kind: Any) -> str:
+    """The type of a model as text: its registered name, or of a class of a config in Python where it is found."""
+    return kind if isinstance(kind, str) else f'{kind.__module__}.{kind.__qualname__}'
 
 
 def _keyed_parts(cfg: Config) -> list[str]:

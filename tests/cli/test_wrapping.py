@@ -13,7 +13,7 @@ from mmseg.registry import MODELS
 
 from keyseg_mm import SecretKey, write_key_file
 from keyseg_mm.checkpoint.files import stamps_in
-from keyseg_mm.mm.wrapping import options_for
+from keyseg_mm.mm.wrapping import opened_config, options_for
 from tests.support.cli import keyseg
 from tests.support.configs import keyed_cfg, runner_cfg, tiny_model_cfg
 
@@ -91,6 +91,25 @@ def test_what_goes_wrong_is_explained(said):
     assert 'go with --key' in said('train', 'plain.py', '--points', 'linear')[1]
     assert 'standard input' in said('train', 'plain.py', '--key', '-')[1]
     assert 'burnt' in said('train', 'plain.py', '--key', '00' * 32)[1]
+
+
+LAZY = """
+from mmseg.models import EncoderDecoder, FCNHead, ResNet
+
+model = dict(
+    type=EncoderDecoder, backbone=dict(type=ResNet, depth=18, base_channels=8),
+    decode_head=dict(type=FCNHead, in_channels=64, channels=8, in_index=3, num_classes=4), test_cfg=dict(mode='whole'))
+"""
+
+
+def test_a_config_in_python_is_wrapped_and_written(tmp_path):
+    write_key_file(tmp_path / 'my.key', SecretKey(bytes(range(32))))
+    (tmp_path / 'lazy.py').write_text(LAZY)
+    cfg = Config.fromfile(str(tmp_path / 'lazy.py'))
+    (tmp_path / 'written.py').write_text(opened_config(cfg, f'file:{tmp_path}/my.key', 'x.pth'))
+    cfg.merge_from_dict(options_for(cfg, f'file:{tmp_path}/my.key', ['stages']))
+    for found in (cfg, Config.fromfile(str(tmp_path / 'written.py'))):
+        assert type(MODELS.build(found.model)).__name__ == 'EncoderDecoder' and found.model.type == 'keyseg_mm.Keyed'
 
 
 def test_the_key_goes_where_the_config_takes_one():
