@@ -102,6 +102,8 @@ def run(name: str, task: Task, out: Path, key: str, iterations: int, locked: boo
     plain = Config(protected.to_dict())
     plain.custom_hooks, plain.model.type = [], plain.model.pop('of')
     plain.model.pop('protection')
+    # what a training wrote is refused by the host's own reader with this torch, which this mends
+    plain.custom_imports = dict(imports=['keyseg_mm.mm'], allow_failed_imports=False)
     protected.model.protection.key = key
     for kind, cfg in (('plain', plain), ('protected', protected)):
         cfg.dump(str(out / f'{kind}.py'))
