@@ -58,6 +58,7 @@ TASKS = {
         'mmpretrain', 'mmpretrain/resnet/keyed_resnet18_8xb32_in1k.py', r'accuracy/top1: ([.\d]+)', 100 / len(COLOURS)
     ),
 }
+NOTHING = 'The testing results of the whole dataset is empty'  # mmdet, where no box has a score that counts
 #: How a protected model is tested, and with which locator.
 WAYS = {'with the key': '', 'opened': '', 'without the key': 'none', 'with a wrong key': 'random:1'}
 
@@ -192,7 +193,10 @@ def _test(task: Task, config: Path, file: Path, work_dir: Path, options: list[st
     if not said.exists():
         extra = ['--cfg-options', *options] if options else []
         _tool(task, 'test', [str(config), str(file), *extra], work_dir)
-    return float(re.findall(task.figure, said.read_text())[-1])
+    text = said.read_text()
+    if NOTHING in text:
+        return 0.0
+    return float(re.findall(task.figure, text)[-1])
 
 
 def _tool(task: Task, name: str, arguments: list[str], work_dir: Path) -> None:
