@@ -3,8 +3,8 @@
 Looked for are the key and, for each stamp of it in the folder's checkpoints and in those of --checkpoint, the model's
 secret, the file's content key, the subkey of every point and its tables: as bytes, hex, base32, base64, base85, numbers
 of any width, printed, pickled, in UTF-16, in lines or apart. Compressed files and archives are searched unpacked (gzip,
-bz2, xz, zip, tar; within each other too). Links and devices are not followed. A table of fewer than 12 entries, or 32
-signs, is not looked for: such turn up by chance.
+bz2, xz, zip, tar; within each other too). Links and devices are not followed. A table of fewer than 12 entries (24
+in numbers of one byte), or 32 signs, is not looked for: such turn up by chance.
 
 examples:
   keyseg scan work_dirs/my_run --key file:keys/my.key

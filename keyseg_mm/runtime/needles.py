@@ -135,6 +135,8 @@ def _numbers_forms(run: NDArray[Any], start: int) -> Iterator[Form]:
     for dtype in (*_INTEGERS, *_FLOATS, *_BIG):
         if 'f' in dtype or run.max() <= np.iinfo(dtype).max:
             yield 'squeezed', f'numpy {dtype}', run.astype(dtype).tobytes().replace(b'\0', b'')
+    for dtype in (*_INTEGERS, *_FLOATS, *_BIG, '>i4', '>i8') if len(run) < _RUN else ():  # little is left without NULs
+        yield _AS_IT_IS, f'numpy {dtype}', run.astype(dtype).tobytes()
     if run.max() < 256:
         yield 'squeezed', 'bytes', bytes(numbers).replace(b'\0', b'')
     yield from _texts('numbers', [str(n) for n in numbers], start)

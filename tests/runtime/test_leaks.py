@@ -49,6 +49,18 @@ def test_signs_are_looked_for_where_chance_does_not_give_them(key, tmp_path):
     assert [leak.what for leak in find_leaks(path, key, [many])] == ['the signs at in:x (numpy <f4)']
 
 
+@pytest.mark.parametrize('channels', [11, 12, 16, 23])
+def test_short_tables_are_looked_for_in_numbers_of_all_widths(channels, key, tmp_path):
+    stamp = Stamp(key.id, bytes(range(16)), (MapEntry('in:x', channels, {'type': 'ChannelPermutation'}),))
+    table = derive_map(key, stamp.salt, stamp.entries[0]).tables()['permutation']
+    path, others = tmp_path / 'table.bin', bytes(range(100, 117))
+    for dtype in ('<i2', '<i4', '<i8', '>i2', '>i4', '>i8', '<f2', '<f4', '<f8'):
+        path.write_bytes(others + table[::-1].astype(dtype).tobytes() + others)
+        assert find_leaks(path, key, [stamp]) == []
+        path.write_bytes(others + table.astype(dtype).tobytes() + others)
+        assert bool(find_leaks(path, key, [stamp])) == (channels >= 12), dtype
+
+
 @HOOKS.register_module(force=True)
 class CarelessHook(Hook):
     """Puts a table into the checkpoint."""
