@@ -83,7 +83,8 @@ def in_children(jobs: list[dict]) -> list[dict]:
     for job in jobs:
         Path(job['folder']).mkdir(parents=True)
         job['arguments'] = [str(a) for a in job['arguments']]
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    # a full disk must not leave half of a module's bytecode beside its source, where later tests would read it
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONDONTWRITEBYTECODE': '1'}
     done = subprocess.run(
         [sys.executable, '-c', CHILD], input=json.dumps(jobs), capture_output=True, text=True, env=environment
     )
