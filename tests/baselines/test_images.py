@@ -291,7 +291,7 @@ def test_show_and_scan(tmp_path, key_file, key, capsys):
     Config(loaders).dump(str(tmp_path / 'config.py'))
     assert main(['show', str(tmp_path / 'config.py')]) == 0
     shown = capsys.readouterr().out
-    assert shown.count('pipeline[0] encrypts images') == 2 and key.id in shown
+    assert shown.count('pipeline.0 encrypts images') == 2 and key.id in shown
     assert all(text in shown for text in ('NP', 'block     4', SALT))
     entry, tensors = ImageEntry('FFX', 4, SALT), {'w': torch.zeros(2)}
     stamp = memory_stamp(key, stamp_of(key, entry), key.features(stamp_of(key, entry).salt))
