@@ -134,7 +134,7 @@ def test_nothing_of_the_key_is_outside_its_file(demo_run):
     key = read_key_file(out / 'demo.key')
     plans = list(stamps_in(out / 'train' / f'iter_{ITERATIONS}.pth').values())
     assert [plan.key_id for plan in plans] == [key.id]
-    assert len(plans[0].entries) == 21  # what each layer reads
+    assert len(plans[0].entries) == 29  # what each layer reads
     assert sealed_stamp(read_checkpoint(out / 'train' / f'iter_{ITERATIONS}.pth')['state_dict'])
     assert not sealed_stamp(read_checkpoint(out / demo.OPENED)['state_dict'])
     assert stat.S_IMODE((out / demo.OPENED).stat().st_mode) == 0o600
