@@ -39,6 +39,7 @@ ONNX, TORCH = 'onnx', 'torch-export'
 _SECTION = 'state_dict'
 _METADATA, _KEY, _VALUE = 14, 1, 2  # fields of ONNX's ModelProto, and of the StringStringEntryProto that it lists there
 _BYTES = 2  # protobuf's wire type of bytes
+_ZIP, _EXTRA = b'PK', f'/extra/{TABLES}'  # how an archive begins; where torch.export has files that go with a program
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,14 @@ class Exported:
         format: ``'onnx'`` or ``'torch-export'``.
         meta: what the file says of it: ``size``, ``classes`` ...
         tables: what its inputs of these names are to be given; empty where it has none.
+        verified: whether a seal that the key opened says that this is the graph which a holder of the key wrote.
     """
 
     graph: memoryview = field(repr=False)
     format: str
     meta: dict[str, Any]
     tables: Tables = field(default_factory=dict, repr=False)
+    verified: bool = True
 
 
 def read_exported(source: Source, key: Key | str | None, verify: bool = True) -> Exported:
@@ -66,6 +69,7 @@ def read_exported(source: Source, key: Key | str | None, verify: bool = True) ->
         key: key, identity or locator, as ``'file:customer.key'``; ``'none'`` runs a keyed graph without its key, on
             purpose: with tables that change nothing.
         verify: refuse a keyed graph that is not the one its tables were written for, as after another tool changed it.
+            Where it is not refused, and where there is no key, nobody can tell who made the graph.
 
     Raises:
         KeyFileError: no key there.
@@ -79,18 +83,19 @@ def read_exported(source: Source, key: Key | str | None, verify: bool = True) ->
     try:
         if data[8:9] == b'{':
             return _sealed(data, _needed(found.key))
-        tables, end = _tables_in(data)
+        graph, tables = _parts(data)
         meta, opened = _tables(tables, found.key)
+        fits = hmac.compare_digest(digest(graph), meta['sha256'])
     except (UnreadableError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile):
         raise KeysegError(
             f'{where} is cut short, or is no graph that keyseg export made; one without a key runs as any other'
         ) from None
-    if verify and meta.get('sha256') is not None and not hmac.compare_digest(digest(data[:end]), meta['sha256']):
+    if verify and not fits:
         raise IntegrityError(
             f'{where} is not the graph that its tables were made for: it was altered. If a tool of yours did that: '
             'verify=False'
         )
-    return Exported(memoryview(data), meta[FORMAT], meta, opened)
+    return Exported(graph, meta[FORMAT], meta, opened, verified=fits and found.key is not None)
 
 
 def digest(graph: Any) -> str:
@@ -99,12 +104,42 @@ def digest(graph: Any) -> str:
 
 
 def with_tables(graph: bytes, container: bytes) -> bytes:
-    """An ONNX file with a tables' file in it: another entry of its metadata, at its end.
+    """A graph's file with a tables' file in it: the last entry of an ONNX file's metadata, or an archive's extra file.
 
     Protobuf reads fields in any order, so that nothing before it changes.
+
+    Args:
+        graph: of ONNX, or a program of torch as :func:`archive_of` writes it.
+        container: the tables' file.
     """
-    entry = _field(_KEY, TABLES.encode()) + _field(_VALUE, base64.b64encode(container))
-    return graph + _field(_METADATA, entry)
+    text = base64.b64encode(container)
+    if graph[:2] != _ZIP:
+        return graph + _field(_METADATA, _field(_KEY, TABLES.encode()) + _field(_VALUE, text))
+    members = members_of(graph)
+    return archive_of({**members, f'{next(iter(members)).partition("/")[0]}{_EXTRA}': text})
+
+
+def archive_of(members: Mapping[str, bytes]) -> bytes:
+    """A zip archive of these members, the same for the same ones: nothing else is in it that could be altered."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, 'w') as archive:
+        for name in sorted(members):
+            archive.writestr(zipfile.ZipInfo(name), members[name])
+    return file.getvalue()
+
+
+def members_of(data: Any) -> dict[str, bytes]:
+    """The members of a zip archive, stored as they are, by name.
+
+    Raises:
+        UnreadableError, zipfile.BadZipFile: it is damaged, or no such archive.
+    """
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        rows = archive.infolist()
+        plain = all(row.compress_type == zipfile.ZIP_STORED and not row.flag_bits & 1 for row in rows)
+        if not plain or len({row.filename for row in rows}) != len(rows) or sum(r.file_size for r in rows) > len(data):
+            raise UnreadableError
+        return {row.filename: archive.read(row) for row in rows}
 
 
 def _needed(key: Key | None) -> Key:
@@ -178,22 +213,25 @@ def _stamp(stamps: Mapping[str, bytes]) -> Stamp:
     return stamp
 
 
-def _tables_in(data: bytearray) -> tuple[bytearray, int]:
-    """The tables' file in a keyed graph, and where the graph ends."""
-    if data[:2] == b'PK':
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            (name,) = (name for name in archive.namelist() if name.endswith(f'/extra/{TABLES}'))
-            return bytearray(base64.b64decode(archive.read(name), validate=True)), len(data)
-    for start, number, value in _fields(data):
-        if number == _METADATA:
-            found = {n: bytes(v) for _, n, v in _fields(value)}
-            if found.get(_KEY) == TABLES.encode():
-                return bytearray(base64.b64decode(found[_VALUE], validate=True)), start
-    raise UnreadableError
+def _parts(data: bytearray) -> tuple[memoryview, bytearray]:
+    """The graph of a keyed graph's file, and its tables' file: nothing else is in there, so that no reader sees more.
+
+    An archive is written anew, since readers of zip do not agree on what is in one.
+    """
+    if data[:2] == _ZIP:
+        members = members_of(data)
+        (name,) = (name for name in members if name.endswith(_EXTRA))
+        text = members.pop(name)
+        return memoryview(archive_of(members)), bytearray(base64.b64decode(text, validate=True))
+    *_, (start, stop, number, value) = _fields(data)
+    found = {n: bytes(v) for *_, n, v in _fields(value)}
+    if stop != len(data) or number != _METADATA or found.get(_KEY) != TABLES.encode():
+        raise UnreadableError
+    return memoryview(data)[:start], bytearray(base64.b64decode(found[_VALUE], validate=True))
 
 
-def _fields(data: Any) -> Iterator[tuple[int, int, memoryview]]:
-    """The fields of a protobuf message that hold bytes: where each starts, its number, and what it holds."""
+def _fields(data: Any) -> Iterator[tuple[int, int, int, memoryview]]:
+    """The fields of a protobuf message that hold bytes: where each starts and stops, its number, and what it holds."""
     view, at = memoryview(data), 0
     while at < len(view):
         start = at
@@ -202,7 +240,7 @@ def _fields(data: Any) -> Iterator[tuple[int, int, memoryview]]:
             size, at = _number(view, at)
             if at + size > len(view):
                 raise UnreadableError
-            yield start, tag >> 3, view[at : at + size]
+            yield start, at + size, tag >> 3, view[at : at + size]
             at += size
         elif tag & 7 == 0:
             _, at = _number(view, at)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,9 @@ from torch import Tensor
 from keyseg_mm.atomic import refuse_existing, write_new
 from keyseg_mm.checkpoint.models import load as load_weights
 from keyseg_mm.checkpoint.safetensors import write_safetensors
-from keyseg_mm.deploy.container import FORMAT, GRAPH, ONNX, TORCH, digest, with_tables
+from keyseg_mm.deploy.container import FORMAT, GRAPH, ONNX, Exported, digest, nothing, read_exported, with_tables
 from keyseg_mm.deploy.graph import Form, Graph, exported
-from keyseg_mm.deploy.loading import load
+from keyseg_mm.deploy.loading import ready
 from keyseg_mm.errors import LockError, SecretExposedError
 from keyseg_mm.keys.identity import Key, Recipient
 from keyseg_mm.keys.key import FeatureSecret
@@ -140,13 +139,9 @@ def _sealed_file(graph: Graph, how: Sealing, meta: Mapping[str, Any]) -> bytes:
 
 def _keyed_file(graph: Graph, how: Sealing, meta: dict[str, Any]) -> bytes:
     """A keyed graph with its tables sealed in it; searched for them before anybody gets it."""
-    meta['tables'] = list(graph.tables)
-    if graph.form.format == TORCH:
-        content = exported(graph, base64.b64encode(seal_tables(graph.tables, how, meta)).decode())
-    else:
-        content = exported(graph)
-        meta['sha256'] = digest(content)
-        content = with_tables(content, seal_tables(graph.tables, how, meta))
+    content = exported(graph)
+    meta.update(tables=list(graph.tables), sha256=digest(content))
+    content = with_tables(content, seal_tables(graph.tables, how, meta))
     protection = protection_of(graph.model)
     if protection is None or not isinstance(protection.features, FeatureSecret):
         raise LockError('this model lost its protection while it was exported')
@@ -162,7 +157,8 @@ def _prove(content: bytes, key: Key, reference: Graph, keyed: bool) -> tuple[flo
     Raises:
         LockError: they differ; or a keyed one does not without its key.
     """
-    run = _runner(content, key, reference.form)
+    opened = read_exported(content, key)
+    run = _runner(opened, reference.form)
     images = [reference.example()] + ([reference.example(other=True)] if reference.form.size is None else [])
     with torch.no_grad():
         wanted = [reference(image).numpy() for image in images]
@@ -171,7 +167,8 @@ def _prove(content: bytes, key: Key, reference: Graph, keyed: bool) -> tuple[flo
         raise LockError(f'what the exporter wrote is not the model (off by {gap:.1g}), and was thrown away')
     if not keyed:
         return gap, None
-    without = _gap(_runner(content, 'none', reference.form)(images[0]), wanted[0])
+    neutral = {name: nothing(table.shape, str(table.dtype)) for name, table in opened.tables.items()}
+    without = _gap(_runner(replace(opened, tables=neutral), reference.form)(images[0]), wanted[0])
     if without <= NOTHING:
         raise LockError(
             f'without its key the graph computes the same (off by {without:.1g}): the maps protect nothing, and it was '
@@ -180,8 +177,8 @@ def _prove(content: bytes, key: Key, reference: Graph, keyed: bool) -> tuple[flo
     return gap, without
 
 
-def _runner(content: bytes, key: Key | str, form: Form) -> Callable[[Tensor], NDArray[Any]]:
-    found = load(content, key)
+def _runner(opened: Exported, form: Form) -> Callable[[Tensor], NDArray[Any]]:
+    found = ready(opened)
     if form.format == ONNX:
         return lambda image: np.asarray(found.run(None, {'image': image.numpy()})[0])
     return lambda image: np.asarray(found(image).detach().numpy())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from keyseg_mm.deploy.container import ONNX, TABLES, TORCH, nothing
+from keyseg_mm.deploy.container import ONNX, TORCH, archive_of, members_of, nothing
 from keyseg_mm.deploy.loading import needed
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.maps.base import Tables
@@ -131,12 +131,8 @@ def neutral(table: Tensor) -> Tensor:
     return torch.from_numpy(nothing(tuple(table.shape), str(table.dtype).removeprefix('torch.')))
 
 
-def exported(graph: Graph, tables: str = '') -> bytes:
+def exported(graph: Graph) -> bytes:
     """The file of a graph.
-
-    Args:
-        graph: what to export.
-        tables: for ``'torch-export'``: what is to be in the file beside it.
 
     Raises:
         SecretExposedError: it would carry a table.
@@ -155,8 +151,8 @@ def exported(graph: Graph, tables: str = '') -> bytes:
         for name in ('onnx', 'onnxscript', 'onnxruntime'):
             needed(name, 'export')
     try:
-        with torch.no_grad(), _quiet(), _any_pooling():
-            return write(graph.eval(), arguments, shapes, tables)
+        with torch.no_grad(), quiet(), _any_pooling():
+            return write(graph.eval(), arguments, shapes)
     except KeysegError:
         raise
     except Exception as error:  # exporters raise whatever they like
@@ -169,7 +165,7 @@ def exported(graph: Graph, tables: str = '') -> bytes:
         raise KeysegError(f'this model could not be exported: {type(error).__name__}: {words[0]}') from None
 
 
-def _onnx(graph: Graph, arguments: Any, shapes: Any, _: str) -> bytes:
+def _onnx(graph: Graph, arguments: Any, shapes: Any) -> bytes:
     names = [IMAGE, *graph.tables]
     program: Any = torch.onnx.export(
         graph,
@@ -186,16 +182,16 @@ def _onnx(graph: Graph, arguments: Any, shapes: Any, _: str) -> bytes:
     return found
 
 
-def _program(graph: Graph, arguments: Any, shapes: Any, tables: str) -> bytes:
+def _program(graph: Graph, arguments: Any, shapes: Any) -> bytes:
     program = torch.export.export(graph, arguments, dynamic_shapes=shapes, strict=False)
     file = io.BytesIO()
-    torch.export.save(program, file, extra_files={TABLES: tables} if tables else None)
-    return file.getvalue()
+    torch.export.save(program, file)
+    return archive_of(members_of(file.getvalue()))
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporters' advice, which is for who maintains them."""
+def quiet() -> Iterator[None]:
+    """Without the notes and warnings of the host and of exporters, which are for who maintains them."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

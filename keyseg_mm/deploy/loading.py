@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from keyseg_mm.deploy.container import ONNX, TORCH, Exported, Source, read_exported
-from keyseg_mm.errors import KeysegError, SecretExposedError
+from keyseg_mm.errors import IntegrityError, KeysegError, SecretExposedError
 from keyseg_mm.keys.identity import Key
 
 # What makes a runtime write the graph, or what it made of it, to a disk; in whatever case and with whatever around it.
@@ -42,7 +42,11 @@ def load(source: Source, key: Key | str | None, runtime: str | None = None, veri
         SecretExposedError: an option would have the runtime write the graph to a disk.
         KeysegError: no graph, or not of this runtime, or the runtime is not installed.
     """
-    exported = read_exported(source, key, verify)
+    return ready(read_exported(source, key, verify), runtime, **options)
+
+
+def ready(exported: Exported, runtime: str | None = None, **options: Any) -> Any:
+    """An opened graph made ready to run; see :func:`load`."""
     runtime = runtime or {ONNX: 'onnxruntime', TORCH: 'torch'}[exported.format]
     if runtime not in _RUNTIMES:
         raise KeysegError(f'no runtime {runtime!r}: there are {", ".join(_RUNTIMES)}')
@@ -147,6 +151,11 @@ def _in_openvino(
 
 def _in_torch(exported: Exported, device: Any = None) -> Any:
     torch = needed('torch', 'torch')
+    if not exported.verified:
+        raise IntegrityError(
+            'a program of torch can run code as it is loaded, and nobody can tell who made this one: give its key, and '
+            'an unaltered file. To run a graph without its key, export it as onnx'
+        )
     module = torch.export.load(io.BytesIO(exported.graph)).module()
     tables = tuple(map(torch.from_numpy, exported.tables.values()))
     if device is not None:

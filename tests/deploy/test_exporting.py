@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -13,7 +17,9 @@ from keyseg_mm import find_leaks, stamps_of
 from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.checkpoint.operations import rekey_file
 from keyseg_mm.deploy import load, read_exported
+from keyseg_mm.deploy.container import archive_of, members_of, nothing
 from keyseg_mm.deploy.graph import Graph
+from keyseg_mm.deploy.loading import ready
 from keyseg_mm.errors import IntegrityError, KeyFileError, KeyMismatchError, KeysegError
 from tests.support.exports import export, gap
 
@@ -103,14 +109,62 @@ def test_a_keyed_graph_that_was_altered_is_refused(shop, keyed):
     assert read_exported(bytes(content), shop.key, verify=False).tables
 
 
-def test_a_program_of_torch(shop, image, scores):
+@pytest.fixture(scope='module')
+def program(shop):
     assert export(shop, 'model.pt2', '--format', 'torch-export', '--keys-as-inputs', '--argmax') == 0
-    path = shop.folder / 'model.pt2'
+    return shop.folder / 'model.pt2'
+
+
+def test_a_program_of_torch(shop, program, image, scores):
+    path = program
     got = load(path, shop.key)(torch.from_numpy(image)).numpy()
     assert got.dtype == np.int64 and (got == scores.argmax(1)).mean() > 0.999
-    assert (load(path, 'none')(torch.from_numpy(image)).numpy() != scores.argmax(1)).mean() > 0.1
+    opened = read_exported(path, shop.key)
+    without = ready(replace(opened, tables={n: nothing(t.shape, str(t.dtype)) for n, t in opened.tables.items()}))
+    assert (without(torch.from_numpy(image)).numpy() != scores.argmax(1)).mean() > 0.1
     with pytest.raises(KeysegError, match='format onnx'):
         load(path, shop.key, 'onnxruntime')
+
+
+class Runs:
+    """Leaves a file behind where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize('how', ['key', 'verify=False', 'none', 'none, verify=False'])
+def test_an_altered_program_of_torch_runs_nothing(how, program, shop, tmp_path):
+    """torch.export.load runs whatever code a program brings with it: nobody gives it one that nobody answers for."""
+    members, ran = members_of(program.read_bytes()), tmp_path / 'ran'
+    members |= {name: pickle.dumps(Runs(ran)) for name in members if name.endswith('.pt')}
+    altered = archive_of(members)
+    with pytest.raises(RuntimeError):
+        torch.export.load(io.BytesIO(altered))
+    assert ran.exists()
+    ran.unlink()
+    key, verify = 'none' if 'none' in how else shop.key, 'verify' not in how
+    with pytest.raises(IntegrityError, match='altered' if verify else 'can run code'):
+        load(altered, key, verify=verify)
+    assert not ran.exists()
+    with pytest.raises(IntegrityError, match='can run code'):
+        load(program, 'none')
+
+
+def test_what_is_added_to_a_keyed_graph_is_refused(shop, keyed, program):
+    """Readers that take in the whole file would see more than was signed."""
+    content = keyed.read_bytes()
+    graph = bytes(read_exported(content, shop.key).graph)
+    for more in (content[: len(content) // 2], graph, b'\x08\x07', b'\0'):
+        with pytest.raises(KeysegError):
+            read_exported(content + more, shop.key)
+    members = members_of(program.read_bytes())
+    with pytest.raises(IntegrityError):
+        read_exported(archive_of({**members, 'model/more': b''}), shop.key)
+    assert read_exported(archive_of(members), shop.key).verified
 
 
 def test_what_would_bake_a_table_is_thrown_away(shop, monkeypatch, capsys):
