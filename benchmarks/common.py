@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gc
-import logging
 import statistics
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,25 +26,13 @@ import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
 import keyseg_mm.runtime.protection
 from keyseg_mm import Protection, SecretKey, Trace, attach, entries_at, protections, resolve
 from keyseg_mm.cli.host import host_tool
+from keyseg_mm.deploy.graph import quiet
 from keyseg_mm.maps import Map
 from keyseg_mm.runtime.encryptor import add_encryptors
 from keyseg_mm.runtime.gates import remove_gates
 
 #: Transforms by points: the paper's way, and what is protected by default.
 PROTECTED = {'stages': 'ChannelPermutation', 'linear': 'SignedChannelPermutation'}
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the host's notes on every initialised weight off the screen."""
-    kept = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        logging.disable(kept)
 
 
 def build_stock(config: str) -> tuple[nn.Module, Config]:
