@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from keyseg_mm.checkpoint.layout import SUFFIXES
 from keyseg_mm.cli.console import add_json, add_key, print_json, real_key
 from keyseg_mm.cli.status import FOUND, UNREAD
 from keyseg_mm.errors import KeysegError
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from keyseg_mm.runtime.haystack import Search
     from keyseg_mm.stamp import Stamp
 
-_CHECKPOINTS = ('.pth', '.pt', '.safetensors')
+_CHECKPOINTS = ('.pth', '.pt', *SUFFIXES)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

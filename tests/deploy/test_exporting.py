@@ -16,11 +16,14 @@ import torch
 from keyseg_mm import find_leaks, stamps_of
 from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.checkpoint.operations import rekey_file
+from keyseg_mm.cli.status import FOUND
 from keyseg_mm.deploy import load, read_exported
 from keyseg_mm.deploy.container import archive_of, members_of, nothing
 from keyseg_mm.deploy.graph import Graph
 from keyseg_mm.deploy.loading import ready
 from keyseg_mm.errors import IntegrityError, KeyFileError, KeyMismatchError, KeysegError
+from keyseg_mm.wrapping import open_envelope
+from tests.support.cli import keyseg
 from tests.support.exports import export, gap
 
 CLOSE = 1e-5
@@ -52,6 +55,15 @@ def test_a_sealed_graph_says_what_it_is(shop, sealed):
     meta = read_exported(sealed, shop.key).meta
     assert meta['classes'] == list('abcde') and meta['size'] == [64, 96]
     assert meta['image'].startswith('uint8') and 'logits' in meta
+
+
+def test_scan_looks_for_the_key_of_a_sealed_graph(shop, sealed, tmp_path, capsys):
+    (tmp_path / sealed.name).write_bytes(sealed.read_bytes())
+    given = ('scan', tmp_path, '--key', f'file:{shop.folder}/my.key')
+    assert keyseg(*given) == 0
+    (stamp,) = stamps_of(read_checkpoint(sealed)['state_dict']).values()
+    (tmp_path / 'log').write_text(f'content key {open_envelope(shop.key, stamp).content.material.hex()}')
+    assert keyseg(*given) == FOUND and 'log' in capsys.readouterr().out
 
 
 def test_the_graph_names_no_file_of_this_machine(shop, sealed):
