@@ -1,7 +1,7 @@
 """Running the installed mmsegmentation's own tools, unchanged, with this package's mends in place.
 
 ``keyseg train``, ``keyseg test`` and ``keyseg tool NAME`` pass all their options on. ``train`` and ``test`` put a key
-into the config besides, see :mod:`keyseg_mm.mm.wrapping`.
+into the config besides, see :mod:`keyseg_mm.mm.keyed_config`.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def run_with_key(name: str, arguments: list[str]) -> int:
 def _start(own: argparse.Namespace, opens: bool, path: Path) -> None:
     """Run the host's tool at ``path``, with its own arguments as it parsed them, and the key put into the config."""
     from keyseg_mm.mm.config import read_config
-    from keyseg_mm.mm.wrapping import check_keyed_options, options_for
+    from keyseg_mm.mm.keyed_config import check_keyed_options, options_for
 
     tool = runpy.run_path(str(path), run_name='keyseg_mm_host')
     args = tool['parse_args']()

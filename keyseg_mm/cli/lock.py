@@ -186,7 +186,7 @@ def _write(args: argparse.Namespace, opened: Opened, plan: Plan, key: Key, salt:
     from keyseg_mm.checkpoint.operations import lock_opened
     from keyseg_mm.cli import lock_report
     from keyseg_mm.envelope import SEALED, SIGNED
-    from keyseg_mm.mm.wrapping import is_keyed, opened_config
+    from keyseg_mm.mm.keyed_config import is_keyed, opened_config
     from keyseg_mm.seal.sections import Sealing
 
     signed = args.no_seal or args.scheme == 'patches'  # who runs a model of encrypted images has no key

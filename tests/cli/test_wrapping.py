@@ -13,7 +13,7 @@ from mmseg.registry import MODELS
 
 from keyseg_mm import SecretKey, write_key_file
 from keyseg_mm.checkpoint.files import stamps_in
-from keyseg_mm.mm.wrapping import opened_config, options_for
+from keyseg_mm.mm.keyed_config import opened_config, options_for
 from tests.support.cli import keyseg
 from tests.support.configs import keyed_cfg, runner_cfg, tiny_model_cfg
 

@@ -20,7 +20,7 @@ from mmseg.registry import MODELS, TRANSFORMS
 
 from keyseg_mm import lock
 from keyseg_mm.mm.config import build_plain_model
-from keyseg_mm.mm.wrapping import check_keyed_options
+from keyseg_mm.mm.keyed_config import check_keyed_options
 from keyseg_mm.runtime.attach import protection_of, protections
 
 ROOT = Path(__file__).parents[2]
