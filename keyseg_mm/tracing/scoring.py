@@ -35,7 +35,8 @@ class Score:
     Attributes:
         name: the licensee.
         z: 0 by chance, with a standard deviation of 1.
-        log10_chance: of the probability that chance gives any of the names asked about such a z.
+        log10_chance: of the probability that chance gives any of the names asked about such a z; 0 for names that were
+            dropped before the last stage.
         values: how many weights were looked at; of names that the first ones speak against, not all.
     """
 
@@ -59,8 +60,8 @@ def search(
     """The names' scores, the largest first.
 
     All names are asked with the part of the evidence that tells most, and those that it speaks for with more of it: a
-    name whose z is in the first eighth goes on. A verdict on part of the evidence is a verdict: what is left out makes
-    it no likelier by chance.
+    name whose z is in the first eighth goes on. Only the last stage accuses: its evidence does not hang on who is
+    asked, where the stage at which a name is dropped hangs on its z.
 
     Args:
         evidence: of the found file.
@@ -77,9 +78,9 @@ def search(
         part = Part.of(_choose(evidence, most, max(1, _TENSORS // count)))
         values = sum(len(one.values) for one in part.evidence)
 
-        def ask(name: str, part: Part = part, values: int = values) -> Score:
+        def ask(name: str, part: Part = part, values: int = values, is_last: bool = at == len(stages) - 1) -> Score:
             z = part.z(master, model, name)
-            return Score(name, z, log10_chance(z, len(names)), values)
+            return Score(name, z, log10_chance(z, len(names)) if is_last else 0.0, values)
 
         for start in range(0, count, 64):
             found = in_threads(ask, asked[start : start + 64])
