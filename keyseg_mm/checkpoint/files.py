@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +20,7 @@ from keyseg_mm.checkpoint.values import NAMES
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.stamp import Stamp, stamps_of
 
-Source = str | Path | bytes | IO[bytes]
+Source = str | PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
 
 
 def read_checkpoint(source: Source, mapped: bool = True) -> dict[str, Any]:
@@ -65,12 +66,17 @@ def read_content(source: Source, names: Names = NAMES, mapped: bool = True) -> A
         names: what its pickle may name.
     """
     where = name_of(source)
-    if isinstance(source, (str, Path)):
+    if isinstance(source, (str, PathLike)):
         source = Path(source)
         if not source.is_file():
             raise KeysegError(f'{where}: no such file')
-    elif not isinstance(source, bytes):
+    elif isinstance(source, (bytearray, memoryview)):
+        source = bytes(source)
+    elif hasattr(source, 'read'):
         source = source.read()
+    if not isinstance(source, (Path, bytes)):
+        kind = type(source).__name__
+        raise KeysegError(f'a checkpoint is read from a path, an open binary file or bytes, and this is a {kind}')
     try:
         content = FileBytes(source, mapped)
         try:
@@ -92,7 +98,7 @@ def read_content(source: Source, names: Names = NAMES, mapped: bool = True) -> A
 
 def name_of(source: Source) -> str:
     """How a message calls a file."""
-    return str(source) if isinstance(source, (str, Path)) else 'this checkpoint'
+    return str(source) if isinstance(source, (str, PathLike)) else 'this checkpoint'
 
 
 def _is_safetensors(source: Path | bytes) -> bool:

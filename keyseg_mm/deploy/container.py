@@ -14,7 +14,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from keyseg_mm.seal.cipher import Around, Buffer, open_buffers
 from keyseg_mm.stamp import Stamp, is_stamp
 from keyseg_mm.wrapping import open_envelope
 
-Source = str | Path | bytes
+Source = str | PathLike[str] | bytes | bytearray | memoryview
 Tables = dict[str, NDArray[Any]]
 #: Name of the tensor that holds the graph's file; what meta says of its format; what the tables' file is called in one.
 GRAPH, FORMAT, TABLES = 'graph', 'keyseg_mm graph', 'keyseg_mm.tables'
@@ -77,7 +77,7 @@ def read_exported(source: Source, key: Key | str | None, verify: bool = True) ->
         IntegrityError: it was altered.
         KeysegError: it is no such file.
     """
-    where = source if isinstance(source, (str, Path)) else 'this graph'
+    where = source if isinstance(source, (str, PathLike)) else 'this graph'
     found = locate(key)
     data = _read(source)
     try:
@@ -149,8 +149,10 @@ def _needed(key: Key | None) -> Key:
 
 
 def _read(source: Source) -> bytearray:
-    if isinstance(source, bytes):
+    if isinstance(source, (bytes, bytearray, memoryview)):
         return bytearray(source)
+    if not isinstance(source, (str, PathLike)):
+        raise KeysegError(f'a graph is read from a path or from bytes, and this is a {type(source).__name__}')
     try:
         with open(source, 'rb') as file:
             data = bytearray(os.fstat(file.fileno()).st_size)

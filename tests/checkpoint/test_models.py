@@ -11,7 +11,19 @@ from mmseg.registry import MODELS
 from torch import nn
 
 import keyseg_mm
-from keyseg_mm import Identity, SecretKey, Stamp, Trace, attach, entries_at, lock, protections, seal_file, stamps_of
+from keyseg_mm import (
+    Identity,
+    SecretKey,
+    Stamp,
+    Trace,
+    attach,
+    deploy,
+    entries_at,
+    lock,
+    protections,
+    seal_file,
+    stamps_of,
+)
 from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in, write_checkpoint
 from keyseg_mm.envelope import MODES, SEALED, SIGNED
 from keyseg_mm.errors import (
@@ -41,6 +53,8 @@ SOURCES = {
     'bytes': lambda path: path.read_bytes(),
     'open file': lambda path: open(path, 'rb'),  # noqa: SIM115
     'memory': lambda path: io.BytesIO(path.read_bytes()),
+    'bytearray': lambda path: bytearray(path.read_bytes()),
+    'memoryview': lambda path: memoryview(path.read_bytes()),
 }
 
 
@@ -361,3 +375,13 @@ def test_strict_loads(sealed):
         keyseg_mm.load(model, path, KEY)
     assert keyseg_mm.load(model, path, KEY, strict=False) == META
     assert torch.equal(model[:5](pictures()), layers()(pictures()))
+
+
+@pytest.mark.parametrize('source', [{}, None, 3, io.StringIO('text')], ids=lambda source: type(source).__name__)
+def test_what_is_no_file_is_told_so(source):
+    with pytest.raises(
+        KeysegError, match=r'path, an open binary file or bytes, and this is a (dict|NoneType|int|str)$'
+    ):
+        keyseg_mm.load(layers(), source, KEY)
+    with pytest.raises(KeysegError, match='from a path or from bytes, and this is a '):
+        deploy.load(source, KEY)
