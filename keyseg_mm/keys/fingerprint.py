@@ -1,9 +1,9 @@
 """The secret pattern of a licensee's copy: what is added to its weights, and what a found file is searched for.
 
-Values are 16 bits of the keyed stream each: the sum of their four hexadecimal digits, from 0 to 60, which is near a
-normal distribution (Cox et al., IEEE Transactions on Image Processing 6(12), 1997). Each value less :data:`MEAN` is a
-weighted sum of 16 independent signs, so that sums of values have tails no heavier than a normal distribution's with
-the same variance (Hoeffding 1963), whatever they are weighted with.
+Values are a byte of the keyed stream each: the sum of its two hexadecimal digits, from 0 to 30, which leans to the
+middle as a normal distribution does (Cox et al., IEEE Transactions on Image Processing 6(12), 1997). Each value less
+:data:`MEAN` is a weighted sum of 8 independent signs, so that sums of values have tails no heavier than a normal
+distribution's with the same variance (Hoeffding 1963), whatever they are weighted with.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from keyseg_mm.keys.derive import KeyStream
 from keyseg_mm.keys.key import SecretKey, licensee_name
 from keyseg_mm.keys.secret import Secret, unseen
 
-MEAN = 30
-STD = math.sqrt(85)
-STEP = 4  # values in a word of the stream: whoever reads less than all of a pattern at once reads a multiple
-_DIGITS, _SUMS = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0x00FF00FF00FF00FF)
+MEAN = 15
+STD = math.sqrt(42.5)
+STEP = 8  # values in a word of the stream: whoever reads less than all of a pattern at once reads a multiple
+_DIGITS = np.uint64(0x0F0F0F0F0F0F0F0F)
 
 
 class Pattern(Secret):
@@ -46,15 +46,10 @@ class Pattern(Secret):
     def public_id(self) -> str:
         return f'of {self._tensor}'
 
-    def read(self, count: int) -> NDArray[np.uint16]:
+    def read(self, count: int) -> NDArray[np.uint8]:
         """The next values; ``count`` is a multiple of :data:`STEP` wherever more are read behind them."""
         words = self._stream.words(-(-count // STEP))
-        high = (words >> np.uint64(4)) & _DIGITS
-        sums = words & _DIGITS
-        sums += high  # of two digits, a byte each
-        np.right_shift(sums, np.uint64(8), out=high)
-        high &= _SUMS
-        sums &= _SUMS
-        sums += high
-        found: NDArray[np.uint16] = sums.astype('<u8', copy=False).view('<u2')[:count]
+        sums = (words >> np.uint64(4)) & _DIGITS
+        sums += words & _DIGITS
+        found: NDArray[np.uint8] = sums.astype('<u8', copy=False).view(np.uint8)[:count]
         return found

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,7 +79,7 @@ class Fingerprint:
         flat = values.view(-1)
         for at in range(0, flat.numel(), _BLOCK):
             part = flat[at : at + _BLOCK]
-            part += torch.from_numpy(pattern.read(part.numel()).astype(np.float32)).sub_(MEAN).mul_(size)
+            part.add_(torch.from_numpy(pattern.read(part.numel())).float().sub_(MEAN), alpha=size)
         if values.data_ptr() != weight.data_ptr():
             weight.detach().copy_(values)
 
