@@ -40,8 +40,9 @@ $(VENV)/installed: setup.py constraints.txt
 demo: setup
 	$(BIN)/keyseg demo --out $(OUT) --overwrite
 
-# one thread a process: two processes with all threads each only get in each other's way
-TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+# one thread a process: two processes with all threads each only get in each other's way; files in their own order, since
+# those of few tests, which would come last, are the longest
+TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 test: setup
 	$(TEST) $(ARGS)
 

@@ -29,7 +29,7 @@ from keyseg_mm.threads import in_threads
 STRENGTH = 0.001
 #: More than this a prediction would show.
 MOST_STRENGTH = 0.1
-_BLOCK = 2**17  # values at a time: they stay in the processor's cache
+_BLOCK = 2**18  # values at a time: they stay in the processor's cache
 _FEWEST = 64  # of a smaller tensor little would be found
 
 

@@ -394,12 +394,13 @@ def test_misaligned():
     assert misaligned(model, 16) == []
 
 
-@pytest.fixture
-def locked_file(tmp_path):
+@pytest.fixture(scope='module')
+def locked_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp('locked') / 'locked.pth'
     model = build(whole_model('setr'))
     locked = lock(model.state_dict(), model, KEY, scheme='patches', salt=SALT)
-    torch.save({'state_dict': locked}, tmp_path / 'locked.pth')
-    return tmp_path / 'locked.pth'
+    torch.save({'state_dict': locked}, path)
+    return path
 
 
 def test_a_host_without_a_key_loads_it_and_is_told_what_it_wants(locked_file, caplog, capsys):
