@@ -56,7 +56,7 @@ def encrypted_pictures(cipher: BlockCipher | None) -> Image:
     return image
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)  # of testing and of training; those of large sizes are large
 def _painted(batch: int, size: Size) -> Tensor:
     """Painted street scenes (B, 3, *size), 0 to 255, red first; nobody changes them."""
     scenes = np.stack([make_scene(0, 'val', index)[0] for index in range(batch)])
