@@ -61,7 +61,7 @@ def test_overhead_smoke(tmp_path):
     assert figures['help s']['median'] > 0
 
 
-@pytest.mark.parametrize('kinds', [('correct', 'files', 'memory'), ('time',)], ids=', '.join)
+@pytest.mark.parametrize('kinds', [('correct', 'files', 'memory'), ('time', 'compile')], ids=', '.join)
 def test_gpu_smoke(kinds, tmp_path):
     command = [sys.executable, str(BENCHMARKS / 'gpu.py'), '--cpu', '--out', str(tmp_path), '--minutes', '9']
     done = subprocess.run([*command, '--models', 'SegFormer-B0', '--kinds', *kinds], capture_output=True, text=True)
@@ -73,6 +73,8 @@ def test_gpu_smoke(kinds, tmp_path):
     for row in found['rows']:
         if row['kind'] == 'time':
             assert set(row['training']['ratios']) == {'again', 'stages', 'linear', 'opened'}
+        elif row['kind'] == 'compile':
+            assert row['plain']['graphs'] == row['keyed']['graphs'] == 1 and row['keyed']['fullgraph']
         elif row['kind'] == 'correct':
             assert max(row[points]['logits'] for points in ('stages', 'linear', 'opened')) < 1e-4
         elif row['kind'] == 'files':
