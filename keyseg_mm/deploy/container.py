@@ -60,6 +60,10 @@ class Exported:
     tables: Tables = field(default_factory=dict, repr=False)
     verified: bool = True
 
+    def neutral(self) -> Exported:
+        """The same graph with tables that change nothing, as whoever has no key feeds them."""
+        return replace(self, tables={name: nothing(t.shape, str(t.dtype)) for name, t in self.tables.items()})
+
 
 def read_exported(source: Source, key: Key | str | None, verify: bool = True) -> Exported:
     """Open what ``keyseg export`` made, in memory.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from keyseg_mm.atomic import refuse_existing, write_new
 from keyseg_mm.checkpoint.models import load as load_weights
 from keyseg_mm.checkpoint.safetensors import write_safetensors
-from keyseg_mm.deploy.container import FORMAT, GRAPH, ONNX, Exported, digest, nothing, read_exported, with_tables
+from keyseg_mm.deploy.container import FORMAT, GRAPH, ONNX, Exported, digest, read_exported, with_tables
 from keyseg_mm.deploy.graph import Form, Graph, exported
 from keyseg_mm.deploy.loading import ready
 from keyseg_mm.errors import LockError, SecretExposedError
@@ -167,8 +167,7 @@ def _prove(content: bytes, key: Key, reference: Graph, keyed: bool) -> tuple[flo
         raise LockError(f'what the exporter wrote is not the model (off by {gap:.1g}), and was thrown away')
     if not keyed:
         return gap, None
-    neutral = {name: nothing(table.shape, str(table.dtype)) for name, table in opened.tables.items()}
-    without = _gap(_runner(replace(opened, tables=neutral), reference.form)(images[0]), wanted[0])
+    without = _gap(_runner(opened.neutral(), reference.form)(images[0]), wanted[0])
     if without <= NOTHING:
         raise LockError(
             f'without its key the graph computes the same (off by {without:.1g}): the maps protect nothing, and it was '
