@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -12,8 +13,10 @@ from mmseg.registry import MODELS
 from keyseg_mm import read_key_file, stamps_of, write_key_file
 from keyseg_mm.checkpoint.files import read_checkpoint, write_checkpoint
 from keyseg_mm.cli.lock import parse_transform
+from keyseg_mm.cli.lock_report import _words
 from keyseg_mm.cli.status import NOT_TRACED
 from keyseg_mm.errors import LockError
+from keyseg_mm.locking.proof import Agreement
 from keyseg_mm.stamp import is_stamp
 from tests.support.cli import keyseg
 from tests.support.configs import tiny_model_cfg
@@ -220,3 +223,12 @@ def test_lock_hints_at_the_public_weights_that_a_config_names(files, capsys):
     assert keyseg('lock', 'plain.pth', '--config', 'named.py', '--dry-run', '--public', 'plain.pth') == 0
     out = capsys.readouterr().out
     assert 'hint:' not in out and 'are close to public weights' in out
+
+
+def test_kappa_is_said_where_it_is_defined():
+    """Here, since transcripts of pages leave it out: see tests/support/readme.py."""
+    said = _words(Agreement(0.5, 0.5, 0.25, -0.125))
+    assert (
+        said == 'relative error 0.50, the same class at 25.00 % of the pixels (kappa -0.12: 1 is the same, 0 is chance)'
+    )
+    assert _words(Agreement(0.5, 0.5, 1.0, math.nan)) == 'relative error 0.50, the same class at 100.00 % of the pixels'
