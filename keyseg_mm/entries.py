@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
 
 from keyseg_mm.errors import StampError
@@ -157,9 +157,8 @@ def read_entry(row: dict[str, Any]) -> Entry:
 
 def write_entry(entry: Entry) -> dict[str, Any]:
     """An entry as JSON has it, less what is as it is where nothing is said."""
-    defaults = {f.name: f.default for f in fields(entry)}  # type: ignore[arg-type]
-    written = {name: value for name, value in asdict(entry).items() if value != defaults[name]}  # type: ignore[call-overload]
-    return {'scheme': entry.scheme, **written}
+    values = {f.name: getattr(entry, f.name) for f in fields(entry) if getattr(entry, f.name) != f.default}  # type: ignore[arg-type]
+    return {'scheme': entry.scheme, **values}
 
 
 def places_of(entry: Entry) -> tuple[str, ...]:
