@@ -31,6 +31,7 @@ _Result = TypeVar('_Result')
 Watch = Callable[[nn.Module, Passes], _Result]
 
 _LARGEST_WEIGHT = 1e4  # no initialised or trained weight comes near it
+_STD = 0.02  # of the values that stand in for weights which nobody has filled yet
 
 
 class _LossError(Exception):
@@ -72,7 +73,7 @@ def watch_module(
         image: makes a batch of images (B, C, *size) for the module from B and size; by default noise.
         smallest: side length to begin with.
         real: run it with its weights as they are. By default those that are fresh memory, before init_weights, are
-            zeros, so that losses can be computed; and one pass more is of another size.
+            drawn, so that losses can be computed; and one pass more is of another size.
     """
 
     def run(size: Size, loss: bool) -> _Result:
@@ -141,11 +142,24 @@ def _double(module: nn.Module, real: bool) -> nn.Module:
         if p.is_meta:  # nothing of it is there yet
             memo[id(p)] = nn.Parameter(torch.zeros_like(p, device='cpu'), p.requires_grad)
             continue
-        fresh = not real and p.numel() > 0 and not p.abs().max() < _LARGEST_WEIGHT  # NaN counts as fresh memory too
-        memo[id(p)] = nn.Parameter(torch.zeros_like(p), p.requires_grad) if fresh else p
+        memo[id(p)] = p if real or not _is_fresh(p) else nn.Parameter(_drawn(p), p.requires_grad)
     double = copied(module, memo)
     detach(double)  # what there is to see is the plain model
     return double
+
+
+def _is_fresh(weight: Tensor) -> bool:
+    """Whether a weight is memory that nobody has filled yet: numbers that no weight has, NaN, or zeros all over."""
+    if not weight.numel():
+        return False
+    largest = weight.abs().max()
+    return not largest < _LARGEST_WEIGHT or (weight.dim() > 1 and not largest > 0)
+
+
+def _drawn(weight: Tensor) -> Tensor:
+    """Small values, always the same: of zeros the host's losses may have no direction, and then they are NaN."""
+    draw = torch.Generator(weight.device).manual_seed(0)
+    return torch.empty_like(weight).normal_(std=_STD, generator=draw)
 
 
 def _passes(module: nn.Module, size: Size, heads: bool, image: Image, loss: bool, real: bool) -> Passes:

@@ -137,6 +137,38 @@ def test_a_loss_that_does_not_run_is_left_out_and_said(caplog, key):
     assert proof.without['without it'].error > 0.1
 
 
+class Directions(FCNHead):
+    """A head that takes the direction of a parameter, as a text encoder's projection is taken; filled later."""
+
+    def __init__(self, empty=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.projection = nn.Parameter(torch.full((5, 5), empty))
+
+    def cls_seg(self, feat):
+        found = super().cls_seg(feat)
+        one = self.projection / self.projection.norm(dim=-1, keepdim=True)
+        assert one.isfinite().all(), 'no direction'
+        return torch.einsum('bchw,kc->bkhw', found, one)
+
+
+MODELS.register_module(module=Directions, force=True)
+
+
+@pytest.mark.parametrize('empty', [0.0, float('nan'), float('inf')])
+def test_weights_that_nobody_has_filled_yet_do_not_spoil_the_losses(empty, caplog):
+    cfg = tiny_model_cfg(5)
+    cfg.decode_head.update(type='Directions', empty=empty)
+    model = MODELS.build(cfg)
+    with pytest.raises(AssertionError, match='no direction'):
+        model.decode_head.cls_seg(torch.rand(1, cfg.decode_head.channels, 4, 4))
+    dryrun._say.cache_clear()
+    with caplog.at_level(logging.WARNING, 'keyseg_mm'):
+        trace = trace_module(model)
+    assert not caplog.text
+    assert trace.sites == trace_module(MODELS.build(tiny_model_cfg(5))).sites
+    assert model.decode_head.projection[0, 0].isnan() if empty != empty else model.decode_head.projection[0, 0] == empty
+
+
 def test_one_class_and_two_are_trained_with():
     good = trace_module(MODELS.build(tiny_model_cfg()))
     for classes in (1, 2):

@@ -50,11 +50,21 @@ MASK2FORMER = (
     4,
 )
 
-SAN = (
+SAN = (  # three classes: it embeds the names of all of them in each pass
     dict(
-        text_encoder=dict(num_layers=1, templates=['a photo of a {}.']),
+        text_encoder=dict(
+            num_layers=1, templates=['a photo of a {}.'], dataset_name=None, vocabulary=['road', 'sky', 'car']
+        ),
         image_encoder=dict(num_layers=3, out_indices=(0, 1, 2)),
-        decode_head=dict(train_cfg=dict(num_points=128)),
+        decode_head=dict(
+            num_classes=3,
+            train_cfg=dict(num_points=128),
+            loss_decode=[
+                dict(type='CrossEntropyLoss', loss_name='loss_cls_ce', class_weight=[1.0, 1.0, 1.0, 0.1]),
+                dict(type='CrossEntropyLoss', loss_name='loss_mask_ce', use_sigmoid=True),
+                dict(type='DiceLoss', loss_name='loss_mask_dice', ignore_index=None, naive_dice=True, eps=1),
+            ],
+        ),
     ),
     1,
 )
