@@ -165,16 +165,15 @@ def rekey_file(
         What was dropped; nothing where the envelope alone was changed.
     """
     refuse_existing(out, overwrite)
+    content = read_checkpoint(path)
+    _refuse_rekey(path, sealed_stamp(content[WEIGHTS]), recipients)
     if Path(path).suffix == Path(out).suffix and not reseal:  # what is patched stays what it is
-        content = read_checkpoint(path)
-        _refuse_rekey(path, sealed_stamp(content[WEIGHTS]), recipients)
         changes = _patches(rewrap(key, content, recipients), content)
         if changes:
             with suppress(ForeignFileError):
                 patch(path, out, changes, overwrite)
                 return ()
     opened = open_checkpoint(path, key)
-    _refuse_rekey(path, opened.stamp, recipients)
     opened.write(out, Sealing(key, tuple(recipients), opened.mode, strength_of(opened)), overwrite)
     return opened.dropped
 
