@@ -167,6 +167,7 @@ def _small_classifier(cfg: Any, data: Path, iterations: int) -> None:
         cfg[f'{part}_dataloader'] = dict(
             batch_size=16,
             num_workers=0,
+            persistent_workers=False,  # mmpretrain's tools would have them
             sampler=dict(type='InfiniteSampler' if part == 'train' else 'DefaultSampler', shuffle=part == 'train'),
             dataset=dict(type='CustomDataset', data_root=str(data / part), pipeline=pipeline),
         )
