@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from examine import CONFIGS, examine, model_of
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from keyseg_mm.atomic import write_new
@@ -55,9 +56,9 @@ def _list(found: dict[str, Any], out: Path) -> None:
     """What each config builds: the digest of its model's config, and how many parameters that has."""
     names = [f'{p.parent.name}/{p.stem}' for p in sorted(CONFIGS.glob('*/*.py')) if p.parent.name != '_base_']
     sizes = {row['model']: row.get('parameters') for row in found['models'].values()}
-    for name in tqdm([name for name in names if name not in found['models']], unit='config'):
-        row = _read(name)
-        if row['model'] not in sizes:
+    for name in tqdm([n for n in names if not found['models'].get(n, {}).get('parameters')], unit='config'):
+        row = found['models'].get(name) or _read(name)
+        if not sizes.get(row['model']):
             sizes[row['model']] = _apart(_count, name, 120, 8).get('parameters')
         found['models'][name] = {**row, 'parameters': sizes[row['model']]}
     _keep(found, out)
@@ -75,11 +76,18 @@ def _count(name: str) -> dict[str, Any]:
     from mmseg.registry import MODELS
 
     try:
-        with torch.device('meta'):
+        with torch.device('meta'), _Rates():
             model = MODELS.build(model_of(name))
     except Exception:  # some of the host's classes compute with their weights as they are built
         model = MODELS.build(model_of(name))
     return {'parameters': sum(p.numel() for p in model.parameters())}
+
+
+class _Rates(TorchFunctionMode):
+    """The host's transformers read their rates of dropped paths off a tensor, which needs values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **{**(kwargs or {}), **({'device': 'cpu'} if func is torch.linspace else {})})
 
 
 def _order(models: dict[str, Any], smallest: bool) -> list[str]:
