@@ -3,7 +3,7 @@
     python benchmarks/exported.py CONFIG PLAIN.pth --data-root DIR --out exported.json
 
 A plain checkpoint of the config is locked at ``stages``, where that can be, and at ``linear``, and exported: sealed,
-and with the keys as inputs of the graph. Everything runs on one thread; what is compared runs by turns.
+and with the keys as inputs of the graph. Everything runs on one thread; what is compared runs by turns. Prints a table.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from common import PROTECTED, quiet
 from mmengine.registry import init_default_scope
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import DATASETS
+from tables import add_option, write_table
 
 from keyseg_mm import SecretKey, load, plan_lock
 from keyseg_mm.atomic import write_json
@@ -39,6 +40,14 @@ from keyseg_mm.mm.floor import constant_prediction_floor
 
 KEY, OTHER = SecretKey(bytes(range(32))), SecretKey(bytes(range(1, 33)))
 Run = Callable[[np.ndarray], np.ndarray]
+COLUMNS = ('', 'mIoU', 'no key', 'tables of nobody', 'time', 'loading')
+RUNTIMES = {'onnxruntime': 'onnxruntime', 'openvino': 'OpenVINO'}
+TITLES = {
+    'plain graph': 'plain graph',
+    'linear.sealed': 'sealed graph',
+    'stages.keyed': 'keys as inputs, `stages`',
+    'linear.keyed': 'keys as inputs, `linear`',
+}
 
 
 def photos(cfg: Any, root: str, count: int) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
@@ -93,7 +102,7 @@ def ratios(plain: Callable[[], object], other: Callable[[], object], rounds: int
     for _ in range(rounds):
         before, it, after = seconds(plain), seconds(other), seconds(plain)
         found.append(2 * it / (before + after))
-    return [round(value, 3) for value in statistics.quantiles(found, n=4)]
+    return statistics.quantiles(found, n=4)
 
 
 def wrong(run_with: Callable[[dict[str, np.ndarray]], np.ndarray], tables: dict[str, np.ndarray]) -> np.ndarray:
@@ -137,6 +146,8 @@ def measure(args: argparse.Namespace, cfg: Any, folder: Path) -> dict[str, Any]:
         base = start(str(opened), None)
         rows: dict[str, Any] = {'plain graph': {'miou': score(base, shots, classes)}}
         rows['plain graph']['seconds'] = statistics.median(seconds(lambda run=base: run(photo)) for _ in range(9))
+        loads = (seconds(lambda s=start: s(str(opened), None)) for _ in range(5))
+        rows['plain graph']['load seconds'] = statistics.median(loads)
         for row in made:
             path = folder / row
             run = start(path, KEY)
@@ -159,6 +170,23 @@ def wrong_key(path: Path, shots: list[tuple[np.ndarray, torch.Tensor]], classes:
     return score(lambda photo: wrong(lambda made: bare.run(None, {'image': photo, **made})[0], tables), shots, classes)
 
 
+def table(found: dict[str, Any]) -> Iterator[list[str]]:
+    """A row for each graph in each runtime; times over those of the plain graph, medians and quartiles."""
+    yield ['PyTorch', f'{found["torch"]:.2f}', '', '', '', '']
+    for runtime, name in RUNTIMES.items():
+        for kind, title in TITLES.items():
+            if kind not in found[runtime]:
+                continue
+            row = found[runtime][kind]
+            if kind == 'plain graph':
+                took = [f'1 ({1e3 * row[what]:.0f} ms)' for what in ('seconds', 'load seconds')]
+            else:
+                took = ['{1:.2f} [{0:.2f}, {2:.2f}]'.format(*row[what]) for what in ('time', 'load')]
+            strangers = [f'{row[what]:.2f}' if what in row else '' for what in ('no key', 'wrong key')]
+            strangers = ['does not load', ''] if kind.endswith('sealed') else strangers
+            yield [f'{name}, {title}', f'{row["miou"]:.2f}', *strangers, *took]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', type=Path)
@@ -167,13 +195,14 @@ def main() -> None:
     parser.add_argument('--photos', type=int, default=100, help='at most so many of its photos, spread evenly (100)')
     parser.add_argument('--rounds', type=int, default=21, help='of each comparison of speed (21)')
     parser.add_argument('--out', type=Path, required=True, help='JSON to write')
+    add_option(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
     init_default_scope('mmseg')
     with quiet(), tempfile.TemporaryDirectory() as folder:
         found = measure(args, read_config(args.config), Path(folder))
     write_json(args.out, found)
-    print(found)
+    write_table(args.table, COLUMNS, table(found), 'lrrrrr')
 
 
 if __name__ == '__main__':

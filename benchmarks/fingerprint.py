@@ -16,7 +16,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from rivals import synced
 from shapes import MODELS, module_of
+from tables import add_option, spread, write_table
 from timing import time_ways
 from torch import Tensor
 
@@ -38,6 +39,12 @@ from keyseg_mm.tracing import Fingerprint, trace
 
 MASTER, NAME = SecretKey(bytes(range(32))), 'customer 7'
 LICENSEE = MASTER.licensee(NAME)
+TITLES = {
+    'lock': '`lock` of a plain file',
+    'rekey': '`rekey` of a sealed file',
+    'rekey of maps': '`rekey` of a file with maps at all layers',
+}
+LIMIT = '1.3'  # of a copy with a fingerprint, over a plain file read and written
 
 
 def write_files(folder: Path, weights: dict[str, Tensor]) -> dict[str, Path]:
@@ -105,6 +112,12 @@ def traced(files: dict[str, Path], names: list[str], noise: float = 0.01) -> dic
     }
 
 
+def table(ratios: dict[str, Any]) -> Iterator[list[str]]:
+    """A row for each way to make a copy."""
+    for way, title in TITLES.items():
+        yield [title, *(spread(ratios[f'{way}, {kind}']) for kind in ('exact', 'fingerprint')), LIMIT]
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -112,6 +125,7 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=6, help='0 leaves the copies out')
     parser.add_argument('--names', type=int, default=10_000)
     parser.add_argument('--json', type=Path, metavar='FILE', help='write all figures there')
+    add_option(parser)
     parser.add_argument('--smoke', action='store_true', help='a tiny module, short: only see that it runs')
     args = parser.parse_args()
     model, rounds, count = ('tiny', 2, 50) if args.smoke else (args.model, args.rounds, args.names)
@@ -120,11 +134,11 @@ def main() -> None:
         found: dict[str, Any] = {'threads': torch.get_num_threads(), 'MiB': files['plain'].stat().st_size / 2**20}
         if rounds:
             found['copies'] = time_ways(ways(files), rounds, 'copies', lambda: files['out'].unlink())
-            noise = found['copies']['noise']
-            print(f'{model}, {found["MiB"]:.0f} MiB: a plain file read and written {found["copies"]["base s"]:.3f} s')
-            print(f'  {"noise":28}{noise["median"]:7.3f}  [{noise["q1"]:.3f}, {noise["q3"]:.3f}]')
-            for way, r in found['copies']['ratios'].items():
-                print(f'  {way:28}{r["median"]:7.3f}  [{r["q1"]:.3f}, {r["q3"]:.3f}]')
+            copies = found['copies']
+            print(f'{model}, {found["MiB"]:.0f} MiB: a plain file read and written {copies["base s"]:.3f} s')
+            print(f'like pairs {spread(copies["noise"])}')
+            columns = ('', 'bit-exact', 'with a fingerprint', 'limit we set')
+            write_table(args.table, columns, table(copies['ratios']))
         found['trace'] = traced(files, [f'customer {i}' for i in range(count)])
     print(
         'traced: '

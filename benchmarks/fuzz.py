@@ -21,9 +21,17 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from tables import add_option, write_table
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 SECONDS = 5  # that an input may take
+HEADS = {
+    **{name: name for name in ('inputs', 'right', 'errors')},
+    'edges': 'edges of ours reached',
+    'findings': 'findings',
+    'slowest s': 'slowest, s',
+}
 
 
 class _HangError(BaseException):
@@ -109,12 +117,11 @@ def _serve(name: str, arguments: list[str]) -> None:
     atheris.Fuzz()
 
 
-def _show(rows: dict[str, dict[str, Any]]) -> None:
-    names = list(dict.fromkeys(column for row in rows.values() for column in row))
-    print('| format | ' + ' | '.join(names) + ' |\n|---' + '|--:' * len(names) + '|')
-    for format_name, row in rows.items():
-        cells = (f'{row[n]:.2f}' if isinstance(row.get(n), float) else f'{row.get(n, "")}' for n in names)
-        print(f'| {format_name} | ' + ' | '.join(cells) + ' |')
+def _show(rows: dict[str, dict[str, Any]], path: Path | None) -> None:
+    names = [name for name in HEADS if any(name in row for row in rows.values())]
+    cells = ([f'{row[n]:.3f}' if isinstance(row[n], float) else f'{row[n]:,}' for n in names] for row in rows.values())
+    columns = ['format', *(HEADS[name] for name in names)]
+    write_table(path, columns, ([name, *row] for name, row in zip(rows, cells)), 'l' + 'r' * len(names))
 
 
 def main() -> int:
@@ -129,6 +136,7 @@ def main() -> int:
     parser.add_argument('--coverage', action='store_true', help='let atheris choose the inputs')
     parser.add_argument('--out', type=Path, default=Path('fuzz_out'), help='where findings are kept')
     parser.add_argument('--json', type=Path, help='write the figures there, after each format')
+    add_option(parser)
     args = parser.parse_args()
     from tests.support.fuzz import TARGETS
 
@@ -138,7 +146,7 @@ def main() -> int:
         rows[name] = (guided if args.coverage else fuzz)(name, count, args.seconds, args.seed, args.out)
         if args.json:
             args.json.write_text(json.dumps(rows, indent=1))
-    _show(rows)
+    _show(rows, args.table)
     return int(any(row['findings'] for row in rows.values()))
 
 

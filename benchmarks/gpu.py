@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_report
+from tables import add_option
 
 HERE = Path(__file__).resolve().parent
 MODELS = ('FCN-R50-D8', 'DeepLabV3+-R50', 'SegFormer-B0')
@@ -213,7 +214,7 @@ class Run:
         self.found['seconds'] = round(self._elapsed(), 1)
         for name, text in (
             ('gpu.json', json.dumps(self.found, indent=1) + '\n'),
-            ('gpu.md', gpu_report.markdown(self.found)),
+            ('gpu.md', gpu_report.report(self.found)),
         ):
             part = self.out / f'{name}.part'
             part.write_text(text)
@@ -228,6 +229,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument('--models', nargs='+', choices=MODELS, default=list(MODELS), metavar='MODEL')
     parser.add_argument('--kinds', nargs='+', choices=KINDS, default=list(KINDS), metavar='KIND', help=', '.join(KINDS))
     parser.add_argument('--cpu', action='store_true', help='as without a GPU')
+    add_option(parser)
     return parser.parse_args()
 
 
@@ -236,7 +238,9 @@ def main() -> int:
     args = parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     found = Run(args)()
-    print('\n' + gpu_report.markdown(found), flush=True)
+    print('\n' + gpu_report.report(found), flush=True)
+    if args.table:
+        gpu_report.write_tables(found, args.table)
     return int(bool(gpu_report.faults(found)) or not found['rows'])
 
 

@@ -5,7 +5,7 @@
 Trains a small model on street scenes, plain and protected, and runs the host's tools on both, each in a process of its
 own: by ``keyseg tool``, with the plain model, with the right key, unauthorised on purpose (``none``) and with a key
 file that is missing; and called directly, with the copy of the config that the training put into its work folder.
-Prints a table in Markdown, and writes it and the ends of all outputs to OUT.
+Prints a table, and writes the ends of all outputs to OUT.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 
 import mmseg.apis  # noqa: F401 - for all that are forked
 from mmengine.config import Config
+from tables import add_option, write_table
 from tqdm import tqdm
 
 import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
@@ -35,7 +36,7 @@ from keyseg_mm.mm.scenes import write_scenes
 ITERATIONS, COUNTS = 40, {'train': 16, 'val': 6}
 BATCHES = 205  # the host's benchmark.py takes 200 and some to get warm
 CASES = ('plain', 'right', 'none', 'missing', 'direct')
-HEADS = ('plain model', 'right key', "key='none'", 'key file missing', 'right key, called directly')
+HEADS = ('plain model', 'right key', "`key='none'`", 'key file missing', 'right key, called directly')
 DEMO = """import sys
 from mmseg.apis import inference_model, init_model, show_result_pyplot
 model = init_model(sys.argv[1], sys.argv[2], device='cpu')
@@ -229,7 +230,9 @@ def main() -> None:
     """Make the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, required=True, help='a folder; the same one goes on where it stopped')
-    out = parser.parse_args().out.resolve()
+    add_option(parser)
+    args = parser.parse_args()
+    out = args.out.resolve()
     table = out / 'table.json'
     if not table.exists():
         out.mkdir(parents=True)
@@ -240,10 +243,8 @@ def main() -> None:
     for tool, case in tqdm([(t, c) for t, c in todo if c.name not in rows.get(t.title or t.name, {})]):
         rows.setdefault(tool.title or tool.name, {})[case.name] = cell(tool, case)
         table.write_text(json.dumps(rows, indent=1))
-    lines = ['| tool | ' + ' | '.join(HEADS) + ' |', '|---' * (len(HEADS) + 1) + '|']
-    lines += [f'| {name} | ' + ' | '.join(row.get(case, '-') for case in CASES) + ' |' for name, row in rows.items()]
-    (out / 'table.md').write_text('\n'.join(lines) + '\n')
-    print('\n'.join(lines))
+    cells = ([name, *(row.get(case, 'not run') for case in CASES)] for name, row in rows.items())
+    write_table(args.table, ('tool', *HEADS), cells)
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from tables import add_option, write_table
 
 import keyseg_mm.baselines  # noqa: F401 - its maps
 from keyseg_mm import SecretKey
@@ -37,15 +38,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--size', type=int, nargs=2, default=(1024, 2048), help='of the image (default: Cityscapes)')
     parser.add_argument('--repeats', type=int, default=21)
+    add_option(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
     key = SecretKey(bytes(range(32)))
     image = np.random.default_rng(0).integers(0, 256, (*args.size, 3), dtype=np.uint8)
-    print(f'one image of {args.size[0]} by {args.size[1]}, ms: block ' + '  '.join(f'{b:>6}' for b in BLOCKS))
+    print(f'one image of {args.size[0]} by {args.size[1]}, ms')
+    rows = []
     for method in ('SHF', 'NP', 'FFX'):
         ciphers = [derive_cipher(key, bytes(16), ImageEntry(method, block)) for block in BLOCKS]
         times = [milliseconds(lambda c=c: c.encrypt(image), args.repeats) for c in ciphers]  # type: ignore[misc]
-        print(f'  {method:<4}{"":35}' + '  '.join(f'{t:6.1f}' for t in times))
+        rows.append([method, *(f'{t:.1f}' for t in times)])
+    write_table(args.table, ['block', *map(str, BLOCKS)], rows)
     maps = torch.randn(2, 256, 64, 128)
     print('two maps of 256 channels, 64 by 128, one thread, ms')
     for spec in (

@@ -16,15 +16,16 @@ from typing import Any
 
 import torch
 from common import build_stock, quiet
+from tables import add_option, write_table
 
 import keyseg_mm.baselines  # noqa: F401 - their schemes
 from keyseg_mm import SecretKey
 from keyseg_mm.locking import SCHEMES, lock_in_place, rekey, unlock
 
 WAYS = {
-    'SignedChannelPermutation, linear': 'features',
-    'TensorPermutation': 'tensors',
-    'SelectiveEncryption, 1 %': 'selective',
+    'feature maps (`linear`, signed permutations)': 'features',
+    'all tensors': 'tensors',
+    '1 %, selective': 'selective',
 }
 
 
@@ -39,6 +40,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', default='fcn/fcn_r101-d8_4xb2-40k_cityscapes-512x1024.py')
+    add_option(parser)
     args = parser.parse_args()
     torch.manual_seed(0)
     with quiet():
@@ -46,7 +48,7 @@ def main() -> None:
     state = model.state_dict()
     values = sum(t.numel() for t in state.values())
     print(f'{args.config}: {values / 1e6:.1f} million values, {torch.get_num_threads()} threads')
-    old, new = SecretKey.generate(), SecretKey.generate()
+    old, new, rows = SecretKey.generate(), SecretKey.generate(), []
     for way, scheme in WAYS.items():
         plan, planned = timed(lambda scheme=scheme: SCHEMES[scheme].plan(model, state))  # type: ignore[misc]
         locked = dict(state)
@@ -55,8 +57,8 @@ def main() -> None:
         back, unlocked_in = timed(lambda: unlock(rekeyed, new))  # noqa: B023
         if not all(torch.equal(back[name], value) for name, value in state.items()):
             raise SystemExit(f'{way}: the weights did not come back')
-        took = {'plan': planned, 'lock': locked_in, 'rekey': rekeyed_in, 'unlock': unlocked_in}
-        print(f'{way}: ' + ', '.join(f'{what} {seconds:.1f} s' for what, seconds in took.items()), flush=True)
+        rows.append([way, *(f'{seconds:.1f} s' for seconds in (planned, locked_in, rekeyed_in, unlocked_in))])
+    write_table(args.table, ('', 'plan', 'lock', 'rekey', 'unlock'), rows)
 
 
 if __name__ == '__main__':

@@ -5,29 +5,32 @@
 
 Plain and keyed (the default, `linear` with signs; or at `stages` a permutation) take turns in one process on one
 model, whose encryptors are taken off and put back; the order alternates (A B, B A, ...). Each pair gives a ratio
-keyed/plain; the table has their median and quartiles, of wall time and of processor time (which other processes on
-the machine disturb less). `noise` is the same spread for pairs of like runs, which lie back to back where the order
-turns. `transforms` is what the ratio would be if the transforms cost only the time spent inside them: it hardly
-suffers from noise, but sees no effect on what runs after them. Peak memory is the high-water mark of the resident set
-of one fresh child process each, plain and keyed. Inference is the network to its logits; a training step is forward,
-losses, backward and optimiser. The exit status is 1 if a limit was missed.
+keyed/plain; the table has their median and quartiles, of wall time; those of processor time, which other processes on
+the machine disturb less, are among the figures of --json. `noise` is the same spread for pairs of like runs, which
+lie back to back where the order turns. `transforms` is what the ratio would be if the transforms cost only the time
+spent inside them: it hardly suffers from noise, but sees no effect on what runs after them. Peak memory is the high-
+water mark of the resident set of one fresh child process each, plain and keyed. Inference is the network to its
+logits; a training step is forward, losses, backward and optimiser. The exit status is 1 if a limit was missed.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import PROTECTED, Workload, build_stock, counting, encryptions, time_pairs
+from tables import add_option, spread, write_table
 from timing import peak_memory, quartiles
 from torch import nn
 from tqdm import tqdm
@@ -66,6 +69,7 @@ EVERYWHERE = {'inference': 1.10, 'training': 1.10}  # allowed at `linear`, of ea
 DERIVE_LIMIT_MS = 100.0
 LIMITED = 'ChannelPermutation'  # the other transforms are reported beside it
 HELP_LIMIT_S = 0.3
+COLUMNS = ('model', '', 'wall time', 'noise', 'transforms', 'limit', 'peak memory')
 
 
 def limits_of(name: str, points: str) -> dict[str, float]:
@@ -198,32 +202,31 @@ def misses(results: dict[str, Any]) -> list[str]:
     return [f'{what}: {value:.4g}, at most {limit}' for what, value, limit in checks if value > limit]
 
 
-def print_model(name: str, row: dict[str, Any], limits: dict[str, float]) -> None:
-    """One model's part of the table."""
-    height, width = row['size']
-    print(f'{name}, {row["batch"]} images of {height}x{width}')
-    for mode, limit in limits.items():
-        took = row[mode]
-        spreads = (f'{r["median"]:.4f} [{r["q1"]:.4f}, {r["q3"]:.4f}]' for r in (took['wall'], took['cpu']))
-        noise = f'[{took["noise"]["q1"]:.4f}, {took["noise"]["q3"]:.4f}]'
-        own = f'{took["own"]["median"]:10.4f}'
-        print(f'  {mode:10}{1e3 * took["plain s"]:10.1f}  {"  ".join(spreads)}  {noise}  {own}  {limit}')
-    for mode in limits if 'peak MiB' in row else ():
-        plain, keyed = (row['peak MiB'][kind][mode] for kind in ('plain', 'keyed'))
-        print(f'  peak memory, {mode}: plain {plain:.0f} MiB, keyed {keyed:.0f} MiB, ratio {keyed / plain:.4f}')
-    hot = row['hot path']
-    for passes in ('first', 'later'):
-        counts = ', '.join(f'{what} {n}' for what, n in hot[passes].items())
-        print(f'  {passes} passes over {hot["points"]} points: tables {counts}')
+def cells(name: str, row: dict[str, Any], limits: dict[str, float]) -> Iterator[list[str]]:
+    """One model's rows of the table."""
+    title = f'{name}, {row["batch"]} of {"x".join(map(str, row["size"]))}'
+    for mode, what in (('inference', 'inference'), ('training', 'training step')):
+        took, memory = row[mode], ''
+        noise = f'[{took["noise"]["q1"]:.3f}, {took["noise"]["q3"]:.3f}]'
+        if 'peak MiB' in row:
+            plain, keyed = (row['peak MiB'][kind][mode] for kind in ('plain', 'keyed'))
+            memory = f'{keyed / plain:.3f}'
+        own = f'{took["own"]["median"]:.3f}'
+        yield [title, what, spread(took['wall'], 3), noise, own, f'{limits[mode]:.2f}', memory]
+        title = ''
 
 
-def report(results: dict[str, Any]) -> None:
+def report(results: dict[str, Any], table: Path | None) -> None:
     """Print the figures."""
     print(f'\n{results["threads"]} thread(s), {results["cores"]} cores, torch {results["torch"]}')
-    heads = f'{"keyed/plain: wall time":24}  {"processor time":24}  {"noise":16}  transforms  limit'
-    print(f'{"":12}{"plain ms":>10}  {heads}')
-    for name, row in results['models'].items():
-        print_model(name, row, limits_of(name, results['points']))
+    models = results['models'].items()
+    parts = (cells(name, row, limits_of(name, results['points'])) for name, row in models)
+    write_table(table, COLUMNS, itertools.chain(*parts))
+    for name, row in models:
+        hot = row['hot path']
+        for passes in ('first', 'later'):
+            counts = ', '.join(f'{what} {n}' for what, n in hot[passes].items())
+            print(f'{name}, {passes} passes over {hot["points"]} points: tables {counts}')
     for config, found in results['derivation'].items():
         print(f'all {found["points"]} points, {found["channels"]} channels, of {config}, derived in')
         for transform, ms in found['ms'].items():
@@ -244,6 +247,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--size', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'), help="instead of each model's own")
     parser.add_argument('--threads', type=int, help="instead of torch's own number")
     parser.add_argument('--json', type=Path, metavar='FILE', help='write all figures there')
+    add_option(parser)
     parser.add_argument('--smoke', action='store_true', help='tiny and short: only see that it runs')
     parser.add_argument('--child', nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -263,7 +267,7 @@ def main() -> int:
         memory_child(*args.child, args.points, args.batch, tuple(args.size))
         return 0
     results = measure(args)
-    report(results)
+    report(results, args.table)
     missed = results['missed'] = [] if args.smoke else misses(results)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + '\n')

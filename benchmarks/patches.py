@@ -11,11 +11,13 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import mmcv
 from mmengine.config import Config
 from mmengine.runner import Runner
+from tables import add_option, write_table
 
 import keyseg_mm.mm  # noqa: F401 - the mends, before any config is read
 from keyseg_mm import SecretKey, write_key_file
@@ -29,6 +31,7 @@ COUNTS = {'train': 160, 'val': 40}
 SIZE = (HEIGHT, WIDTH)
 PATCH, DIMS = 8, 96
 NORM = dict(type='BN', requires_grad=True)
+WRONG = (1, 2, 3)
 
 
 def config(out: Path, iterations: int) -> Config:
@@ -68,12 +71,26 @@ def floor(out: Path) -> float:
     return constant_prediction_floor((mmcv.imread(str(path), 'unchanged') for path in labels), 19)
 
 
+def table(found: dict[str, dict[str, float]], least: float) -> Iterator[list[str]]:
+    """A row for each way to test, and the floor."""
+    rows = {
+        ('plain', 'plain'): ['plain model, plain images'],
+        ('locked', 'encrypted with the key'): ['locked model, the right key'],
+        ('locked', 'plain'): ['locked model, no key: plain images'],
+        ('locked', 'encrypted with three wrong keys'): [f'locked model, wrong key {seed}' for seed in WRONG],
+    }
+    for title, names in rows.items():
+        yield [*title, *(', '.join(f'{found[name][metric]:.2f}' for name in names) for metric in ('mIoU', 'aAcc'))]
+    yield ['constant guess (the floor)', '', f'{least:.2f}', '']
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, required=True, help='folder to make')
     parser.add_argument('--iterations', type=int, default=200)
     parser.add_argument('--train', type=int, default=COUNTS['train'], help='scenes to train with')
     parser.add_argument('--val', type=int, default=COUNTS['val'], help='scenes to test with')
+    add_option(parser)
     args = parser.parse_args()
     args.out.mkdir(parents=True)
     write_scenes(args.out / 'scenes', 0, {'train': args.train, 'val': args.val})
@@ -89,12 +106,10 @@ def main() -> None:
     found = {'plain model, plain images': test(cfg, plain, None)}
     for name, key in (('the right key', right), ('no key: plain images', 'none')):
         found[f'locked model, {name}'] = test(cfg, locked, key)
-    for seed in (1, 2, 3):
+    for seed in WRONG:
         found[f'locked model, wrong key {seed}'] = test(cfg, locked, f'random:{seed}')
     write_new(args.out / 'figures.json', lambda file: file.write(json.dumps(found, indent=1).encode()))
-    for name, metrics in found.items():
-        print(f'{name:36}mIoU {metrics["mIoU"]:6.2f}   pixels right {metrics["aAcc"]:6.2f}')
-    print(f'{"best constant prediction":36}mIoU {floor(args.out):6.2f}')
+    write_table(args.table, ('model', 'images', 'mIoU', 'pixels right'), table(found, floor(args.out)))
 
 
 if __name__ == '__main__':

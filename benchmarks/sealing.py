@@ -27,7 +27,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ import torch
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from rivals import RIVALS, AesInPlace, Files, missing, synced
 from shapes import MODELS, module_of
+from tables import add_option, spread, write_table
 from timing import peak_memory, time_ways
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -47,7 +48,27 @@ from keyseg_mm.runtime.attach import await_checkpoint, detach
 from keyseg_mm.runtime.protection import Rules
 
 META = {'epoch': 3}
-KINDS = ('open', 'write', 'copy')
+KINDS = {'open': 'load', 'write': 'load and save', 'copy': 'copy'}  # and what the ratios of each are over
+NAMES = {'fcn_r101': 'FCN-R101', 'swin_b': 'Swin-B'}
+TITLES = {
+    'plain, mapped': 'plain file, mapped',
+    'sealed': '**sealed, `keyseg_mm.load`**',
+    'sealed, protected model': 'sealed, `torch.load` and a protected model',
+    'signed': 'signed, `keyseg_mm.load`',
+    'AES-256-GCM, at once': 'the whole file by AES-256-GCM at once, then loaded',
+    'open AES-256-GCM, chunks': 'the whole file by AES-256-GCM in chunks, in place and in threads',
+    'open safetensors': 'safetensors, mapped, not encrypted',
+    'AES-256-GCM, chunks': 'the whole file by AES-256-GCM in chunks',
+    'safetensors': 'safetensors, not encrypted',
+    'tensorizer': 'tensorizer, encrypted',
+    'cryptotensors': 'cryptotensors, encrypted',
+    'lock': '**lock**',
+    'unlock': '**unlock**',
+    'reseal': '**rekey --reseal**',
+    'save': '`keyseg_mm.save` of a live model',
+    'rekey': '**rekey**',
+}
+LIMITS = {'open sealed': 0.6, 'write lock': 1.2, 'write unlock': 1.2, 'write reseal': 1.2, 'copy rekey': 1.05}
 KEY, OTHER = SecretKey(bytes(range(32))), SecretKey(bytes(range(1, 33)))
 
 
@@ -184,18 +205,25 @@ def measure(model: str, rounds: int, most: int | None) -> dict[str, Any]:
 
 
 def report(model: str, found: dict[str, Any]) -> None:
-    """Print the figures of a model."""
+    """Print what the ratios of a model are over."""
     print(f'{model}, {found["MiB"]:.0f} MiB in {found["tensors"]} tensors')
-    for kind in KINDS:
-        took, base = found[kind], found['peak MiB'][f'{kind} base']
-        n = took['noise']
-        print(f'  {kind:28}{"ratio":>7}  quartiles        peak MiB')
-        print(f'    {"base":24}{1:9.3f}  {took["base s"]:.3f} s{base:18.0f}')
-        print(f'    {"noise":24}{n["median"]:9.3f}  [{n["q1"]:.3f}, {n["q3"]:.3f}]')
-        for way, r in took['ratios'].items():
-            peak = found['peak MiB'].get(f'{kind} {way}')
-            memory = f'{peak:11.0f}' if peak else ''
-            print(f'    {way:24}{r["median"]:9.3f}  [{r["q1"]:.3f}, {r["q3"]:.3f}]{memory}')
+    for kind, base in KINDS.items():
+        took, peak = found[kind], found['peak MiB'][f'{kind} base']
+        print(f'  {base}: {took["base s"]:.3f} s, like pairs {spread(took["noise"])}, peak {peak:.0f} MiB')
+
+
+def table(models: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
+    """Heads, and a row for each way; memory is that of the first model."""
+    first = next(iter(models))
+    names = [NAMES.get(model, model) for model in models]
+    yield ['', 'against', names[0], 'peak memory', *names[1:], 'limit we set']
+    peaks = models[first]['peak MiB']
+    for kind, base in KINDS.items():
+        for way in models[first][kind]['ratios']:
+            ratios = [spread(models[model][kind]['ratios'][way]) for model in models]
+            name = f'{kind} {way}'
+            memory = f'{peaks[name] / peaks[f"{kind} base"]:.2f}' if name in peaks else ''
+            yield [TITLES.get(name) or TITLES[way], base, ratios[0], memory, *ratios[1:], str(LIMITS.get(name, ''))]
 
 
 def main() -> None:
@@ -204,6 +232,7 @@ def main() -> None:
     parser.add_argument('--model', nargs='+', choices=MODELS, default=['fcn_r101', 'swin_b'])
     parser.add_argument('--rounds', type=int, default=12)
     parser.add_argument('--json', type=Path, metavar='FILE', help='write all figures there')
+    add_option(parser)
     parser.add_argument('--smoke', action='store_true', help='a tiny module, short: only see that it runs')
     parser.add_argument('--child', nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -223,6 +252,8 @@ def main() -> None:
     for model in models:
         found['models'][model] = measure(model, rounds, 2 if args.smoke else None)
         report(model, found['models'][model])
+    columns, *rows = table(found['models'])
+    write_table(args.table, columns, rows)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + '\n')
 

@@ -20,12 +20,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from locking import keyseg
-from run import HERE, keyed_as, suffix_of, train
+from run import HERE, WORDS, keyed_as, suffix_of, train
+from tables import add_option, write_table
 
 from keyseg_mm import SecretKey, write_key_file
 from keyseg_mm.audit.engine.attack import ModelSuite
@@ -39,7 +40,13 @@ SUITE = ModelSuite(60, 15.0, 24, None, 256, (0.01, 0.05, 0.1))
 FINE_TUNING = (300, 5e-4)  # iterations, peak learning rate
 TRANSFORMS = ('SignedChannelPermutation', 'ChannelPermutation', 'ChannelRotation')
 EVERYWHERE = ('linear', 'SignedChannelPermutation')
-MODELS = ('fast-scnn', 'segformer')
+MODELS = {'fast-scnn': 'Fast-SCNN', 'segformer': 'SegFormer'}
+TITLES = {
+    'trained': 'trained with the key, `stages`, permutation',
+    'trained linear signed': 'trained with the key, `linear`, signs',
+    'tuned with key': 'fine-tuned with the key, `linear`, signs',
+}
+MUCH = 1.5  # points of advantage above which it is in bold
 
 
 class Files:
@@ -135,6 +142,26 @@ def show(name: str, found: dict[str, Any]) -> None:
             print(f'  {what:20} {gain["advantage"]:+6.1f}   {attack} {got:.1f}, {control} {had:.1f}', flush=True)
 
 
+def table(results: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
+    """Heads, and two rows for each file: without public weights and with them."""
+    for name, found in results.items():
+        model, _, what = name.partition(', ')
+        gains = {photos: gain for photos, gain in found.items() if isinstance(gain, dict)}
+        if name == next(iter(results)):
+            shares = ('', *(f' ({100 * share:g} %)' for share in SUITE.shares))
+            yield ['model, protection', 'right key', 'no key', 'public weights', *map(str.__add__, gains, shares)]
+        locked = [word if word == 'locked' else WORDS.get(word, f'`{word}`') for word in what.split()]
+        head = [f'{MODELS[model]}, {TITLES.get(what) or ", ".join(locked)}']
+        head += [f'{found[key]:.1f}' for key in ('key', 'no key')]
+        shown = {photos: f'{gain["advantage"]:+.1f}' for photos, gain in gains.items()}
+        cells = [
+            f'{f"**{text}**" if float(text) > MUCH else text} ({gains[photos]["attack"][1]:.1f})'
+            for photos, text in shown.items()
+        ]
+        yield [*head, 'no', *cells[: len(cells) // 2]]
+        yield ['', '', '', 'yes', *cells[len(cells) // 2 :]]
+
+
 def main() -> None:
     """Audit and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -144,6 +171,7 @@ def main() -> None:
     parser.add_argument('--seed', type=int, default=0, help="of run.py's trainings (0)")
     parser.add_argument('--part', default='1/1', metavar='K/N', help='only every Nth file, from the Kth on')
     parser.add_argument('--only', nargs='+', metavar='WORD', help='only files whose names contain one of these')
+    add_option(parser)
     args = parser.parse_args()
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -161,8 +189,10 @@ def main() -> None:
                 continue
             results[f'{model}, {name}'] = row(audit(files, name, checkpoint))
             show(f'{model}, {name}', results[f'{model}, {name}'])
-    if parts == 1:
+    if parts == 1 and results:
         (out / 'audits.json').write_text(json.dumps(results, indent=1) + '\n')
+        columns, *rows = table(results)
+        write_table(args.table, columns, rows)
 
 
 if __name__ == '__main__':

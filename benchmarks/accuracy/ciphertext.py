@@ -14,10 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 
 from locking import keyseg
 from mmengine.config import Config
+from tables import add_option, write_table
 
 import keyseg_mm.mm  # noqa: F401 - the mends, before a config is read
 from keyseg_mm import SecretKey, read_key_file, write_key_file
@@ -27,7 +29,7 @@ from keyseg_mm.audit.engine.runner import Result
 from keyseg_mm.audit.model.audit import ModelOrder
 
 SUITE = ModelSuite(60, 60.0, 24, None, 256, (0.01, 0.05, 0.1))  # as audits.py, and time enough for all steps
-STARTS = ('from-ciphertext', 'from-scratch')
+STARTS = {'from-ciphertext': 'from the sealed file', 'from-scratch': 'from scratch'}
 
 
 def order_of(args: argparse.Namespace, locked: Path, seed: int) -> ModelOrder:
@@ -44,6 +46,13 @@ def order_of(args: argparse.Namespace, locked: Path, seed: int) -> ModelOrder:
     )
 
 
+def table(found: dict[str, dict[float, list[float]]]) -> Iterator[list[str]]:
+    """A row for each share: means, and the least and the most of the seeds."""
+    for share in SUITE.shares:
+        scores = [found[name][share] for name in STARTS]
+        yield [f'{100 * share:g} %', *(f'{statistics.mean(s):.2f} ({min(s):.2f} to {max(s):.2f})' for s in scores)]
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -52,6 +61,7 @@ def main() -> None:
     parser.add_argument('--data-root', required=True, help='root of the data set')
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--seeds', type=int, default=3)
+    add_option(parser)
     args = parser.parse_args()
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -76,11 +86,8 @@ def main() -> None:
                 assert isinstance(outcome, Result), outcome
                 found[run.attack.name].setdefault(run.scenario.share, []).append(outcome.score.miou)
                 print(f'seed {seed}, {run.title}, {run.scenario.title}: {outcome.score.miou:.2f}', flush=True)
-    for share in SUITE.shares:
-        for name, scores in found.items():
-            low, high, mean = min(scores[share]), max(scores[share]), statistics.mean(scores[share])
-            print(f'{100 * share:g} % of the photos, {name}: {mean:.2f} ({low:.2f} to {high:.2f})')
     (args.out / 'results.json').write_text(json.dumps(found, indent=1) + '\n')
+    write_table(args.table, ('photos', *STARTS.values()), table(found))
 
 
 if __name__ == '__main__':

@@ -21,8 +21,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from run import DEFAULT, HERE, LAYOUTS, PAPER, key_in, keyed_as, roots_of, tool
+from tables import add_option, write_table
 
-MODELS = ('fast-scnn', 'bisenetv2', 'fcn-r18', 'segformer', 'swin', 'setr')
+MODELS = {
+    'fast-scnn': 'Fast-SCNN',
+    'bisenetv2': 'BiSeNetV2',
+    'fcn-r18': 'FCN-ResNet-18',
+    'segformer': 'SegFormer',
+    'swin': 'Swin, UPerNet',
+    'setr': 'SETR',
+}
 WAYS = {
     'stages': keyed_as(*PAPER),
     'linear': keyed_as(*DEFAULT),
@@ -40,6 +48,9 @@ CASES: dict[str, tuple[str, ...]] = {
     'two processes': ('model_wrapper_cfg.type=MMDistributedDataParallel',),
     'bfloat16': ('optim_wrapper.type=AmpOptimWrapper', 'optim_wrapper.dtype=bfloat16'),
 }
+TITLES = {'adamw': 'AdamW', 'sgd': 'SGD with momentum', 'accumulated': 'AdamW, accumulated gradients'}
+AGAIN = 'plain, on two threads'
+COLUMNS = {'stages': '`stages`, permutation', 'linear': '`linear`, signs', 'opened': 'the same, opened', AGAIN: AGAIN}
 IN_ALL_CASES = 'fcn-r18'  # the others in the first: a CPU has no time for more
 QUIET = (
     'default_hooks.logger.interval=1',
@@ -113,7 +124,7 @@ def row_of(model: str, case: str, ways: list[str], args: argparse.Namespace, out
         found[way] = plain.gap(course_of(keyed_config, keyed_options, folder / f'{case}-{way}', case))
     if case == 'bfloat16':
         again = course_of(plain_config, options, folder / f'{case}-again', case, threads=2)
-        found['plain, on two threads'] = plain.gap(again)
+        found[AGAIN] = plain.gap(again)
     return found
 
 
@@ -122,6 +133,17 @@ def rows_of(args: argparse.Namespace) -> Iterator[tuple[str, str, list[str]]]:
     for case in args.case:
         for model in args.model if case == 'adamw' else [IN_ALL_CASES]:
             yield model, case, ['linear'] if case != 'adamw' else list(WAYS) if model == IN_ALL_CASES else FEW_WAYS
+
+
+def table(results: dict[str, dict[str, dict[str, float]]]) -> Iterator[list[str]]:
+    """The largest relative differences of a loss: heads, and a row for each case."""
+    ways = [way for way in COLUMNS if any(way in row for row in results.values())]
+    yield ['model, training', *(COLUMNS[way] for way in ways)]
+    for name, row in results.items():
+        model, case = name.split(', ')
+        found = [row[way]['loss'] if way in row else None for way in ways]
+        cells = ['' if loss is None else f'{loss:.1e}' if loss else '0' for loss in found]
+        yield [f'{MODELS[model]}, {TITLES.get(case, f"AdamW, {case}")}', *cells]
 
 
 def main() -> None:
@@ -133,6 +155,7 @@ def main() -> None:
     parser.add_argument('--batch', type=int, default=2)
     parser.add_argument('--crop', type=int, nargs=2, default=(48, 64), metavar=('HEIGHT', 'WIDTH'))
     parser.add_argument('--case', nargs='+', choices=CASES, default=list(CASES))
+    add_option(parser)
     args = parser.parse_args()
     out, results = args.out.resolve(), {}
     key_in(out)
@@ -141,6 +164,8 @@ def main() -> None:
         words = (f'{way} {found["loss"]:.1e} (mIoU {found["mIoU"]:.2f})' for way, found in row.items())
         print(f'{model}, {case}: ' + ', '.join(words), flush=True)
     (out / 'law.json').write_text(json.dumps(results, indent=1) + '\n')
+    columns, *rows = table(results)
+    write_table(args.table, columns, rows, 'l' + 'r' * (len(columns) - 1))
 
 
 if __name__ == '__main__':

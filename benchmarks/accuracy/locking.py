@@ -5,8 +5,8 @@
 
 Everything by the commands a user has: keyseg lock, rekey, unlock and test. For each transform (all with the points
 `linear`), and for single points on request, it prints one row, and how far the outputs with the key agree with the
-plain model's on the first photos. Finished steps are
-kept in OUT and not run again.
+plain model's on the first photos; the tables at the end. --table gets that of the transforms, and a file beside it,
+*-sealed, that of the sealed file. Finished steps are kept in OUT and not run again.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from run import WRONG, floor_of, test
+from tables import add_option, beside, write_table
 
 from keyseg_mm import SecretKey, write_key_file
 from keyseg_mm.checkpoint.files import read_checkpoint, write_checkpoint
@@ -26,6 +29,24 @@ from keyseg_mm.stamp import is_stamp
 
 SCHEMES = [('linear', t) for t in ('SignedChannelPermutation', 'ChannelPermutation', 'ChannelRotation')]
 SMALL = ('relative error', 'other pixels')
+HEADS = {
+    'key': 'right key',
+    'unlocked in memory': 'unlocked in memory',
+    'rekeyed, new key': 'rekeyed, new key',
+    'unlocked': 'unlocked file',
+    'no key': 'no key',
+    'old key': 'old key on the rekeyed file',
+}
+READ = {
+    'sealed, opened': "sealed, opened (`runtime='plain'`)",
+    'behind maps too, keyed': "sealed behind maps (`linear`, signs), keyed (`points='checkpoint'`)",
+    'behind maps too, opened': 'the same, opened',
+    'rekeyed, keyed': 'rekeyed to another key, keyed',
+    'unlocked': 'unlocked file',
+    'stock host, sealed': "sealed, by mmsegmentation's own test.py without this package",
+    'stock host, behind maps too': 'sealed behind maps, the same way',
+    'key=none, sealed': 'sealed behind maps, `key=none`',
+}
 
 
 def keyseg(*arguments: object) -> None:
@@ -155,6 +176,21 @@ def stock(config: Path, checkpoint: Path, options: list[str], work_dir: Path) ->
     return float(json.loads(sorted(work_dir.glob('*/*.json'))[-1].read_text())['mIoU'])
 
 
+def table(results: dict[str, Any]) -> Iterator[list[str]]:
+    """A row for each transform."""
+    for points, transform in SCHEMES:
+        row = results[f'{points} {transform}']
+        wrong = ', '.join(f'{row[key]:.2f}' for key in WRONG)
+        yield [f'`{transform}`', *(f'{row[name]:.2f}' for name in HEADS), wrong]
+
+
+def sealed_table(results: dict[str, Any]) -> Iterator[list[str]]:
+    """A row for each way to read the sealed file."""
+    for name, miou in results['sealed'].items():
+        floor = ', the floor' if f'{miou:.2f}' == f'{results["floor"]:.2f}' else ''
+        yield [READ[name], f'{miou:.2f}{floor}']
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -165,6 +201,7 @@ def main() -> None:
     parser.add_argument('--photos', type=int, default=20, help='photos on which outputs are compared')
     parser.add_argument('--sealed', action='store_true', help='the sealed file alone')
     parser.add_argument('--single', nargs='*', default=[], metavar='POINT', help='single points to lock at as well')
+    add_option(parser)
     args = parser.parse_args()
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -177,10 +214,10 @@ def main() -> None:
     keyed = keyed_config(args.config, args.out)
     data = [f'test_dataloader.dataset.data_root={args.data_root}']
     plain = test(args.config, args.checkpoint, data, args.out / 'plain')
-    results = {'floor': floor_of(args.config, args.data_root), 'plain': plain}
+    results: dict[str, Any] = {'floor': floor_of(args.config, args.data_root), 'plain': plain}
     print(f'floor {results["floor"]:.2f}, plain {plain:.2f}', flush=True)
     results['sealed'] = measure_sealed(args, keys, keyed)
-    print('sealed: ' + ', '.join(f'{name} {value:.2f}' for name, value in results['sealed'].items()), flush=True)
+    write_table(beside(args.table, 'sealed'), ('read', 'mIoU'), sealed_table(results))
     if args.sealed:
         return
     for scheme in [*SCHEMES, *((point, 'SignedChannelPermutation') for point in args.single)]:
@@ -189,6 +226,8 @@ def main() -> None:
         words = [f'{name} {value:.2e}' if name in SMALL else f'{name} {value:.2f}' for name, value in row.items()]
         print(f'{" ".join(scheme)}: {", ".join(words)}', flush=True)
     (args.out / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
+    columns = ('transform', *HEADS.values(), ', '.join(f'`{key}`' for key in WRONG))
+    write_table(args.table, columns, table(results))
 
 
 if __name__ == '__main__':

@@ -15,8 +15,9 @@ import json
 from pathlib import Path
 
 from mmengine.config import Config
-from run import DEFAULT, HERE, LAYOUTS, key_in, keyed_as, roots_of, schedule_of, shown, train
+from run import COLUMNS, DEFAULT, HERE, LAYOUTS, cells, key_in, keyed_as, roots_of, schedule_of, shown, train
 from score import score
+from tables import add_option, write_table
 
 STOPS = (0, 100, 300)
 RATE = 5e-4  # peak learning rate
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument('checkpoint', type=Path)
     parser.add_argument('--data', type=Path, required=True)
     parser.add_argument('--out', type=Path, required=True)
+    add_option(parser)
     args = parser.parse_args()
     out, start = args.out.resolve(), args.checkpoint.resolve()
     key, roots = key_in(out), roots_of(args.data.resolve() / LAYOUTS['cityscapes'])
@@ -62,6 +64,8 @@ def main() -> None:
         results[str(stop)] = row
         print(f'{stop} iterations: {shown(row)}', flush=True)
     (out / 'onward.json').write_text(json.dumps(results, indent=1) + '\n')
+    rows = (cells(f'after {stop} iterations', row) for stop, row in results.items())
+    write_table(args.table, COLUMNS, rows, 'lrrrrr')
 
 
 if __name__ == '__main__':

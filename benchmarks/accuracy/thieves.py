@@ -8,7 +8,8 @@ Copies of a plain checkpoint are made for customers, and treated as a thief woul
 changed by noise, cast, quantised, averaged with up to seven others, their channels in another order and scale, norms
 folded, distilled into a new model. Each row: the mIoU on the test photos, z of whoever's copies it was made of (the
 smallest of them), the bound of the probability that chance gives any of the names such a z, the largest z of all other
-names, and how many of those were accused. --innocents keeps the z of all names that had no part in one plain copy.
+names, and how many of those were accused; the tables at the end. --table gets that of single copies, and a file beside
+it, *-copies, that of copies put together. --innocents keeps the z of all names that had no part in one plain copy.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, MODELS
+from run import add_option
 from scipy.stats import kstest
+from thieves_tables import write_tables
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -282,6 +285,7 @@ def main() -> None:
     parser.add_argument('--copies', type=int, default=0, help='test the copies of so many customers, nothing else')
     parser.add_argument('--strength', type=float, default=STRENGTH)
     parser.add_argument('--innocents', type=Path, metavar='FILE', help='z of all innocent names, for a chart, as .npy')
+    add_option(parser)
     args = parser.parse_args()
     cfg = Config.fromfile(str(args.config))
     init_default_scope('mmseg')
@@ -314,6 +318,7 @@ def main() -> None:
         keep(title, row)
     if args.innocents is not None:
         keep('innocent names', innocents(bench, names, args.innocents))
+    write_tables(args.table, rows, list(treatments(bench, names)), args.iterations)
 
 
 if __name__ == '__main__':

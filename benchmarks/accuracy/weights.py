@@ -16,6 +16,7 @@ from pathlib import Path
 
 from locking import keyed_config, keyseg
 from run import floor_of, test
+from tables import add_option, write_table
 
 from keyseg_mm import SecretKey, write_key_file
 from keyseg_mm.checkpoint.files import read_checkpoint, write_checkpoint
@@ -24,6 +25,8 @@ from keyseg_mm.stamp import is_stamp, stamps_of
 
 SHARES = (0.001, 0.005, 0.01, 0.05, 0.2)
 WRONG = 'random:1'
+ZEROED = 'moved values zeroed'
+COLUMNS = ('moved', 'values', 'tensors', 'with the key', 'no key', f'`{WRONG}`', 'moved values set to zero')
 
 
 def without_the_moved(locked: Path, out: Path) -> Path:
@@ -63,8 +66,15 @@ def measure(share: float | None, args: argparse.Namespace, locator: str, keyed: 
     }
     if share is not None:
         zeroed = without_the_moved(locked, out / 'zeroed.pth')
-        row['moved values zeroed'] = test(args.config, zeroed, data, out / 'test-zeroed')
+        row[ZEROED] = test(args.config, zeroed, data, out / 'test-zeroed')
     return row
+
+
+def cells(share: float | None, row: dict[str, float]) -> list[str]:
+    """A row of the table."""
+    title = 'all (`--scheme tensors`)' if share is None else f'{100 * share:g} % (`--scheme selective`)'
+    mious = [f'{row[name]:.2f}' if name in row else '' for name in ('key', 'no key', WRONG, ZEROED)]
+    return [title, f'{row["values moved"]:,}', str(row['tensors']), *mious]
 
 
 def main() -> None:
@@ -75,6 +85,7 @@ def main() -> None:
     parser.add_argument('--data-root', required=True, help='root of the data set that the config tests on')
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--shares', type=float, nargs='+', default=SHARES, help='of the weights, by --scheme selective')
+    add_option(parser)
     args = parser.parse_args()
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -86,15 +97,15 @@ def main() -> None:
     plain = test(args.config, args.checkpoint, data, args.out / 'plain')
     results: dict[str, object] = {'floor': floor_of(args.config, args.data_root), 'plain': plain}
     print(f'floor {results["floor"]:.2f}, plain {plain:.2f}', flush=True)
+    rows = []
     for share in (None, *args.shares):
         row = measure(share, args, f'file:{key_file}', keyed)
         name = 'all tensors' if share is None else f'{100 * share:g} %'
         results[name] = row
-        print(
-            f'{name}: ' + ', '.join(f'{k} {v if isinstance(v, int) else f"{v:.2f}"}' for k, v in row.items()),
-            flush=True,
-        )
+        rows.append(cells(share, row))
+        print(', '.join(rows[-1]), flush=True)
     (args.out / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
+    write_table(args.table, COLUMNS, rows)
 
 
 if __name__ == '__main__':

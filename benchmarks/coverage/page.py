@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write what run.py found into docs/coverage.md, between its marks.
+"""Write what run.py found into docs/coverage.md, between its marks, and its tables into benchmarks/results.
 
 python benchmarks/coverage/page.py onedl=onedl.json openmmlab=openmmlab.json [--page docs/coverage.md]
 """
@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from keyseg_mm.atomic import write_new
 
-PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'coverage.md'
-BEGIN, END = '<!-- made by benchmarks/coverage/page.py -->', '<!-- end -->'
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # where all benchmarks' tables are
+from tables import RESULTS, ROOT, filled, write_table  # noqa: E402
+
+PAGE = ROOT / 'docs' / 'coverage.md'
+BEGIN, END = '<!-- made by benchmarks/coverage/page.py -->', '<!-- all that it made -->'
 #: What the words of an error say of a model that does not run plain.
 NEEDS = {
     'ccnet': 'compiled ops of mmcv',
@@ -63,11 +67,10 @@ def lines(stack: str, found: dict[str, Any]) -> Iterator[str]:
         f'{len(families)} families, run plain here, and {len(right)} of the {len(ran)} are right protected.'
     )
     yield ''
-    yield f'| {" | ".join(COLUMNS)} |'
-    yield '|---|' + '--:|' * (len(COLUMNS) - 1)
-    for name in sorted(ran):
-        same = sum(row['model'] == models[name]['model'] for row in models.values())
-        yield f'| {" | ".join([name, str(same), *cells(ran[name])])} |'
+    same = {name: str(sum(row['model'] == models[name]['model'] for row in models.values())) for name in ran}
+    table = ([name, same[name], *cells(ran[name])] for name in sorted(ran))
+    write_table(RESULTS / f'coverage-{stack}.json', COLUMNS, table, 'l' + 'r' * (len(COLUMNS) - 1))
+    yield filled(f'<!-- table: coverage-{stack} -->\n<!-- end -->')
     yield ''
     few = {name: row for name, row in ran.items() if row['linear'].get('share', 1) < _LEAST}
     if few:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / 'benchmarks'
+from tests.support.benchmarks import BENCHMARKS, script
 
 
 def smoke(name, folder, *options):
-    """What a benchmark prints, and its figures."""
-    command = [sys.executable, str(BENCHMARKS / name), '--smoke', *options, '--json', str(folder / 'figures')]
+    """What a benchmark prints, and its figures; the table that it prints is the one that it writes."""
+    files = ['--json', str(folder / 'figures'), '--table', str(folder / 'table')]
+    command = [sys.executable, str(BENCHMARKS / name), '--smoke', *options, *files]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    table = json.loads((folder / 'table').read_text())
+    assert table['command'] == [shlex.join(['python', f'benchmarks/{name}', '--smoke', *options])]
+    assert script('tables').markdown(table) in done.stdout
     return done.stdout, json.loads((folder / 'figures').read_text())
 
 
@@ -32,7 +36,7 @@ def test_sealing_smoke(tmp_path):
         assert found[kind]['base s'] > 0 and found['peak MiB'][f'{kind} base'] > 0
         assert all(r['q1'] <= r['median'] <= r['q3'] for r in found[kind]['ratios'].values())
     assert all(f'{name} is not installed' in printed for name in figures['left out'])
-    assert '    sealed, protected model' in printed and 'peak MiB' in printed
+    assert '| sealed, `torch.load` and a protected model | load |' in printed and 'like pairs' in printed
 
 
 def test_fingerprint_smoke(tmp_path):
@@ -41,7 +45,7 @@ def test_fingerprint_smoke(tmp_path):
     assert set(figures['copies']['ratios']) == ways
     assert figures['trace']['owners'] == ['customer 7'] and figures['trace']['cpu s'] > 0
     assert figures['trace']['next z'] < 4.5 < figures['trace']['z']
-    assert '  rekey, fingerprint' in printed
+    assert '| `rekey` of a sealed file |' in printed
 
 
 def test_overhead_smoke(tmp_path):
@@ -55,7 +59,7 @@ def test_overhead_smoke(tmp_path):
         assert row[mode]['encryptions'] == 3 * row[mode]['rounds']  # plain in one half of the runs, keyed in the other
         assert row[mode]['wall']['q1'] <= row[mode]['wall']['median'] <= row[mode]['wall']['q3']
         assert row[mode]['own']['median'] > 0
-        assert f'  {mode}' in printed and row['peak MiB']['keyed'][mode] > 0
+        assert f'| {mode}' in printed and row['peak MiB']['keyed'][mode] > 0
     derived = next(iter(figures['derivation'].values()))
     assert derived['points'] > 20 and derived['ms']['ChannelPermutation']['median'] > 0
     assert figures['help s']['median'] > 0
@@ -64,12 +68,17 @@ def test_overhead_smoke(tmp_path):
 @pytest.mark.parametrize('kinds', [('correct', 'files', 'memory'), ('time', 'compile')], ids=', '.join)
 def test_gpu_smoke(kinds, tmp_path):
     command = [sys.executable, str(BENCHMARKS / 'gpu.py'), '--cpu', '--out', str(tmp_path), '--minutes', '9']
+    command += ['--table', str(tmp_path / 'table.json')]
     done = subprocess.run([*command, '--models', 'SegFormer-B0', '--kinds', *kinds], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     found = json.loads((tmp_path / 'gpu.json').read_text())
     assert {row['kind'] for row in found['rows']} == set(kinds) and not found['left out']
     assert all(row.get('ok', True) for row in found['rows'])
     assert (tmp_path / 'gpu.md').read_text() in done.stdout and 'no GPU is used' in done.stdout
+    for name in ('', '-memory', '-compile', '-files'):
+        table = json.loads((tmp_path / f'table{name}.json').read_text())
+        assert table['columns'] == script('tables').read_table(f'gpu{name}')['columns']
+        assert bool(table['rows']) == ((name[1:] or 'time') in kinds)
     for row in found['rows']:
         if row['kind'] == 'time':
             assert set(row['training']['ratios']) == {'again', 'stages', 'linear', 'opened'}
@@ -95,7 +104,7 @@ for line in sys.stdin:
 
 
 def test_gpu_rows_that_break_or_hang_are_told_and_the_rest_goes_on(tmp_path):
-    for path in BENCHMARKS.glob('gpu*.py'):
+    for path in (*BENCHMARKS.glob('gpu*.py'), BENCHMARKS / 'tables.py'):
         shutil.copy(path, tmp_path)
     (tmp_path / 'gpu_worker.py').write_text(BROKEN)
     command = [sys.executable, str(tmp_path / 'gpu.py'), '--out', str(tmp_path / 'out'), '--minutes', '0.4']

@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing.sharedctypes import RawArray, RawValue
@@ -35,6 +36,7 @@ import keyseg_mm.audit.model.audit
 import keyseg_mm.baselines
 import keyseg_mm.mm.bench
 import keyseg_mm.mm.image_files  # noqa: F401
+from benchmarks.tables import add_option, write_table
 from keyseg_mm.cli import COMMANDS as NAMES
 from keyseg_mm.cli import main as keyseg
 from tests.support.kills.commands import COMMANDS, Command, make, shrink
@@ -204,15 +206,13 @@ def kill(number: int, name: str, seed: int, out: Path, look: Look, known: dict) 
     return row
 
 
-def table(rows: list[dict]) -> str:
-    """Counts by command, as Markdown."""
-    lines = [HEAD, ['---'] * len(HEAD)]
+def table(rows: list[dict]) -> Iterator[list[str]]:
+    """Counts by command."""
     for name in [*COMMANDS, '']:
         of = [row for row in rows if name in ('', row['command'])]
         counts = [sum(bool(row[what]) for row in of) for what in ('landed', *COUNTED)]
         if of:
-            lines.append([f'`{name}`' if name else 'all', len(of), *counts])
-    return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
+            yield [f'`{name}`' if name else 'all', *map(str, (len(of), *counts))]
 
 
 def main() -> int:
@@ -221,6 +221,7 @@ def main() -> int:
     parser.add_argument('--kills', type=int, default=1000, help='in all (1000)')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--only', nargs='+', choices=COMMANDS, default=list(COMMANDS))
+    add_option(parser)
     args = parser.parse_args()
     out = args.out.resolve()
     made, noted = out / 'made', out / 'kills.jsonl'
@@ -245,9 +246,7 @@ def main() -> int:
             rows.append(kill(number, name, args.seed, out, look, known[name]))
             file.write(json.dumps(rows[-1]) + '\n')
             file.flush()
-    text = table(rows)
-    (out / 'kills.md').write_text(text + '\n')
-    print(text)
+    write_table(args.table, HEAD, table(rows), command='make kill')
     return int(any(row[what] for row in rows for what in COUNTED))
 
 
