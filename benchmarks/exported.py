@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,26 +144,35 @@ def measure(args: argparse.Namespace, cfg: Any, folder: Path) -> dict[str, Any]:
     opened = folder / 'plain.onnx'
     opened.write_bytes(bytes(read_exported(folder / 'linear.sealed', KEY).graph))
     for name, start in {'onnxruntime': in_onnxruntime, 'openvino': in_openvino}.items():
-        base = start(str(opened), None)
-        rows: dict[str, Any] = {'plain graph': {'miou': score(base, shots, classes)}}
-        rows['plain graph']['seconds'] = statistics.median(seconds(lambda run=base: run(photo)) for _ in range(9))
-        loads = (seconds(lambda s=start: s(str(opened), None)) for _ in range(5))
-        rows['plain graph']['load seconds'] = statistics.median(loads)
-        for row in made:
-            path = folder / row
-            run = start(path, KEY)
-            rows[row] = {
-                'miou': score(run, shots, classes),
-                'time': ratios(lambda run=base: run(photo), lambda run=run: run(photo), args.rounds),
-                'load': ratios(lambda s=start: s(str(opened), None), lambda s=start, p=path: s(p, KEY), 5),
-                'load seconds': statistics.median(seconds(lambda s=start, p=path: s(p, KEY)) for _ in range(5)),
-            }
-            if row.endswith('keyed'):
-                rows[row]['no key'] = score(start(path, 'none'), shots, classes)
-                if name == 'onnxruntime':
-                    rows[row]['wrong key'] = wrong_key(path, shots, classes)
-        found[name] = rows
+        found[name] = compare(start, opened, [folder / kind for kind in made], shots, classes, args.rounds)
     return found
+
+
+def compare(
+    start: Callable[[Any, Any], Run], plain: Path, made: list[Path], shots: list[Any], classes: int, rounds: int
+) -> dict[str, Any]:
+    """Graphs beside the plain one in one runtime: what they score, how fast they run, and how fast they load."""
+    base, photo = start(str(plain), None), shots[0][0]
+
+    def load_plain() -> Run:
+        return start(str(plain), None)
+
+    rows: dict[str, Any] = {'plain graph': {'miou': score(base, shots, classes)}}
+    rows['plain graph']['seconds'] = statistics.median(seconds(lambda: base(photo)) for _ in range(9))
+    rows['plain graph']['load seconds'] = statistics.median(seconds(load_plain) for _ in range(5))
+    for path in made:
+        run, load_it = start(path, KEY), partial(start, path, KEY)
+        rows[path.name] = row = {
+            'miou': score(run, shots, classes),
+            'time': ratios(lambda: base(photo), partial(run, photo), rounds),
+            'load': ratios(load_plain, load_it, 5),
+            'load seconds': statistics.median(seconds(load_it) for _ in range(5)),
+        }
+        if path.name.endswith('keyed'):
+            row['no key'] = score(start(path, 'none'), shots, classes)
+            if start is in_onnxruntime:
+                row['wrong key'] = wrong_key(path, shots, classes)
+    return rows
 
 
 def wrong_key(path: Path, shots: list[tuple[np.ndarray, torch.Tensor]], classes: int) -> float:

@@ -32,6 +32,7 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, MODELS
 from run import add_option
 from scipy.stats import kstest
+from thieves_changes import COLLUSIONS, Weights, every, moved, noisy, pruned, quantised, together
 from thieves_tables import write_tables
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -41,10 +42,9 @@ from keyseg_mm.audit.model.referee import confusion
 from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.mm.floor import floor_of_dataset
 from keyseg_mm.tracing import Fingerprint, gather, model_of, search
-from keyseg_mm.tracing.marking import STRENGTH, carriers
+from keyseg_mm.tracing.marking import STRENGTH
 from keyseg_mm.tracing.scoring import CERTAIN, Part, log10_chance
 
-Weights = dict[str, Tensor]
 MASTER = SecretKey(bytes(range(32)))
 BATCH = 8
 VALUES = 50_000  # weights that innocent names are asked with
@@ -147,54 +147,6 @@ class Bench:
         return fuse_conv_bn(self.build(weights)).eval()
 
 
-def size(value: Tensor) -> Tensor:
-    return value.float().pow(2).mean().sqrt()
-
-
-def noisy(value: Tensor, share: float) -> Tensor:
-    return value + share * size(value) * torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
-
-
-def pruned(value: Tensor, share: float) -> Tensor:
-    """The smallest weights set to zero."""
-    least = value.abs().flatten().kthvalue(max(1, int(share * value.numel()))).values
-    return value * (value.abs() > least)
-
-
-def quantised(value: Tensor, bits: int, by_row: bool) -> Tensor:
-    """To whole numbers of so many bits, and back."""
-    largest = value.abs().flatten(1).amax(1).view(-1, *[1] * (value.dim() - 1)) if by_row else value.abs().max()
-    step = (largest / (2 ** (bits - 1) - 1)).clamp_min(1e-12)
-    return (value / step).round() * step
-
-
-def moved(value: Tensor) -> Tensor:
-    """Rows and columns in any order, and rows in any positive scale."""
-    draw = torch.Generator().manual_seed(0)
-    rows, columns = (torch.randperm(n, generator=draw) for n in value.shape[:2])
-    scale = torch.exp(torch.randn(len(rows), generator=draw)).view(-1, *[1] * (value.dim() - 1))
-    return value[rows][:, columns] * scale
-
-
-def every(weights: Weights, change: Callable[[Tensor], Tensor]) -> Weights:
-    """All layers' weights changed."""
-    marked = carriers(weights)
-    return {name: change(value) if name in marked else value for name, value in weights.items()}
-
-
-def together(copies: list[Weights], change: Callable[[Tensor], Tensor]) -> Weights:
-    """Several copies made one."""
-    return {n: change(torch.stack([c[n].float() for c in copies])).to(copies[0][n].dtype) for n in copies[0]}
-
-
-COLLUSIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    'mean': lambda c: c.mean(0),
-    'median': lambda c: c.median(0).values,
-    'largest': lambda c: c.max(0).values,
-    'beyond (largest + smallest - median)': lambda c: c.max(0).values + c.min(0).values - c.median(0).values,
-}
-
-
 MEASURED = ('mean of 2 copies', 'mean of 8 copies', 'beyond (largest + smallest - median) of 8 copies')
 
 
@@ -270,8 +222,8 @@ def innocents(bench: Bench, names: list[str], out: Path | None) -> dict[str, flo
     }
 
 
-def main() -> None:
-    """Measure and print."""
+def asked_for() -> argparse.Namespace:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', type=Path)
     parser.add_argument('checkpoint', type=Path)
@@ -286,7 +238,12 @@ def main() -> None:
     parser.add_argument('--strength', type=float, default=STRENGTH)
     parser.add_argument('--innocents', type=Path, metavar='FILE', help='z of all innocent names, for a chart, as .npy')
     add_option(parser)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and print."""
+    args = asked_for()
     cfg = Config.fromfile(str(args.config))
     init_default_scope('mmseg')
     for part in ('train', 'test'):
