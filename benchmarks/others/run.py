@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 """Train a stock detector and a stock classifier, plain and protected, and test them with the key and without.
 
-    python benchmarks/others/run.py --out OUT [--only detector] [--iterations 300] [--locked]
+    python benchmarks/others/run.py --out OUT [--only detector] [--iterations 300] [--locked] [--table FILE]
 
 By the own tools of mmdet and mmpretrain, on coloured squares that are made on the spot; what is not installed is left
-out, and said. Prints a table and writes OUT/results.json. Finished steps are kept in OUT, and not run again.
+out, and said. Prints a table and writes OUT/results.json. Finished steps are kept in OUT, and not run again; so
+are the figures of the other one, which may take another environment.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from mmengine.config import Config
 from shapes import COLOURS, SIDE, write_coco, write_folders
 
 from keyseg_mm import SecretKey, write_key_file
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # where all benchmarks' tables are
+from tables import add_option, write_table  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 BASE = dict(
@@ -43,23 +47,36 @@ class Task:
         package: that has it.
         config: the protected one, below ``configs/``.
         figure: what its test prints, the figure in brackets.
+        unit: what that is.
         chance: what a model gives that has learnt nothing, in the same units.
     """
 
     package: str
     config: str
     figure: str
+    unit: str
     chance: float
+
+    def cell(self, figure: float | None) -> str:
+        """A figure, as the table has it."""
+        return '' if figure is None else f'{figure:.3f}' if self.unit == 'mAP' else f'{figure:.1f}'
 
 
 TASKS = {
-    'detector': Task('mmdet', 'mmdet/retinanet/keyed_retinanet_r18_fpn_1x_coco.py', r'coco/bbox_mAP: ([-.\d]+)', 0.0),
+    'detector': Task(
+        'mmdet', 'mmdet/retinanet/keyed_retinanet_r18_fpn_1x_coco.py', r'coco/bbox_mAP: ([-.\d]+)', 'mAP', 0.0
+    ),
     'classifier': Task(
-        'mmpretrain', 'mmpretrain/resnet/keyed_resnet18_8xb32_in1k.py', r'accuracy/top1: ([.\d]+)', 100 / len(COLOURS)
+        'mmpretrain',
+        'mmpretrain/resnet/keyed_resnet18_8xb32_in1k.py',
+        r'accuracy/top1: ([.\d]+)',
+        '% right',
+        100 / len(COLOURS),
     ),
 }
 NOTHING = 'The testing results of the whole dataset is empty'  # mmdet, where no box has a score that counts
-#: How a protected model is tested, and with which locator.
+#: How a protected model is tested, and with which locator. Without its key a sealed file is noise, and gives no number;
+#: what is in the open has its maps alone.
 WAYS = {'with the key': '', 'opened': '', 'without the key': 'none', 'with a wrong key': 'random:1'}
 
 
@@ -69,12 +86,14 @@ def main() -> None:
     parser.add_argument('--only', choices=TASKS)
     parser.add_argument('--iterations', type=int, default=300)
     parser.add_argument('--locked', action='store_true', help='lock the plain one, and train none with the key')
+    add_option(parser)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     key = args.out / 'key'
     if not key.exists():
         write_key_file(key, SecretKey(bytes(range(32))))
-    results = {}
+    figures = args.out / 'results.json'
+    results = json.loads(figures.read_text()) if figures.exists() else {}
     for name, task in TASKS.items():
         if args.only in (None, name):
             try:
@@ -83,10 +102,14 @@ def main() -> None:
                 print(f'{name}: left out, since {task.package} is not here ({type(error).__name__}: {error})')
                 continue
             results[name] = run(name, task, args.out / name, f'file:{key}', args.iterations, args.locked)
-            print(f'{name}, {task.figure.partition(":")[0]} (chance {task.chance:.1f}):')
-            for way, figure in results[name].items():
-                print(f'  {way:26}{figure:8.3f}')
-    (args.out / 'results.json').write_text(json.dumps(results, indent=1))
+    figures.write_text(json.dumps(results, indent=1))
+    made = [name for name in TASKS if name in results]
+    ways = dict.fromkeys(way for name in made for way in results[name])
+    rows = [[way, *(TASKS[name].cell(results[name].get(way)) for name in made)] for way in ways]
+    columns = ['', *(f'{name}, {TASKS[name].unit}' for name in made)]
+    write_table(
+        args.table, columns, [*rows, ['chance', *(TASKS[n].cell(TASKS[n].chance) for n in made)]], 'lrr'[: len(columns)]
+    )
 
 
 def run(name: str, task: Task, out: Path, key: str, iterations: int, locked: bool) -> dict[str, float]:
@@ -110,7 +133,10 @@ def run(name: str, task: Task, out: Path, key: str, iterations: int, locked: boo
         cfg.dump(str(out / f'{kind}.py'))
     file = _train(task, out / 'plain.py', out / 'plain', iterations)
     found = {'plain': _test(task, out / 'plain.py', file, out / 'tested plain', [])}
-    files = {'locked': (_lock(out / 'plain.py', file, out / 'locked.pth', key), 'checkpoint')}
+    files = {
+        'locked': (_lock(out / 'plain.py', file, out / 'locked.pth', key), 'checkpoint'),
+        'in the open': (_lock(out / 'plain.py', file, out / 'open.pth', key, '--no-seal'), 'checkpoint'),
+    }
     if not locked:
         files['trained'] = (_train(task, out / 'protected.py', out / 'protected', iterations), 'linear')
     for made, (path, points) in files.items():
@@ -122,9 +148,9 @@ def run(name: str, task: Task, out: Path, key: str, iterations: int, locked: boo
     return found
 
 
-def _lock(config: Path, file: Path, out: Path, key: str) -> Path:
+def _lock(config: Path, file: Path, out: Path, key: str, *options: str) -> Path:
     if not out.exists():
-        lock = ['lock', str(file), '--config', str(config), '--key', key, '--out', str(out)]
+        lock = ['lock', str(file), '--config', str(config), '--key', key, '--out', str(out), *options]
         code = 'import sys; from keyseg_mm.cli import main; sys.exit(main(sys.argv[1:]))'
         subprocess.run([sys.executable, '-c', code, *lock], check=True)
     return out
