@@ -45,7 +45,7 @@ CASES: dict[str, tuple[str, ...]] = {
     'accumulated': ('optim_wrapper.accumulative_counts=2',),
     'ema': (),
     'resumed': (),
-    'two processes': ('model_wrapper_cfg.type=MMDistributedDataParallel',),
+    'two processes': ('model_wrapper_cfg.type=MMDistributedDataParallel', 'env_cfg.dist_cfg.backend=gloo'),
     'bfloat16': ('optim_wrapper.type=AmpOptimWrapper', 'optim_wrapper.dtype=bfloat16'),
 }
 TITLES = {'adamw': 'AdamW', 'sgd': 'SGD with momentum', 'accumulated': 'AdamW, accumulated gradients'}

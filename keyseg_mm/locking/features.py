@@ -8,6 +8,7 @@ unlocking gives the plain weights back exactly. Rotations are computed in float6
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -123,12 +124,11 @@ class _Trial:
 
 
 def _not_the_plain_one(named: list[str], found: Agreement) -> str:
+    loss = '' if math.isnan(found.loss_error) else f', of a loss {found.loss_error:.1e}'
+    wrong = f'the model with its key is not the plain one (relative error {found.error:.1e}{loss})'
     if named:
         return (
-            f'locked at {", ".join(named)}, the model with its key is not the plain one (relative error '
-            f'{found.error:.1e}): its weight is used for more than the layer itself; leave it out. Nothing was written'
+            f'locked at {", ".join(named)}, {wrong}: its weight is used for more than the layer itself; leave it out. '
+            'Nothing was written'
         )
-    return (
-        f'the locked model with its key is not the plain one (relative error {found.error:.1e}), and no layer alone is '
-        'to blame; lock fewer points. Nothing was written'
-    )
+    return f'locked, {wrong}, and no layer alone is to blame; lock fewer points. Nothing was written'

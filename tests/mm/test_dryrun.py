@@ -13,7 +13,8 @@ from torch import nn
 
 from keyseg_mm import plan_lock
 from keyseg_mm.errors import LockError, PointError
-from keyseg_mm.mm import dryrun
+from keyseg_mm.mm import bench, dryrun
+from keyseg_mm.mm.bench import pictures, run_passes
 from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.mm.sizes import sizes_for
 from keyseg_mm.model.sites import resolve
@@ -167,6 +168,32 @@ def test_weights_that_nobody_has_filled_yet_do_not_spoil_the_losses(empty, caplo
     assert not caplog.text
     assert trace.sites == trace_module(MODELS.build(tiny_model_cfg(5))).sites
     assert model.decode_head.projection[0, 0].isnan() if empty != empty else model.decode_head.projection[0, 0] == empty
+
+
+class Jumpy(FCNHead):
+    """A head that says beside its losses what rounding alone changes, as a share of right pixels may be."""
+
+    def loss_by_feat(self, seg_logits, batch_data_samples):
+        return {**super().loss_by_feat(seg_logits, batch_data_samples), 'acc_seg': seg_logits.double().sum() * 1e7 % 1}
+
+
+MODELS.register_module(module=Jumpy, force=True)
+
+
+def test_what_stands_beside_the_losses_proves_nothing(key, monkeypatch):
+    cfg = tiny_model_cfg()
+    cfg.decode_head.type = 'Jumpy'
+    model = MODELS.build(cfg)
+    model.load_state_dict(normed_model().state_dict())
+    trace = trace_module(model)
+    found = dryrun.watch_module(model, lambda double, passes: run_passes(passes, ['train']), image=pictures, real=True)
+    assert len(found) == 2 and all('loss' in name for name in found)
+    plan = plan_lock(model, trace=trace)
+    proof = prove(model, model.state_dict(), plan, key, SALT)
+    assert proof.with_key.loss_error < 1e-5 and proof.plan.entries == plan.entries
+    monkeypatch.setattr(bench, '_compared', lambda result: result)
+    with pytest.raises(LockError, match='nothing would be protected'):  # all points are left out then
+        prove(model, model.state_dict(), plan, key, SALT)
 
 
 def test_one_class_and_two_are_trained_with():
