@@ -30,10 +30,16 @@ CONFIGS = host_tool('train').parents[1] / 'configs'
 KEY, SALT = SecretKey(bytes(range(32))), bytes([1]) * 16
 SMALLEST = 64  # side of the images that are tried first
 _SHOWN = 3  # parameters that are left plain, of which the largest are named
+# Where a pass would take minutes: tables of positions for large pictures alone; many sentences for a class.
+_LIGHTER = {
+    'BEiT': dict(img_size=(SMALLEST, SMALLEST)),
+    'MAE': dict(img_size=(SMALLEST, SMALLEST)),
+    'CLIPTextEncoder': dict(templates=['a photo of a {}.']),
+}
 
 
 def model_of(config: str) -> ConfigDict:
-    """The model of a stock config as it is, but for what would be downloaded, and for one process.
+    """The model of a stock config, but without downloads, for one process, and lighter where a pass takes minutes.
 
     Args:
         config: folder and name below the host's ``configs/``.
@@ -54,6 +60,7 @@ def _adapt(value: Any) -> None:
             value.pop(name, None)
         if value.get('type') == 'SyncBN':
             value['type'] = 'BN'
+        value.update(_LIGHTER.get(value.get('type'), {}))
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
         _adapt(item)
 
