@@ -22,7 +22,7 @@ from keyseg_mm.locking import SCHEMES, lock_in_place
 from keyseg_mm.mm.bench import HostBench, tensors_of
 from keyseg_mm.mm.inputs import noise, random_samples
 from keyseg_mm.mm.sizes import Size, sizes_for
-from keyseg_mm.model.passes import seed
+from keyseg_mm.model.passes import copied, seed
 from keyseg_mm.seal.sections import Sealing, seal_checkpoint, unseal_checkpoint
 from keyseg_mm.stamp import is_stamp
 
@@ -74,7 +74,7 @@ def examine(config: str) -> dict[str, Any]:
         model = model_of(config)
         plain = _built(model)
         _fill(plain)
-        size = _runs_at(plain)
+        size = _runs_at(copied(plain))  # SAN, once run, remembers what its text encoder said
     except Exception as error:  # the host raises whatever it likes
         return {**row, 'plain': _words(error)}
     row.update(parameters=sum(p.numel() for p in plain.parameters()), size=size)

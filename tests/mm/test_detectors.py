@@ -9,12 +9,14 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 
-from keyseg_mm import SecretKey, lock, plan_lock, unlock, write_key_file
+from keyseg_mm import Point, SecretKey, lock, plan_lock, unlock, write_key_file
 from keyseg_mm.mm.registry import MODELS
 from keyseg_mm.runtime.attach import protections
+from tests.support.proofs import prove
 
 mmdet = pytest.importorskip('mmdet')
 KEY = SecretKey(bytes(range(32)))
+STOCK = Path(mmdet.__file__).parent / '.mim' / 'configs'
 CONFIG = Path(__file__).parents[2] / 'configs' / 'mmdet' / 'retinanet' / 'keyed_retinanet_r18_fpn_1x_coco.py'
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
@@ -104,3 +106,23 @@ def test_a_detector_is_locked_run_and_trained(cfg):
     assert float(abs(one - other) / other) < 1e-4
     one.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in keyed.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize('name', ['faster_rcnn/faster-rcnn_r50_fpn_1x_coco', 'detr/detr_r50_8xb2-150e_coco'])
+def test_those_that_propose_boxes_or_ask_for_them_are_proved(name):
+    """They want data samples with the images."""
+    model = Config.fromfile(str(STOCK / f'{name}.py'), import_custom_modules=False).model
+    model.backbone.update(init_cfg=None, depth=18, base_channels=16, frozen_stages=-1, norm_eval=False)
+    model.neck.in_channels = [16, 32, 64, 128][-len(model.neck.in_channels) :]
+    torch.manual_seed(0)
+    plain = MODELS.build(model)
+    for weight in plain.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=(len(weight) / weight.numel()) ** 0.5)
+    plan = plan_lock(plain)
+    assert {point.name.partition('.')[0] for point in map(Point.parse, (entry.point for entry in plan.maps))} >= {
+        'backbone', 'neck', 'roi_head' if 'rcnn' in name else 'decoder',
+    }  # fmt: skip
+    proof = prove(plain, plain.state_dict(), plan, KEY, bytes(16))
+    assert proof.plan.entries == plan.entries
+    assert proof.with_key.error < 1e-4 and proof.without['without it'].error > 0.1
