@@ -33,6 +33,7 @@ NEEDS = {
     'vpd': 'the diffusion model of `ldm`, with weights of others',
 }
 _LEAST = 0.95
+COMMAND = 'python benchmarks/coverage/page.py onedl=onedl.json openmmlab=openmmlab.json'  # as it stands on the page
 COLUMNS = (
     *('config', 'same model', 'M parameters', '`linear` points', 'behind maps', 'with the key', 'without it'),
     '`stages` points',
@@ -69,7 +70,7 @@ def lines(stack: str, found: dict[str, Any]) -> Iterator[str]:
     yield ''
     same = {name: str(sum(row['model'] == models[name]['model'] for row in models.values())) for name in ran}
     table = ([name, same[name], *cells(ran[name])] for name in sorted(ran))
-    write_table(RESULTS / f'coverage-{stack}.json', COLUMNS, table, 'l' + 'r' * (len(COLUMNS) - 1))
+    write_table(RESULTS / f'coverage-{stack}.json', COLUMNS, table, 'l' + 'r' * (len(COLUMNS) - 1), COMMAND)
     yield filled(f'<!-- table: coverage-{stack} -->\n<!-- end -->')
     yield ''
     few = {name: row for name, row in ran.items() if row['linear'].get('share', 1) < _LEAST}
