@@ -40,7 +40,7 @@ PARTS = ('train', 'val', 'test')
 COLUMNS = ('', 'plain', 'right key', 'difference', 'no key (of the floor)', 'ten wrong keys (most, of the floor)')
 
 
-def tool(name: str, arguments: list[str], work_dir: Path, processes: int = 1, threads: int = 1) -> None:
+def tool(name: str, arguments: list[str], work_dir: Path, processes: int = 1) -> None:
     """One of our tools, in a process of its own or several, its output in work_dir/NAME.log."""
     work_dir.mkdir(parents=True, exist_ok=True)
     command = [str(HERE.parents[1] / 'tools' / f'{name}.py'), *arguments, '--work-dir', str(work_dir)]
@@ -51,7 +51,7 @@ def tool(name: str, arguments: list[str], work_dir: Path, processes: int = 1, th
         start = ['-m', 'torch.distributed.run', f'--nproc_per_node={processes}', f'--master_port={port}']
         command = [*start, *command, '--launcher', 'pytorch']
     paths = os.pathsep.join([str(HERE), *filter(None, [os.environ.get('PYTHONPATH')])])  # for configs that import
-    environment = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'PYTHONPATH': paths}
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': paths}
     with (work_dir / f'{name}.log').open('w') as log:
         done = subprocess.run([sys.executable, *command], stdout=log, stderr=subprocess.STDOUT, env=environment)
         if done.returncode:
