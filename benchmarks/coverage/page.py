@@ -33,7 +33,7 @@ NEEDS = {
     'vpd': 'the diffusion model of `ldm`, with weights of others',
 }
 _LEAST = 0.95
-COMMAND = 'python benchmarks/coverage/page.py onedl=onedl.json openmmlab=openmmlab.json'  # as it stands on the page
+COMMAND = 'python benchmarks/coverage/page.py STACK=FILE'
 COLUMNS = (
     *('config', 'same model', 'M parameters', '`linear` points', 'behind maps', 'with the key', 'without it'),
     '`stages` points',
