@@ -97,14 +97,8 @@ def run_passes(passes: Passes, names: Iterable[str] | None = None) -> Outputs:
     outputs: Outputs = {}
     for name in passes if names is None else names:
         seed()
-        outputs.update((f'{name} {n}', t) for n, t in tensors_of(_compared(passes[name]())))
+        outputs.update((f'{name} {n}', t) for n, t in tensors_of(passes[name]()))
     return outputs
-
-
-def _compared(result: Any) -> Any:
-    """Of losses those that the host sums up: the shares of right pixels beside them jump from pixel to pixel."""
-    losses = {n: value for n, value in result.items() if 'loss' in str(n)} if isinstance(result, Mapping) else {}
-    return losses or result
 
 
 class HostBench:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
-from mmengine.model import BaseModel
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
@@ -42,9 +42,8 @@ def data_samples(labels: Tensor) -> list[SegDataSample]:
 
 def metainfo(size: tuple[int, ...]) -> dict[str, Any]:
     """What the host wants to know of an image (height, width) that nothing was done to."""
-    meta = {'ori_shape': size, 'img_shape': size, 'pad_shape': size, 'padding_size': [0, 0, 0, 0]}
-    meta['batch_input_shape'] = size  # of detectors
-    return {**meta, 'flip': False, 'scale_factor': (1.0, 1.0), 'category_id': 0}
+    meta = dict.fromkeys(('ori_shape', 'img_shape', 'pad_shape', 'batch_input_shape'), size)
+    return {**meta, 'padding_size': [0, 0, 0, 0], 'flip': False, 'scale_factor': (1.0, 1.0), 'category_id': 0}
 
 
 def _edges(label: Tensor) -> Tensor:
@@ -63,15 +62,15 @@ def is_head(module: nn.Module) -> bool:
 def inputs_of(module: Any, size: Size) -> tuple[Any, ...]:
     """What a part is called with: an image for a backbone, or the maps that a neck or head declares by ``in_channels``.
 
-    Which form of maps it takes shows by calling it. A whole model of another task, as a detector, gets data samples
-    with its images: whoever proposes boxes wants to know their size.
+    Which form of maps it takes shows by calling it. Who takes data samples too gets some, as a whole detector does:
+    whoever proposes boxes wants to know the size of the images.
 
     Raises:
         Exception: that of the host for the first form, where it takes none.
     """
-    if isinstance(module, BaseModel):
+    if list(inspect.signature(module.forward).parameters)[1:2] == ['data_samples']:
         images = noise(module, 2, size)
-        return images, data_samples(torch.zeros(len(images), *size, dtype=torch.int64))
+        return images, data_samples(images.new_zeros((len(images), *size), dtype=torch.int64))
     channels = getattr(module, 'in_channels', None)
     if isinstance(channels, int) and not is_head(module) or channels is None:
         return (noise(module, 2, size),)

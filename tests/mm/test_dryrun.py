@@ -7,13 +7,14 @@ import logging
 
 import pytest
 import torch
+from mmengine.model import BaseModel
 from mmseg.models.decode_heads import FCNHead
 from mmseg.registry import MODELS
 from torch import nn
 
 from keyseg_mm import plan_lock
 from keyseg_mm.errors import LockError, PointError
-from keyseg_mm.mm import bench, dryrun
+from keyseg_mm.mm import dryrun
 from keyseg_mm.mm.bench import pictures, run_passes
 from keyseg_mm.mm.dryrun import trace_module
 from keyseg_mm.mm.sizes import sizes_for
@@ -191,9 +192,31 @@ def test_what_stands_beside_the_losses_proves_nothing(key, monkeypatch):
     plan = plan_lock(model, trace=trace)
     proof = prove(model, model.state_dict(), plan, key, SALT)
     assert proof.with_key.loss_error < 1e-5 and proof.plan.entries == plan.entries
-    monkeypatch.setattr(bench, '_compared', lambda result: result)
+    monkeypatch.setattr(dryrun, '_summed', lambda losses: losses)
     with pytest.raises(LockError, match='nothing would be protected'):  # all points are left out then
         prove(model, model.state_dict(), plan, key, SALT)
+
+
+class Whole(BaseModel):
+    """A user's own model of another task, which takes images alone and says more than one thing of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1)
+
+    def forward(self, images):
+        return {'expected_loss': images.mean(), 'scores': self.head(self.body(images).relu())}
+
+
+def test_all_that_a_model_gives_in_testing_is_summed(key):
+    torch.manual_seed(0)
+    model = Whole()
+    found = dryrun.watch_module(model, lambda double, passes: run_passes(passes), image=pictures, real=True)
+    assert list(found) == [f'{run} .{name}[0]' for run in ('test', 'train') for name in ('expected_loss', 'scores')]
+    plan = plan_lock(model)
+    assert [entry.point for entry in plan.maps] == ['in:body', 'in:head']
+    proof = prove(model, model.state_dict(), plan, key, SALT)
+    assert proof.with_key.error < 1e-5 and proof.without['without it'].error > 0.1
 
 
 def test_one_class_and_two_are_trained_with():
