@@ -25,7 +25,7 @@ from common import PROTECTED, quiet
 from mmengine.registry import init_default_scope
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import DATASETS
-from tables import add_option, write_table
+from tables import add_option, spread, write_table
 
 from keyseg_mm import SecretKey, load, plan_lock
 from keyseg_mm.atomic import write_json
@@ -191,7 +191,7 @@ def table(found: dict[str, Any]) -> Iterator[list[str]]:
             if kind == 'plain graph':
                 took = [f'1 ({1e3 * row[what]:.0f} ms)' for what in ('seconds', 'load seconds')]
             else:
-                took = ['{1:.2f} [{0:.2f}, {2:.2f}]'.format(*row[what]) for what in ('time', 'load')]
+                took = [spread(dict(zip(('q1', 'median', 'q3'), row[what]))) for what in ('time', 'load')]
             strangers = [f'{row[what]:.2f}' if what in row else '' for what in ('no key', 'wrong key')]
             strangers = ['does not load', ''] if kind.endswith('sealed') else strangers
             yield [f'{name}, {title}', f'{row["miou"]:.2f}', *strangers, *took]

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from locking import keyseg
-from run import HERE, WORDS, keyed_as, suffix_of, train
+from run import HERE, NAMES, WORDS, keyed_as, suffix_of, train
 from tables import add_option, write_table
 
 from keyseg_mm import SecretKey, write_key_file
@@ -40,7 +40,7 @@ SUITE = ModelSuite(60, 15.0, 24, None, 256, (0.01, 0.05, 0.1))
 FINE_TUNING = (300, 5e-4)  # iterations, peak learning rate
 TRANSFORMS = ('SignedChannelPermutation', 'ChannelPermutation', 'ChannelRotation')
 EVERYWHERE = ('linear', 'SignedChannelPermutation')
-MODELS = {'fast-scnn': 'Fast-SCNN', 'segformer': 'SegFormer'}
+MODELS = ('fast-scnn', 'segformer')
 TITLES = {
     'trained': 'trained with the key, `stages`, permutation',
     'trained linear signed': 'trained with the key, `linear`, signs',
@@ -151,7 +151,7 @@ def table(results: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
             shares = ('', *(f' ({100 * share:g} %)' for share in SUITE.shares))
             yield ['model, protection', 'right key', 'no key', 'public weights', *map(str.__add__, gains, shares)]
         locked = [word if word == 'locked' else WORDS.get(word, f'`{word}`') for word in what.split()]
-        head = [f'{MODELS[model]}, {TITLES.get(what) or ", ".join(locked)}']
+        head = [f'{NAMES[model]}, {TITLES.get(what) or ", ".join(locked)}']
         head += [f'{found[key]:.1f}' for key in ('key', 'no key')]
         shown = {photos: f'{gain["advantage"]:+.1f}' for photos, gain in gains.items()}
         cells = [

@@ -19,17 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from run import DEFAULT, HERE, LAYOUTS, PAPER, key_in, keyed_as, roots_of, tool
+from run import DEFAULT, HERE, LAYOUTS, NAMES, PAPER, key_in, keyed_as, roots_of, tool
 from tables import add_option, write_table
 
-MODELS = {
-    'fast-scnn': 'Fast-SCNN',
-    'bisenetv2': 'BiSeNetV2',
-    'fcn-r18': 'FCN-ResNet-18',
-    'segformer': 'SegFormer',
-    'swin': 'Swin, UPerNet',
-    'setr': 'SETR',
-}
 WAYS = {
     'stages': keyed_as(*PAPER),
     'linear': keyed_as(*DEFAULT),
@@ -146,7 +138,7 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> Iterator[list[str]
         model, case = name.split(', ')
         found = [row[way]['loss'] if way in row else None for way in ways]
         cells = ['' if loss is None else f'{loss:.1e}' if loss else '0' for loss in found]
-        yield [f'{MODELS[model]}, {TITLES[case]}', *cells]
+        yield [f'{NAMES[model]}, {TITLES[case]}', *cells]
 
 
 def main() -> None:
@@ -154,7 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', type=Path, required=True)
     parser.add_argument('--out', type=Path, required=True)
-    parser.add_argument('--model', nargs='+', choices=MODELS, default=list(MODELS))
+    parser.add_argument('--model', nargs='+', choices=NAMES, default=list(NAMES))
     parser.add_argument('--batch', type=int, default=2)
     parser.add_argument('--crop', type=int, nargs=2, default=(48, 64), metavar=('HEIGHT', 'WIDTH'))
     parser.add_argument('--case', nargs='+', choices=CASES, default=list(CASES))

@@ -34,6 +34,14 @@ PAPER = ('stages', 'ChannelPermutation')  # points and transform
 DEFAULT = ('linear', 'SignedChannelPermutation')
 MODELS = ('fast-scnn', 'segformer', 'bisenetv2')
 LAYOUTS = {'cityscapes': 'cityscapes', 'ade20k': 'ade/ADEChallengeData2016'}
+NAMES = {
+    'fast-scnn': 'Fast-SCNN',
+    'bisenetv2': 'BiSeNetV2',
+    'fcn-r18': 'FCN-ResNet-18',
+    'segformer': 'SegFormer',
+    'swin': 'Swin, UPerNet',
+    'setr': 'SETR',
+}
 TITLES = {'cityscapes': 'Cityscapes', 'ade20k': 'ADE20K layout'}
 WORDS = {'ChannelPermutation': 'permutation', 'SignedChannelPermutation': 'signs', 'ChannelRotation': 'rotation'}
 PARTS = ('train', 'val', 'test')
