@@ -19,7 +19,7 @@ class FileBytes:
     """A file that is being read.
 
     Args:
-        source: a path, or the bytes themselves.
+        source: a path, the bytes themselves, or a file that is mapped already.
         mapped: tensors lie in the file's own pages, and in memory only when they are touched; what is written to them
             does not reach the file. Otherwise they are read into memory at once.
 
@@ -27,10 +27,10 @@ class FileBytes:
         data: all of it, and not in memory where it is a file.
     """
 
-    def __init__(self, source: Path | bytes, mapped: bool) -> None:
+    def __init__(self, source: Path | bytes | mmap.mmap, mapped: bool) -> None:
         self._file: IO[bytes] | None = None
-        if isinstance(source, bytes):
-            self.data: Data = bytearray(source)
+        if not isinstance(source, Path):
+            self.data: Data = bytearray(source) if isinstance(source, bytes) else source
             return
         file = open(source, 'rb')  # noqa: SIM115 - closed with what was read
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -23,11 +24,11 @@ from keyseg_mm.stamp import Stamp, stamps_of
 Source = str | PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
 
 
-def read_checkpoint(source: Source, mapped: bool = True) -> dict[str, Any]:
+def read_checkpoint(source: Source | mmap.mmap, mapped: bool = True) -> dict[str, Any]:
     """Read a ``.pth`` or ``.safetensors`` file to the CPU, mapped where that can be.
 
     Args:
-        source: a path, an open binary file, or the bytes themselves.
+        source: a path, an open binary file, the bytes themselves, or a file that is mapped already.
         mapped: leave the bytes of a file in the file until they are asked for; where they are to be overwritten,
             reading them at once is quicker.
 
@@ -58,7 +59,7 @@ def check_names(weights: Any, where: str) -> None:
             raise KeysegError(f'{where} holds no state_dict: {name!r:.80} is no name')
 
 
-def read_content(source: Source, names: Names = NAMES, mapped: bool = True) -> Any:
+def read_content(source: Source | mmap.mmap, names: Names = NAMES, mapped: bool = True) -> Any:
     """What a file holds, whatever it is.
 
     Args:
@@ -72,9 +73,9 @@ def read_content(source: Source, names: Names = NAMES, mapped: bool = True) -> A
             raise KeysegError(f'{where}: no such file')
     elif isinstance(source, (bytearray, memoryview)):
         source = bytes(source)
-    elif hasattr(source, 'read'):
+    elif hasattr(source, 'read') and not isinstance(source, mmap.mmap):
         source = source.read()
-    if not isinstance(source, (Path, bytes)):
+    if not isinstance(source, (Path, bytes, mmap.mmap)):
         kind = type(source).__name__
         raise KeysegError(f'a checkpoint is read from a path, an open binary file or bytes, and this is a {kind}')
     try:
@@ -96,12 +97,12 @@ def read_content(source: Source, names: Names = NAMES, mapped: bool = True) -> A
         raise KeysegError(f'{where} is cut short or no checkpoint; restore it from a copy') from None
 
 
-def name_of(source: Source) -> str:
+def name_of(source: Source | mmap.mmap) -> str:
     """How a message calls a file."""
     return str(source) if isinstance(source, (str, PathLike)) else 'this checkpoint'
 
 
-def _is_safetensors(source: Path | bytes) -> bool:
+def _is_safetensors(source: Path | bytes | mmap.mmap) -> bool:
     """By its name, or where it has none by its first bytes: the length of a header, and the header's brace."""
     return source.suffix in SUFFIXES if isinstance(source, Path) else source[8:9] == b'{'
 

@@ -15,12 +15,14 @@ from keyseg_mm.atomic import refuse_existing
 from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.checkpoint.marks import Mark, put_mark, strength_of
 from keyseg_mm.checkpoint.opened import Opened, open_checkpoint
-from keyseg_mm.checkpoint.patching import ForeignFileError, patch
+from keyseg_mm.checkpoint.patching import ForeignFileError, patch, patch_anew
 from keyseg_mm.envelope import SEALED
 from keyseg_mm.errors import LockError
 from keyseg_mm.keys.identity import Key, Recipient
 from keyseg_mm.locking import Plan, lock_in_place, proved, rekey_in_place, unlock_in_place, unwrap
+from keyseg_mm.seal.memory import ScatteredError
 from keyseg_mm.seal.sections import WEIGHTS, Sealing, rewrap, sealed_stamp
+from keyseg_mm.seal.tensors import Put
 from keyseg_mm.stamp import Stamp, fresh_salt, is_stamp, stamps_of
 
 Salt = Callable[[Mapping[str, Any]], bytes]
@@ -167,12 +169,17 @@ def rekey_file(
     refuse_existing(out, overwrite)
     content = read_checkpoint(path)
     _refuse_rekey(path, sealed_stamp(content[WEIGHTS]), recipients)
-    if Path(path).suffix == Path(out).suffix and not reseal:  # what is patched stays what it is
-        changes = _patches(rewrap(key, content, recipients), content)
-        if changes:
-            with suppress(ForeignFileError):
-                patch(path, out, changes, overwrite)
+    if Path(path).suffix == Path(out).suffix:  # what is patched stays what it is
+        with suppress(ForeignFileError, ScatteredError):
+            if not reseal:
+                patch(path, out, _patches(rewrap(key, content, recipients), content), overwrite)
                 return ()
+
+            def make(found: dict[str, Any], put: Put) -> dict[bytes, bytes]:
+                return _patches(rewrap(key, found, recipients, put), found)
+
+            patch_anew(path, out, make, overwrite)
+            return ()
     opened = open_checkpoint(path, key)
     opened.write(out, Sealing(key, tuple(recipients), opened.mode, strength_of(opened)), overwrite)
     return opened.dropped
@@ -191,7 +198,11 @@ def _refuse_rekey(path: str | Path, stamp: Stamp | None, recipients: Sequence[Ke
 
 
 def _patches(stamps: Sequence[tuple[Stamp, Stamp]], content: Mapping[str, Any]) -> dict[bytes, bytes]:
-    """What to replace in a file by what; empty where it does not fit, or parts have stamps of their own."""
+    """What to replace in a file by what.
+
+    Raises:
+        ForeignFileError: its stamps are too short, or parts have stamps of their own.
+    """
     sections = {where: section for where, section in content.items() if isinstance(section, Mapping)}
     written = {(where, n): value for where, s in sections.items() for n, value in s.items() if is_stamp(str(n))}
     changes: dict[bytes, bytes] = {}
@@ -200,8 +211,9 @@ def _patches(stamps: Sequence[tuple[Stamp, Stamp]], content: Mapping[str, Any]) 
         before, after = bytes(written.pop((where, old.name)).tolist()), new.to_bytes()
         changes[before] = after.ljust(len(before), b' ')
         changes[old.name.encode()] = new.name.encode()
-    fits = all(len(before) == len(after) for before, after in changes.items())
-    return changes if fits and not written else {}
+    if written or any(len(before) != len(after) for before, after in changes.items()):
+        raise ForeignFileError('the stamps of this file have no room for others')
+    return changes
 
 
 def change_maps_file(

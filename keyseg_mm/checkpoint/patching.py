@@ -7,19 +7,26 @@ so that others fit in their place.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import mmap
 import os
 import shutil
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from keyseg_mm.atomic import write_new
+from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.checkpoint.zips import Member, is_zip, members
 from keyseg_mm.errors import KeysegError
+from keyseg_mm.seal.tensors import Put
+from keyseg_mm.threads import in_threads
+
+Maker = Callable[[dict[str, Any], Put], Mapping[bytes, bytes]]
 
 _CENTRAL_CRC_AT, _LOCAL_CRC_AT = 16, 14  # PKZIP Application Note 4.3.7 and 4.3.12
 _DESCRIPTOR_FLAG, _DESCRIPTOR_MAGIC = 0x08, b'PK\x07\x08'
@@ -45,30 +52,82 @@ def patch(source: str | Path, out: str | Path, changes: Mapping[bytes, bytes], o
         ForeignFileError: something is not there to be replaced.
         KeysegError: ``out`` could not be written. In both cases nothing is left behind.
     """
-    if any(len(old) != len(new) for old, new in changes.items()):
-        raise ValueError('patches have the length of what they replace')
 
     def write(file: IO[bytes]) -> None:
         with open(source, 'rb') as original:
             if not _clone(original, file):
                 shutil.copyfileobj(original, file, _COPIED)
         file.flush()
-        with mmap.mmap(file.fileno(), 0) as whole:
-            try:
-                zipped = list(members(whole).values()) if is_zip(whole) else []
-                parts = [(m.start, m.stop, m.name.endswith('data.pkl')) for m in zipped] or _parts(whole)
-            except Exception:
-                raise ForeignFileError(_FOREIGN) from None
-            sizes = set(map(len, changes))
-            places = [(at, end) for at, end, named in parts if named or end - at in sizes]
-            changed = {at for at, end in places if _replace(whole, (at, end), changes)}
-            if any(all(whole.find(new, *place) < 0 for place in places) for new in changes.values()):
-                raise ForeignFileError(_FOREIGN)
-            for member in zipped:
-                if member.start in changed:
-                    _mend_checksum(whole, member)
+        _exchange(file, changes)
 
     write_new(out, write, overwrite=overwrite)
+
+
+def patch_anew(source: str | Path, out: str | Path, make: Maker, overwrite: bool = False) -> None:
+    """Make a file like another one, with other numbers in its weights and other bytes around them.
+
+    Args:
+        source: ``.pth`` or ``.safetensors``.
+        out: file to make.
+        make: is given what the source holds, mapped, and where to put the new bytes of its tensors, by where in memory
+            the old ones lie; returns what else is to be replaced, as :func:`patch` takes it.
+        overwrite: replace ``out``.
+
+    Raises:
+        ForeignFileError: the source cannot be patched.
+        KeysegError: ``out`` could not be written. In both cases nothing is left behind.
+    """
+
+    def write(file: IO[bytes]) -> None:
+        with open(source, 'rb') as original:
+            whole = mmap.mmap(original.fileno(), 0, access=mmap.ACCESS_COPY)  # closed with the last of its tensors
+            first, written = ctypes.addressof(ctypes.c_char.from_buffer(whole)), list[tuple[int, int]]()
+
+            def put(where: int, data: memoryview) -> None:
+                start = where - first
+                if not 0 <= start <= len(whole) - len(data):  # it was copied as it was read
+                    raise ForeignFileError(_FOREIGN)
+                written.append((start, start + len(data)))
+                _write_at(file, data, start)
+
+            changes = make(read_checkpoint(whole), put)
+            _copy_rest(whole, file, written)
+        _exchange(file, changes, all_changed=True)
+
+    write_new(out, write, overwrite=overwrite)
+
+
+def _copy_rest(whole: mmap.mmap, file: IO[bytes], written: list[tuple[int, int]]) -> None:
+    """Copy what of a file was not written yet."""
+    at = 0
+    for start, stop in (*sorted(written), (len(whole), len(whole))):
+        for begin in range(at, start, _COPIED):
+            _write_at(file, memoryview(whole)[begin : min(begin + _COPIED, start)], begin)
+        at = stop
+
+
+def _write_at(file: IO[bytes], data: memoryview, start: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(file.fileno(), data[done:], start + done)
+
+
+def _exchange(file: IO[bytes], changes: Mapping[bytes, bytes], all_changed: bool = False) -> None:
+    """Replace bytes in a file, each by as many, and make good what it says of the changed parts."""
+    if any(len(old) != len(new) for old, new in changes.items()):
+        raise ValueError('patches have the length of what they replace')
+    with mmap.mmap(file.fileno(), 0) as whole:
+        try:
+            zipped = list(members(whole).values()) if is_zip(whole) else []
+            parts = [(m.start, m.stop, m.name.endswith('data.pkl')) for m in zipped] or _parts(whole)
+        except Exception:
+            raise ForeignFileError(_FOREIGN) from None
+        sizes = set(map(len, changes))
+        places = [(at, end) for at, end, named in parts if named or end - at in sizes]
+        changed = {at for at, end in places if _replace(whole, (at, end), changes)}
+        if any(all(whole.find(new, *place) < 0 for place in places) for new in changes.values()):
+            raise ForeignFileError(_FOREIGN)
+        in_threads(partial(_mend_checksum, whole), [m for m in zipped if all_changed or m.start in changed])
 
 
 def _clone(source: IO[bytes], target: IO[bytes]) -> bool:

@@ -11,113 +11,20 @@ alone does not commit to its key, since one ciphertext may open under two; that 
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
-from itertools import count
-from math import prod
-from typing import Any, NamedTuple
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.algorithms import AES256
-from cryptography.hazmat.primitives.ciphers.modes import GCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.hmac import HMAC
 
 from keyseg_mm.envelope import CHUNK, MAC_BYTES, SIGNED, TAG_BYTES, Seal
 from keyseg_mm.errors import IntegrityError
-from keyseg_mm.seal.meta import Content, canonical, check_meta, meta_mac
+from keyseg_mm.seal.chunks import Buffer, Piece, Section, count_of, jobs_of, ordered, tag_of
+from keyseg_mm.seal.manifest import COPY, Around, check_tag, manifest_tag
+from keyseg_mm.seal.meta import Content, check_meta, meta_mac
 from keyseg_mm.threads import in_threads
 
-__all__ = ['CHUNK', 'Around', 'Buffer', 'Content', 'open_buffers', 'retag_buffers', 'seal_buffers']
-
-_SECTION, _CHUNK = 'keyseg_mm/section/v1', 'keyseg_mm/chunk/v1'
-_MANIFEST = 'keyseg_mm/manifest/v1'
-_NONCE_BYTES, _LENGTH_BYTES = 12, 8
-_FLOATS = {'float32': 4, 'float64': 8, 'float16': 2, 'bfloat16': 2}  # bytes of a value
-_COPY = (
-    'take a copy from where it was made. To average, cast, resize or pick weights, open the file first: keyseg unlock, '
-    'or keyseg_mm.load'
-)
-
-
-class Buffer(NamedTuple):
-    """A tensor as the cipher sees it.
-
-    Attributes:
-        name: in its section; no two have the same.
-        dtype: name of the type of its values, as ``'float32'``.
-        shape: its sizes.
-        data: its bytes, C-contiguous.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    data: memoryview
-
-
-@dataclass(frozen=True)
-class Around:
-    """What is authenticated beside the tensors.
-
-    Attributes:
-        head: the stamp's bytes without its seals.
-        public: names of the stamps of parts, which stay readable, and their bytes in hex.
-        shared: see :class:`keyseg_mm.envelope.Seal`; where it is opened, the seal's own counts.
-        meta: of the file.
-    """
-
-    head: bytes
-    public: tuple[tuple[str, str], ...] = ()
-    shared: Mapping[str, str] = field(default_factory=dict)
-    meta: Mapping[str, Any] | None = None
-
-
-class _Piece(NamedTuple):
-    """A chunk of a buffer, ``place`` (from 0) ``of`` so many; the ``number``-th of its section, from 1."""
-
-    buffer: Buffer
-    place: int
-    of: int
-    number: int
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class _Section:
-    """A section with its key."""
-
-    name: str
-    mode: str
-    key: AES256 = field(repr=False)
-
-    @classmethod
-    def of(cls, content: Content, name: str, mode: str) -> _Section:
-        return cls(name, mode, AES256(content.subkey(_SECTION, [name], b'')))
-
-    def run(self, piece: _Piece, out: memoryview | None, tag: bytes | None = None) -> bytes:
-        """Encrypt a chunk, or decrypt it where its tag is given, into ``out``; or authenticate it alone.
-
-        Raises:
-            InvalidTag: it does not fit.
-        """
-        buffer = piece.buffer
-        cipher = Cipher(self.key, GCM(piece.number.to_bytes(_NONCE_BYTES, 'big'), tag))
-        context: Any = cipher.encryptor() if tag is None else cipher.decryptor()
-        said = canonical([_CHUNK, self.name, buffer.name, buffer.dtype, list(buffer.shape), piece.place, piece.of])
-        data = buffer.data[piece.start : piece.stop]
-        if out is None:
-            context.authenticate_additional_data(_length(said) + said)
-            context.authenticate_additional_data(data)
-        else:
-            context.authenticate_additional_data(said)
-            context.update_into(data, out[piece.start : piece.stop])
-        context.finalize()
-        return context.tag if tag is None else tag
+__all__ = ['CHUNK', 'Around', 'Buffer', 'Content', 'open_buffers', 'reseal_buffers', 'retag_buffers', 'seal_buffers']
 
 
 def seal_buffers(
@@ -141,19 +48,19 @@ def seal_buffers(
     Raises:
         ValueError: a section, mode or chunk that is none, or more chunks than a seal can hold.
     """
-    ordered = _ordered(buffers)
+    in_order = ordered(buffers)
     shared = dict(sorted(around.shared.items()))
     seal = Seal(section, mode, chunk, shared, bytes(0), meta_mac(content, around.meta), bytes(MAC_BYTES))
-    seal = replace(seal, tags=bytes(TAG_BYTES * _count(ordered, chunk)))  # refused before anything is changed
-    keyed, tags = _Section.of(content, section, mode), bytearray(seal.tags)
+    seal = replace(seal, tags=bytes(TAG_BYTES * count_of(in_order, chunk)))  # refused before anything is changed
+    keyed, tags = Section.of(content, section, mode), bytearray(seal.tags)
 
-    def work(piece: _Piece) -> None:
-        out = None if mode == SIGNED else outs[piece.buffer.name]
-        tags[_tag_of(piece)] = keyed.run(piece, out)
+    def work(piece: Piece) -> None:
+        out = None if mode == SIGNED else piece.cut(outs[piece.buffer.name])
+        tags[tag_of(piece)] = keyed.run(piece, piece.cut(piece.buffer.data), out)
 
-    in_threads(partial(_do, work), _jobs(ordered, chunk))
+    in_threads(partial(_do, work), jobs_of(in_order, chunk))
     seal = replace(seal, tags=bytes(tags))
-    return replace(seal, tag=_manifest(content, seal, ordered, around))
+    return replace(seal, tag=manifest_tag(content, seal, in_order, around))
 
 
 def open_buffers(
@@ -171,22 +78,17 @@ def open_buffers(
     Raises:
         IntegrityError: not what was sealed. Nothing of it is left.
     """
-    ordered = _ordered(buffers)
+    in_order = ordered(buffers)
     check_meta(content, seal, around.meta)
-    _check_tag(content, seal, ordered, around)
-    keyed = _Section.of(content, seal.section, seal.mode)
+    check_tag(content, seal, in_order, around)
+    keyed = Section.of(content, seal.section, seal.mode)
 
-    def work(piece: _Piece) -> None:
-        out = None if seal.mode == SIGNED else outs[piece.buffer.name]
-        try:
-            keyed.run(piece, out, seal.tags[_tag_of(piece)])
-        except InvalidTag:
-            raise IntegrityError(
-                f'{piece.buffer.name} in {seal.section} was altered after it was sealed; {_COPY}'
-            ) from None
+    def work(piece: Piece) -> None:
+        out = None if seal.mode == SIGNED else piece.cut(outs[piece.buffer.name])
+        _open_chunk(keyed, piece, out, seal)
 
     try:
-        in_threads(partial(_do, work), _jobs(ordered, seal.chunk))
+        in_threads(partial(_do, work), jobs_of(in_order, seal.chunk))
     except BaseException:
         for out in outs.values():
             _wipe(out)
@@ -201,88 +103,61 @@ def retag_buffers(buffers: Iterable[Buffer], content: Content, seal: Seal, aroun
     Raises:
         IntegrityError: list of tensors, stamp or meta are not what was sealed.
     """
-    ordered = _ordered(buffers)
+    in_order = ordered(buffers)
     check_meta(content, seal, around.meta)
-    _check_tag(content, seal, ordered, around)
-    return replace(seal, tag=_manifest(content, seal, ordered, replace(around, head=head)))
+    check_tag(content, seal, in_order, around)
+    return replace(seal, tag=manifest_tag(content, seal, in_order, replace(around, head=head)))
 
 
-def _manifest(content: Content, seal: Seal, buffers: Sequence[Buffer], around: Around) -> bytes:
-    """The tag over everything, each part after its length."""
-    return _tag_over(content, seal, [_row(b.name, b.dtype, b.shape, len(b.data), seal) for b in buffers], around)
+def reseal_buffers(
+    buffers: Iterable[Buffer],
+    put: Callable[[Piece, memoryview], object],
+    contents: tuple[Content, Content],
+    seal: Seal,
+    around: Around,
+    head: bytes,
+) -> Seal:
+    """The seal of a section under another content key and stamp. No more than a chunk a thread is open at a time.
+
+    Args:
+        buffers, seal, around: as of :func:`open_buffers`.
+        put: is given each chunk as it is encrypted anew, from several threads; its bytes hold until it returns. Not
+            used for ``'signed'``.
+        contents: content key, and the fresh one to come, which never seals a section of this name again.
+        head: the stamp's bytes to come, without its seals.
+
+    Raises:
+        IntegrityError: not what was sealed.
+    """
+    in_order = ordered(buffers)
+    content, fresh = contents
+    check_meta(content, seal, around.meta)
+    check_tag(content, seal, in_order, around)
+    old, new = (Section.of(key, seal.section, seal.mode) for key in contents)
+    tags = bytearray(seal.tags)
+
+    def work(job: list[Piece]) -> None:
+        room = memoryview(bytearray(max(piece.stop - piece.start for piece in job)))
+        for piece in job:
+            out = None if seal.mode == SIGNED else room[: piece.stop - piece.start]
+            _open_chunk(old, piece, out, seal)
+            tags[tag_of(piece)] = new.run(piece, piece.cut(piece.buffer.data) if out is None else out, out)
+            if out is not None:
+                put(piece, out)
+
+    in_threads(work, jobs_of(in_order, seal.chunk))
+    resealed = replace(seal, tags=bytes(tags), meta=meta_mac(fresh, around.meta))
+    return replace(resealed, tag=manifest_tag(fresh, resealed, in_order, replace(around, head=head)))
 
 
-def _row(name: str, dtype: str, shape: tuple[int, ...], size: int, seal: Seal) -> list[Any]:
-    return [name, dtype, list(shape), -(-size // seal.chunk)]
+def _open_chunk(section: Section, piece: Piece, out: memoryview | None, seal: Seal) -> None:
+    try:
+        section.run(piece, piece.cut(piece.buffer.data), out, seal.tags[tag_of(piece)])
+    except InvalidTag:
+        raise IntegrityError(f'{piece.buffer.name} in {seal.section} was altered after it was sealed; {COPY}') from None
 
 
-def _tag_over(content: Content, seal: Seal, rows: list[list[Any]], around: Around) -> bytes:
-    said = canonical([_MANIFEST, seal.section, seal.mode, seal.chunk, rows, seal.shared, sorted(around.public)])
-    mac = HMAC(content.subkey(_MANIFEST, [seal.section], b''), SHA256())
-    for part in (said, around.head, seal.tags, seal.meta):
-        mac.update(_length(part))
-        mac.update(part)
-    return mac.finalize()
-
-
-def _check_tag(content: Content, seal: Seal, buffers: Sequence[Buffer], around: Around) -> None:
-    if not hmac.compare_digest(_manifest(content, seal, buffers, around), seal.tag):
-        raise IntegrityError(
-            f'{seal.section} was altered after it was sealed: {_what(content, seal, buffers, around)}; {_COPY}'
-        )
-
-
-def _what(content: Content, seal: Seal, buffers: Sequence[Buffer], around: Around) -> str:
-    """What was done to a section, as far as it can be told: tools cast, drop and resize tensors."""
-    for dtype, size in _FLOATS.items():
-        for scalar, width in ((dtype, size), ('int64', 8)):  # counters are cast too, by some
-            rows = []
-            for b in buffers:
-                kind, wide = (dtype, size) if b.shape or b.dtype not in _FLOATS else (scalar, width)
-                same = b.dtype not in _FLOATS
-                length = len(b.data) if same else prod(b.shape) * wide
-                rows.append(_row(b.name, b.dtype if same else kind, b.shape, length, seal))
-            if hmac.compare_digest(_tag_over(content, seal, rows, around), seal.tag):
-                return f'its tensors were {dtype} then, and were cast'
-    now, then = _count(buffers, seal.chunk), len(seal.tags) // TAG_BYTES
-    if now != then:
-        return f'it holds {now} chunks of tensors, and held {then}: some were left out, added, resized or cast'
-    return 'its tensors, its stamp or its seal do not fit together'
-
-
-def _ordered(buffers: Iterable[Buffer]) -> list[Buffer]:
-    return sorted(buffers, key=lambda buffer: buffer.name)
-
-
-def _chunks(buffer: Buffer, chunk: int) -> int:
-    return -(-len(buffer.data) // chunk)
-
-
-def _count(buffers: Iterable[Buffer], chunk: int) -> int:
-    return sum(_chunks(buffer, chunk) for buffer in buffers)
-
-
-def _tag_of(piece: _Piece) -> slice:
-    return slice(TAG_BYTES * (piece.number - 1), TAG_BYTES * piece.number)
-
-
-def _jobs(buffers: Iterable[Buffer], chunk: int) -> Iterator[list[_Piece]]:
-    """All chunks, in groups of about as many bytes, so that many small tensors do not cost a job each."""
-    numbers, job, size = count(1), list[_Piece](), 0
-    for buffer in buffers:
-        of = _chunks(buffer, chunk)
-        for place in range(of):
-            start, stop = place * chunk, min((place + 1) * chunk, len(buffer.data))
-            job.append(_Piece(buffer, place, of, next(numbers), start, stop))
-            size += stop - start
-            if size >= CHUNK:
-                yield job
-                job, size = [], 0
-    if job:
-        yield job
-
-
-def _do(work: Callable[[_Piece], None], job: list[_Piece]) -> None:
+def _do(work: Callable[[Piece], None], job: list[Piece]) -> None:
     for piece in job:
         work(piece)
 
@@ -291,7 +166,3 @@ def _wipe(view: memoryview) -> None:
     zeros = bytes(min(len(view), CHUNK))
     for start in range(0, len(view), len(zeros) or 1):
         view[start : start + len(zeros)] = zeros[: len(view) - start]
-
-
-def _length(part: bytes) -> bytes:
-    return len(part).to_bytes(_LENGTH_BYTES, 'big')

@@ -22,7 +22,7 @@ from keyseg_mm.keys.identity import Key, Recipient
 from keyseg_mm.keys.key import ContentKey, FeatureSecret
 from keyseg_mm.seal.meta import check_meta
 from keyseg_mm.seal.nested import tensors_of, with_tensors
-from keyseg_mm.seal.tensors import open_tensors, retag_tensors, seal_tensors
+from keyseg_mm.seal.tensors import Put, open_tensors, reseal_tensors, retag_tensors, seal_tensors
 from keyseg_mm.stamp import Stamp, fresh_salt, is_stamp, stamps_of
 from keyseg_mm.wrapping import Secrets, close_envelope, memory_stamp, open_envelope
 
@@ -149,20 +149,31 @@ def unseal_section(
     stamp = sealed_stamp(section)
     if stamp is None or stamp.seal is None:
         raise IntegrityError(_NOT_SEALED)
-    secrets = open_envelope(key, stamp)
-    if secrets.content is None or stamp.seal.section != name:
-        raise IntegrityError(f'this {name} is sealed as something else: it was put together from other files')
+    features, content = _secrets(key, stamp, name)
     opened: Any = copy.copy(section)  # an OrderedDict keeps what torch hangs on it
     del opened[stamp.name]
     if verify or stamp.seal.mode == SEALED:
         head = replace(stamp, seal=None).to_bytes()
-        found = open_tensors(tensors_of(opened), secrets.content, stamp.seal, head, meta, into=into, own=own)
+        found = open_tensors(tensors_of(opened), content, stamp.seal, head, meta, into=into, own=own)
         opened = with_tensors(opened, found)
     if stamp.entries:
-        memory = memory_stamp(key, stamp, secrets.features)
+        memory = memory_stamp(key, stamp, features)
         opened[memory.name] = stamp_tensor(memory)
     result: dict[str, Any] = opened
     return result
+
+
+def _secrets(key: Key, stamp: Stamp, name: str) -> tuple[FeatureSecret, ContentKey]:
+    """The secrets of a sealed section.
+
+    Raises:
+        KeyMismatchError: it is sealed to others.
+        IntegrityError: it was sealed as another section. Two of one name under one content key would share nonces.
+    """
+    secrets = open_envelope(key, stamp)
+    if stamp.seal is None or secrets.content is None or stamp.seal.section != name:
+        raise IntegrityError(f'this {name} is sealed as something else: it was put together from other files')
+    return secrets.features, secrets.content
 
 
 def trusted_stamp(key: Key, section: Mapping[str, Any]) -> Stamp | None:
@@ -194,31 +205,40 @@ def check_meta_of(key: Key, checkpoint: Mapping[str, Any]) -> None:
         check_meta(content, stamp.seal, checkpoint.get('meta'))
 
 
-def rewrap(key: Key, checkpoint: Mapping[str, Any], recipients: Iterable[Key | Recipient]) -> list[tuple[Stamp, Stamp]]:
+def rewrap(
+    key: Key, checkpoint: Mapping[str, Any], recipients: Iterable[Key | Recipient], put: Put | None = None
+) -> list[tuple[Stamp, Stamp]]:
     """The stamps of a sealed checkpoint's sections, each with the one for other recipients. Weights are not opened.
 
     Args:
         key: of one of its recipients.
         checkpoint: as it was read.
         recipients: who can open it from now on.
+        put: encrypt the tensors anew too, under a fresh content key: it is given each chunk, and where in memory the
+            one lies that it replaces.
 
     Raises:
         KeyMismatchError: it is sealed to others.
-        IntegrityError: its stamps, lists of tensors or meta were altered.
+        IntegrityError: its stamps, lists of tensors or meta were altered; with ``put`` also its tensors.
+        ScatteredError: with ``put`` alone, tensors do not lie in memory one by one.
     """
-    found, others = [], list(recipients)
+    found, others, fresh = [], list(recipients), ContentKey.generate()
+    if put is not None:
+        _check_one_file(key, checkpoint)
     for name, section in checkpoint.items():
         stamp = sealed_stamp(section)
         if stamp is None or stamp.seal is None:
             continue
-        secrets = open_envelope(key, stamp)
-        if secrets.content is None:
-            raise IntegrityError(_NOT_SEALED)
-        new = close_envelope(stamp, secrets, others)
+        features, content = _secrets(key, stamp, name)
+        new = close_envelope(stamp, Secrets(features, content if put is None else fresh), others)
         heads = replace(stamp, seal=None).to_bytes(), new.to_bytes()
         bare = {n: t for n, t in tensors_of(section).items() if n != stamp.name}
         meta = checkpoint.get('meta') if name == WEIGHTS else None
-        found.append((stamp, replace(new, seal=retag_tensors(bare, secrets.content, stamp.seal, heads, meta))))
+        if put is None:
+            seal = retag_tensors(bare, content, stamp.seal, heads, meta)
+        else:
+            seal = reseal_tensors(bare, put, (content, fresh), stamp.seal, heads, meta)
+        found.append((stamp, replace(new, seal=seal)))
     return found
 
 

@@ -6,24 +6,22 @@ tensors, and stamps, stay as they are; stamps of parts are authenticated, other 
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from keyseg_mm.envelope import CHUNK, SEALED, SIGNED, Seal
 from keyseg_mm.errors import IntegrityError, LockError, StampError
-from keyseg_mm.seal.cipher import Around, Buffer, open_buffers, retag_buffers, seal_buffers
+from keyseg_mm.seal.chunks import Piece
+from keyseg_mm.seal.cipher import Around, Buffer, open_buffers, reseal_buffers, retag_buffers, seal_buffers
+from keyseg_mm.seal.memory import ScatteredError, bytes_of, filling, fitting, ordinary, why_not
 from keyseg_mm.seal.meta import Content
 from keyseg_mm.stamp import DAMAGED, is_stamp
 
-_WRITABLE = 0x200  # PyBUF_WRITE
-_memory = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)(
-    ('PyMemoryView_FromMemory', ctypes.pythonapi)
-)
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+#: Is given bytes, and where in memory those lie that they replace.
+Put = Callable[[int, memoryview], object]
 
 
 def seal_tensors(
@@ -58,10 +56,10 @@ def seal_tensors(
     """
     weights = _weights(tensors)
     shared = _shared(weights)
-    sources = {name: _ordinary(t) for name, t in weights.items() if name not in shared}
+    sources = {name: ordinary(t) for name, t in weights.items() if name not in shared}
     results = {name: weights[name] for name in sources}
     if mode != SIGNED:
-        given = {name: sources[name] for name in _whole(results)} if own else {}
+        given = {name: sources[name] for name in filling(results)} if own else {}
         results = _rooms(results, sources, given)
     around = Around(head, _public(tensors), shared, meta)
     seal = seal_buffers(_buffers(sources), _views(results, mode), content, section, mode, chunk, around)
@@ -99,9 +97,9 @@ def open_tensors(
     weights = _weights(tensors)
     _check_copies(weights, seal)
     singles = {name: t for name, t in weights.items() if name not in seal.shared}
-    sources = {name: _ordinary(t) for name, t in singles.items()}
+    sources = {name: ordinary(t) for name, t in singles.items()}
     signed = seal.mode == SIGNED
-    results = singles if signed else _rooms(singles, sources, _fitting(singles, into or {}, own))
+    results = singles if signed else _rooms(singles, sources, fitting(singles, into or {}, own))
     around = Around(head, _public(tensors), seal.shared, meta)
     open_buffers(_buffers(sources), _views(results, seal.mode), content, seal, around)
     for tensor in () if signed else results.values():
@@ -121,30 +119,58 @@ def retag_tensors(
     Raises:
         IntegrityError: list of tensors, stamp or meta are not what was sealed.
     """
-    singles = {name: _ordinary(t) for name, t in _weights(tensors).items() if name not in seal.shared}
+    singles = {name: ordinary(t) for name, t in _weights(tensors).items() if name not in seal.shared}
     around = Around(heads[0], _public(tensors), seal.shared, meta)
     return retag_buffers(_buffers(singles), content, seal, around, heads[1])
+
+
+def reseal_tensors(
+    tensors: Mapping[str, Any],
+    put: Put,
+    contents: tuple[Content, Content],
+    seal: Seal,
+    heads: tuple[bytes, bytes],
+    meta: Mapping[str, Any] | None,
+) -> Seal:
+    """The seal of a section under another content key and stamp; the tensors stay as they are.
+
+    Args:
+        tensors, seal, heads, meta: as of :func:`retag_tensors`.
+        put: is given each chunk as it is encrypted anew, and where in memory the one lies that it replaces.
+        contents: content key, and the fresh one to come, which never seals a section of this name again.
+
+    Raises:
+        IntegrityError: not what was sealed.
+        ScatteredError: the tensors do not lie in memory one by one.
+    """
+    weights = _weights(tensors)
+    _check_copies(weights, seal)
+    copies = {n: first for n, first in seal.shared.items() if not _same_view(weights[first], weights[n])}
+    apart = {name: t for name, t in weights.items() if name not in seal.shared or name in copies}
+    found = fitting(apart, {}, own=True)
+    if any(t.numel() and name not in found for name, t in apart.items()):
+        raise ScatteredError('the tensors of this file do not lie in it one by one')
+    places = {name: [t.data_ptr()] for name, t in apart.items() if name not in copies}
+    for name, first in copies.items():
+        places[first].append(weights[name].data_ptr())
+
+    def put_each(piece: Piece, data: memoryview) -> None:
+        for place in places[piece.buffer.name]:
+            put(place + piece.start, data)
+
+    singles = _buffers({name: weights[name].detach() for name in places})
+    around = Around(heads[0], _public(tensors), seal.shared, meta)
+    return reseal_buffers(singles, put_each, contents, seal, around, heads[1])
 
 
 def _weights(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
     """What is sealed of a section, in the order of names."""
     found = {n: t for n, t in tensors.items() if isinstance(n, str) and isinstance(t, Tensor) and not is_stamp(n)}
     problems = [f'{n!r:.80} (no name)' for n, t in tensors.items() if not isinstance(n, str) and isinstance(t, Tensor)]
-    problems += [f'{name} ({why})' for name, tensor in found.items() if (why := _why_not(tensor))]
+    problems += [f'{name} ({why})' for name, tensor in found.items() if (why := why_not(tensor))]
     if problems:
         raise LockError(f'these tensors cannot be sealed, nor opened: {", ".join(problems)}')
     return dict(sorted(found.items()))
-
-
-def _why_not(tensor: Tensor) -> str:
-    """Why a tensor has no bytes of its own that could be sealed; empty where it has."""
-    if type(tensor) not in (Tensor, nn.Parameter):
-        return f'a {type(tensor).__name__}: take the ordinary tensor out of it'
-    if tensor.is_meta:
-        return 'a meta tensor, without values'
-    if tensor.is_nested or tensor.layout != torch.strided:
-        return f'its layout is {tensor.layout}: make it dense'
-    return 'quantised: keep its integers and its scales' if tensor.is_quantized else ''
 
 
 def _shared(weights: Mapping[str, Tensor]) -> dict[str, str]:
@@ -159,15 +185,6 @@ def _shared(weights: Mapping[str, Tensor]) -> dict[str, str]:
     return found
 
 
-def _ordinary(tensor: Tensor) -> Tensor:
-    """A tensor's values on the CPU, one by one in the order of their indices: itself, if it has them so."""
-    found = tensor.detach().resolve_conj().resolve_neg().cpu()
-    if found.is_contiguous():
-        return found
-    bits = _BITS.get(found.element_size())
-    return found.view(bits).contiguous().view(found.dtype) if bits else found.contiguous()
-
-
 def _rooms(
     tensors: Mapping[str, Tensor], sources: Mapping[str, Tensor], given: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
@@ -179,62 +196,6 @@ def _rooms(
         room = given.get(name, room)
         rooms[name] = torch.empty(source.shape, dtype=source.dtype) if room is None else room
     return rooms
-
-
-def _whole(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Tensors that fill the memory they lie in, alone: what else lay there would be written in the open, or lost."""
-    owners: dict[int, list[str]] = {}
-    for name, t in tensors.items():
-        owners.setdefault(t.untyped_storage().data_ptr(), []).append(name)
-    alone = [names[0] for names in owners.values() if len(names) == 1]
-    return [name for name in alone if _lies_plain(t := tensors[name]) and t.nbytes == t.untyped_storage().nbytes()]
-
-
-def _lies_plain(tensor: Tensor) -> bool:
-    """Whether a tensor's bytes lie in the CPU's memory as they are."""
-    plain = tensor.layout == torch.strided and tensor.is_cpu and tensor.is_contiguous()
-    return plain and not tensor.is_conj() and not tensor.is_neg()
-
-
-def _fitting(tensors: Mapping[str, Tensor], into: Mapping[str, Tensor], own: bool) -> dict[str, Tensor]:
-    """Where each tensor can be opened: in given memory, or in its own. None of it may overlap what else is used."""
-    wanted = {name: into[name] for name, t in tensors.items() if name in into and _takes(into[name], t)}
-    spans = [(*_span(t), 'from', name) for name, t in tensors.items() if t.is_cpu and t.numel()]
-    spans += [(*_span(t), 'into', name) for name, t in wanted.items()]
-    apart = _apart(spans)
-    found = {name: t for name, t in wanted.items() if ('into', name) in apart}
-    if own:
-        for name, t in tensors.items():
-            if name not in found and ('from', name) in apart and _lies_plain(t):
-                found[name] = t.detach()
-    return found
-
-
-def _takes(room: Any, tensor: Tensor) -> bool:
-    ordinary = isinstance(room, Tensor) and not _why_not(room) and _lies_plain(room)
-    return ordinary and room.dtype == tensor.dtype and room.shape == tensor.shape and bool(room.numel())
-
-
-def _span(tensor: Tensor) -> tuple[int, int]:
-    """Where a tensor begins in memory, and where it ends."""
-    start = tensor.data_ptr()
-    if tensor.is_contiguous():
-        return start, start + tensor.nbytes
-    steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
-    return start, start + (steps + 1) * tensor.element_size()
-
-
-def _apart(spans: list[tuple[int, int, str, str]]) -> set[tuple[str, str]]:
-    """Those of several spans that overlap none of the others."""
-    clashing: set[tuple[str, str]] = set()
-    furthest, owner = 0, ('', '')
-    for start, stop, *rest in sorted(spans):
-        key = (rest[0], rest[1])
-        if start < furthest:
-            clashing |= {key, owner}
-        if stop > furthest:
-            furthest, owner = stop, key
-    return {(kind, name) for _, _, kind, name in spans} - clashing
 
 
 def _check_copies(weights: Mapping[str, Tensor], seal: Seal) -> None:
@@ -252,7 +213,7 @@ def _check_copies(weights: Mapping[str, Tensor], seal: Seal) -> None:
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    return _ordinary(tensor).view(-1).view(torch.uint8)
+    return ordinary(tensor).view(-1).view(torch.uint8)
 
 
 def _same_view(one: Tensor, other: Tensor) -> bool:
@@ -263,32 +224,20 @@ def _public(tensors: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """The stamps of parts, by name, with their bytes in hex; that of the whole is given apart."""
     found = {name: value for name, value in tensors.items() if isinstance(name, str) and is_stamp(name)}
     parts = {name: value for name, value in found.items() if '.' in name}
-    ordinary = all(
-        isinstance(t, Tensor) and not _why_not(t) and t.dtype == torch.uint8 and t.dim() == 1 for t in parts.values()
+    fine = all(
+        isinstance(t, Tensor) and not why_not(t) and t.dtype == torch.uint8 and t.dim() == 1 for t in parts.values()
     )
-    if len(found) - len(parts) > 1 or not ordinary:
+    if len(found) - len(parts) > 1 or not fine:
         raise StampError(DAMAGED)
     return tuple((name, bytes(t.tolist()).hex()) for name, t in parts.items())
 
 
 def _buffers(tensors: Mapping[str, Tensor]) -> list[Buffer]:
-    return [Buffer(n, str(t.dtype).removeprefix('torch.'), tuple(t.shape), _bytes(t)) for n, t in tensors.items()]
+    return [Buffer(n, str(t.dtype).removeprefix('torch.'), tuple(t.shape), bytes_of(t)) for n, t in tensors.items()]
 
 
 def _views(tensors: Mapping[str, Tensor], mode: str) -> dict[str, memoryview]:
-    return {} if mode == SIGNED else {name: _bytes(t) for name, t in tensors.items()}
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    """The memory of a tensor that lies plain, whatever its dtype. Who uses it keeps the tensor.
-
-    It costs a tenth of the way through numpy, which is felt where a model has a thousand tensors.
-    """
-    if not _lies_plain(tensor):
-        raise ValueError('its bytes do not lie in memory as they are')
-    size = tensor.nbytes
-    view: memoryview = _memory(tensor.data_ptr(), size, _WRITABLE) if size else memoryview(b'')
-    return view
+    return {} if mode == SIGNED else {name: bytes_of(t) for name, t in tensors.items()}
 
 
 def _result(tensors: Mapping[str, Any], found: Mapping[str, Tensor], shared: Mapping[str, str]) -> dict[str, Any]:

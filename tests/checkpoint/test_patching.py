@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import zipfile
@@ -13,8 +14,10 @@ from keyseg_mm import Identity, rekey_file, seal_file
 from keyseg_mm.checkpoint import operations
 from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in, write_checkpoint
 from keyseg_mm.checkpoint.patching import ForeignFileError, patch
-from keyseg_mm.errors import KeyMismatchError, KeysegError
+from keyseg_mm.errors import IntegrityError, KeyMismatchError, KeysegError
+from keyseg_mm.seal.nested import tensors_of
 from keyseg_mm.seal.sections import Sealing, sealed_stamp, unseal_checkpoint
+from keyseg_mm.stamp import is_stamp
 from tests.support.files import KEY, META, OTHER, SUFFIXES, opened_weights, weights_in
 from tests.support.layers import layers
 
@@ -45,11 +48,17 @@ def patched(monkeypatch):
     """Tells which files were patched, not written anew."""
     seen = []
 
-    def watched(source, out, *args):
-        patch(source, out, *args)
-        seen.append(out)
+    def watching(name):
+        run = getattr(operations, name)
 
-    monkeypatch.setattr(operations, 'patch', watched)
+        def watched(source, out, *args):
+            run(source, out, *args)
+            seen.append(out)
+
+        monkeypatch.setattr(operations, name, watched)
+
+    watching('patch')
+    watching('patch_anew')
     return seen
 
 
@@ -125,17 +134,124 @@ def test_more_than_there_is_room_for_is_sealed_anew(sealed, plain, patched, tmp_
     assert patched == [few] and is_whole(few) and alike(opened_weights(few, OTHER), plain), 'less always fits'
 
 
-def test_reseal_and_other_formats_are_not_patched(sealed, plain, patched, tmp_path):
-    other = {'.pth': '.safetensors', '.safetensors': '.pth'}[sealed.suffix]
-    cases = [(f'reseal{sealed.suffix}', dict(reseal=True))]
-    if sealed.suffix == '.safetensors':
-        cases.append((f'other{other}', {}))
-    for name, more in cases:
-        out = tmp_path / name
-        rekey_file(sealed, KEY, [OTHER], out, **more)
-        assert is_whole(out) and alike(opened_weights(out, OTHER), plain)
-        assert not any(torch.equal(t, weights_in(out)[n]) for n, t in weights_in(sealed).items())
+def test_resealed_in_its_place(sealed, plain, patched, tmp_path):
+    """Every tensor of every section is encrypted under a fresh content key, and the rest of the file is as it was."""
+    out, before = tmp_path / f'out{sealed.suffix}', sealed.read_bytes()
+    assert rekey_file(sealed, KEY, [CUSTOMER.recipient, OTHER], out, reseal=True) == ()
+    assert patched == [out] and sealed.read_bytes() == before
+    assert is_whole(out) and out.stat().st_size == len(before)
+    old, new = read_checkpoint(sealed), read_checkpoint(out)
+    assert list(old) == list(new) and new['meta'] == old['meta']
+    for name in old.keys() - {'meta'}:
+        one, other = (tensors_of(content[name]) for content in (old, new))
+        same = [n for n, t in one.items() if not is_stamp(n) and t.numel() and torch.equal(t, other[n])]
+        assert len(one) > 1 and not same
+    shared = {before[at : at + 16] for at in range(0, len(before), 16)}
+    weights = [bits(t)[2] for n, t in weights_in(out).items() if not is_stamp(n)]
+    assert not any(data[at : at + 16] in shared for data in weights for at in range(0, len(data) - 15))
+    for key in (CUSTOMER, OTHER):
+        content = unseal_checkpoint(key, read_checkpoint(out))
+        assert alike(content['state_dict'], plain)
+        if sealed.suffix == '.pth':
+            assert torch.equal(content['ema_state_dict']['module.0.bias'], plain['0.bias'] + 1)
+            assert torch.equal(content['optimizer']['state'][0], plain['0.bias'] * 2)
+    with pytest.raises(KeyMismatchError):
+        opened_weights(out, KEY)
+    rekey_file(out, OTHER, [KEY], sealed, reseal=True, overwrite=True)
+    assert len(patched) == 2 and is_whole(sealed) and alike(opened_weights(sealed, KEY), plain)
+
+
+def test_other_formats_are_written_anew(sealed, plain, patched, tmp_path):
+    if sealed.suffix == '.pth':  # its other sections fit into no .safetensors
+        return
+    rekey_file(sealed, KEY, [OTHER], tmp_path / 'other.pth')
+    assert is_whole(tmp_path / 'other.pth') and alike(opened_weights(tmp_path / 'other.pth', OTHER), plain)
     assert patched == []
+
+
+@pytest.mark.parametrize('mode', ['sealed', 'signed'])
+@pytest.mark.parametrize('suffix', SUFFIXES)
+def test_resealed_whatever_lies_in_it(suffix, mode, patched, tmp_path):
+    """Tensors of all kinds, empty, of several chunks, and the very same twice; signed ones, which stay readable."""
+    large = torch.arange(2**21 + 3, dtype=torch.float32)
+    weights = {
+        **{f'{dtype}'[6:]: torch.ones(5, 3).to(dtype) for dtype in (torch.bool, torch.bfloat16, torch.int64)},
+        **{'large': large, 'again': large, 'empty': torch.empty(0, 4), 'scalar': torch.tensor(7.0)},
+    }
+    source, sealed, out = tmp_path / 'plain.pth', tmp_path / f'sealed{suffix}', tmp_path / f'out{suffix}'
+    write_checkpoint(source, weights, META)
+    seal_file(source, Sealing(KEY, mode=mode), sealed)
+    rekey_file(sealed, KEY, [OTHER], out, reseal=True)
+    assert patched == [out] and is_whole(out) and alike(opened_weights(out, OTHER), weights)
+    seals = [stamps_in(path)[''].seal for path in (sealed, out)]
+    assert [seal.mode for seal in seals] == [mode, mode] and seals[0].shared == seals[1].shared
+    assert seals[0].tags != seals[1].tags and len(seals[0].tags) == len(seals[1].tags) == 16 * 7
+    for content in (weights_in(sealed), weights_in(out)):
+        assert (bits(content['large']) == bits(large)) == (mode == 'signed')
+        assert bits(content['large']) == bits(content['again'])
+
+
+def test_resealed_of_what_was_altered(sealed, tmp_path):
+    content = bytearray(sealed.read_bytes())
+    where = content.index(bits(weights_in(sealed)['0.weight'])[2])
+    content[where] ^= 1
+    sealed.write_bytes(content)
+    for reseal, expected in ((True, IntegrityError), (False, None)):
+        out = tmp_path / f'{reseal}{sealed.suffix}'
+        if expected is None:  # it is not opened, and is as bad as before
+            rekey_file(sealed, KEY, [OTHER], out)
+            with pytest.raises(IntegrityError, match='0.weight in state_dict was altered'):
+                opened_weights(out, OTHER)
+            continue
+        with pytest.raises(expected, match='0.weight in state_dict was altered'):
+            rekey_file(sealed, KEY, [OTHER], out, reseal=reseal)
+        assert not out.exists()
+
+
+def test_sections_of_several_files_are_not_made_one(tmp_path, plain):
+    """Two sections of one name under one content key would be encrypted with the same nonces."""
+    for name in 'ab':
+        seal_file(tmp_path / 'plain.pth', Sealing(KEY), tmp_path / f'{name}.pth')
+    a, b = (torch.load(tmp_path / f'{name}.pth', weights_only=True) for name in 'ab')
+    bare = {'state_dict': plain, 'meta': a['meta'], 'optimizer': a['optimizer']}
+    mixtures = [
+        ({**a, 'optimizer': b['optimizer']}, 'put together from several files'),
+        ({**a, 'ema_state_dict': a['state_dict']}, 'sealed as something else'),
+        ({**a, 'more': {'w': torch.ones(3)}}, 'put there later'),
+        (bare, 'has no seal'),
+    ]
+    for number, (mixture, words) in enumerate(mixtures):
+        torch.save(mixture, tmp_path / f'{number}.pth')
+        with pytest.raises(KeysegError, match=words):
+            rekey_file(tmp_path / f'{number}.pth', KEY, [OTHER], tmp_path / 'out.pth', reseal=True)
+        assert not (tmp_path / 'out.pth').exists()
+
+
+def test_tensors_that_share_bytes_are_not_written_twice(tmp_path, patched, plain):
+    """A tool that saves views of one memory: what lies in it is sealed anew elsewhere, or refused."""
+    seal_file(tmp_path / 'plain.pth', Sealing(KEY), tmp_path / 'sealed.pth')
+    content = torch.load(tmp_path / 'sealed.pth', weights_only=True)
+    weights = {n: t for n, t in content['state_dict'].items() if not is_stamp(n)}
+    room = torch.cat([t.view(-1) for t in weights.values()])
+    at = 0
+    for name, t in weights.items():
+        content['state_dict'][name] = room[at : at + t.numel()].view(t.shape)
+        at += t.numel()
+    content['state_dict']['0.weight'] = content['state_dict']['0.weight'].transpose(0, 1).contiguous().transpose(0, 1)
+    torch.save(content, tmp_path / 'views.pth')
+    rekey_file(tmp_path / 'views.pth', KEY, [OTHER], tmp_path / 'out.pth', reseal=True)
+    assert patched == [] and alike(opened_weights(tmp_path / 'out.pth', OTHER), plain)
+
+
+def test_no_room_on_the_disk(sealed, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    out = tmp_path / f'out{sealed.suffix}'
+    monkeypatch.setattr(os, 'pwrite', full)
+    with pytest.raises(KeysegError, match='No space left'):
+        rekey_file(sealed, KEY, [OTHER], out, reseal=True)
+    assert not out.exists()
 
 
 def test_files_of_other_tools(plain, patched, tmp_path):

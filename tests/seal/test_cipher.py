@@ -12,7 +12,7 @@ import pytest
 from keyseg_mm.envelope import read_seal, write_seal
 from keyseg_mm.errors import IntegrityError
 from keyseg_mm.keys.key import SecretKey
-from keyseg_mm.seal import cipher
+from keyseg_mm.seal import chunks, cipher
 from keyseg_mm.seal.cipher import Around, Buffer, open_buffers, seal_buffers
 from keyseg_mm.seal.meta import plain_values
 from keyseg_mm.seal.tensors import open_tensors
@@ -91,8 +91,8 @@ def test_no_nonce_comes_twice(mode):
             seen.append(nonce)
         return gcm(nonce, tag)
 
-    items, gcm = buffers(*SIZES), cipher.GCM
-    with mock.patch.object(cipher, 'GCM', noted):
+    items, gcm = buffers(*SIZES), chunks.GCM
+    with mock.patch.object(chunks, 'GCM', noted):
         seal = seal_buffers(items, in_place(items), KEY, 'x', mode, CHUNK, Around(b''))
     count = len(seal.tags) // 16
     assert sorted(seen) == [(n + 1).to_bytes(12, 'big') for n in range(count)]
@@ -101,8 +101,8 @@ def test_no_nonce_comes_twice(mode):
 
 def test_many_small_tensors_share_a_job_and_a_large_one_has_several():
     small, large = buffers(*[100] * 5000), buffers(5 * cipher.CHUNK)
-    assert len(list(cipher._jobs(small, CHUNK))) == 1
-    jobs = list(cipher._jobs(large, CHUNK))
+    assert len(list(chunks.jobs_of(small, CHUNK))) == 1
+    jobs = list(chunks.jobs_of(large, CHUNK))
     assert len(jobs) == 5 and {len(job) for job in jobs} == {cipher.CHUNK // CHUNK}
     assert [piece.number for job in jobs for piece in job] == list(range(1, 5 * cipher.CHUNK // CHUNK + 1))
 
@@ -110,7 +110,7 @@ def test_many_small_tensors_share_a_job_and_a_large_one_has_several():
 def test_an_interrupt_leaves_nothing_opened():
     items = buffers(*[CHUNK] * 200)
     seal = seal_buffers(items, in_place(items), KEY, 'x', 'sealed', CHUNK, Around(b''))
-    run, left = cipher._Section.run, iter(range(150))
+    run, left = chunks.Section.run, iter(range(150))
 
     def interrupted(self, *args):
         if next(left, None) is None:
@@ -118,7 +118,7 @@ def test_an_interrupt_leaves_nothing_opened():
         return run(self, *args)
 
     outs = {item.name: memoryview(bytearray(b'1' * len(item.data))) for item in items}
-    with mock.patch.object(cipher._Section, 'run', interrupted), pytest.raises(KeyboardInterrupt):
+    with mock.patch.object(chunks.Section, 'run', interrupted), pytest.raises(KeyboardInterrupt):
         open_buffers(items, outs, KEY, seal, Around(b''))
     assert not any(any(out) for out in outs.values()) and all(any(item.data) for item in items)
 

@@ -48,7 +48,16 @@ COMPOSITION = (NAME, f'{NAME}.registry')  # put the house together, so they may 
 # of rooms where others need torch
 TORCHLESS = tuple(
     f'{NAME}.{name}'
-    for name in ('seal.cipher', 'seal.meta', 'checkpoint.layout', 'deploy', 'deploy.container', 'deploy.loading')
+    for name in (
+        'seal.chunks',
+        'seal.cipher',
+        'seal.manifest',
+        'seal.meta',
+        'checkpoint.layout',
+        'deploy',
+        'deploy.container',
+        'deploy.loading',
+    )
 )
 KEYLESS = (f'{NAME}.keys.derive', f'{NAME}.keys.secret')  # streams and what hides a value: no key is in there
 HOST = ('mmengine', 'mmcv', 'mmseg', 'mmdet', 'mmpretrain')
