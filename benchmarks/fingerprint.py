@@ -31,7 +31,7 @@ from torch import Tensor
 from keyseg_mm import Sealing, SecretKey, seal_file
 from keyseg_mm.bind import licensee_salt
 from keyseg_mm.checkpoint.files import read_checkpoint
-from keyseg_mm.checkpoint.operations import change_maps_file
+from keyseg_mm.checkpoint.rekeying import change_maps_file
 from keyseg_mm.entries import MapEntry
 from keyseg_mm.locking import Plan, lock_in_place
 from keyseg_mm.seal.sections import seal_checkpoint

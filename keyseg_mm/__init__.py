@@ -44,7 +44,7 @@ _WHERE = {
     'rekey': 'locking',
     'unlock': 'locking',
     'lock_file': 'checkpoint.operations',
-    'rekey_file': 'checkpoint.operations',
+    'rekey_file': 'checkpoint.rekeying',
     'seal_file': 'checkpoint.operations',
     'unlock_file': 'checkpoint.operations',
     'load': 'checkpoint.models',
@@ -56,7 +56,8 @@ __all__ = ['__version__', *_WHERE]
 
 if TYPE_CHECKING:
     from keyseg_mm.checkpoint.models import load, save
-    from keyseg_mm.checkpoint.operations import lock_file, rekey_file, seal_file, unlock_file
+    from keyseg_mm.checkpoint.operations import lock_file, seal_file, unlock_file
+    from keyseg_mm.checkpoint.rekeying import rekey_file
     from keyseg_mm.errors import KeysegError
     from keyseg_mm.keys.identity import Identity, Recipient
     from keyseg_mm.keys.key import SecretKey

@@ -70,11 +70,16 @@ class Opened:
             how: for whom. Its tensors' memory is overwritten.
             overwrite: replace an existing file.
         """
-        content = {'meta': self.meta, WEIGHTS: self.state_dict, **self.others}
-        if how is not None:
-            content = seal_checkpoint(content, how, own=True)
+        content = self._content() if how is None else self.sealed(how)
         weights, meta = content.pop(WEIGHTS), content.pop('meta')
         write_checkpoint(path, weights, meta, overwrite, content, private=how is None)
+
+    def sealed(self, how: Sealing) -> dict[str, Any]:
+        """All of it, sealed. Its tensors' memory is overwritten."""
+        return seal_checkpoint(self._content(), how, own=True)
+
+    def _content(self) -> dict[str, Any]:
+        return {'meta': self.meta, WEIGHTS: self.state_dict, **self.others}
 
 
 def open_checkpoint(path: str | Path, key: Key | None = None, check: bool = True, mapped: bool = False) -> Opened:
@@ -84,10 +89,13 @@ def open_checkpoint(path: str | Path, key: Key | None = None, check: bool = True
         KeyMismatchError: it is sealed to others.
         IntegrityError: it was altered.
     """
-    content = read_checkpoint(path, mapped)
+    return opened_of(read_checkpoint(path, mapped), key, check, own=True)
+
+
+def opened_of(content: dict[str, Any], key: Key | None = None, check: bool = True, own: bool = False) -> Opened:
+    """:func:`open_checkpoint` of what was read; ``own``: its tensors' memory may be overwritten."""
     stamp = sealed_stamp(content[WEIGHTS])
-    if key is not None:
-        content = unseal_checkpoint(key, content, own=True, verify=check)
+    content = dict(content) if key is None else unseal_checkpoint(key, content, own=own, verify=check)
     state_dict, meta = content.pop(WEIGHTS), content.pop('meta', None)
     meta = dict(meta) if isinstance(meta, Mapping) else {}
     kept = {name: value for name, value in meta.items() if _is_plain(value)}

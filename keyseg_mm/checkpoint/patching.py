@@ -23,7 +23,7 @@ from keyseg_mm.atomic import write_new
 from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.checkpoint.zips import Member, is_zip, members
 from keyseg_mm.errors import KeysegError
-from keyseg_mm.seal.tensors import Put
+from keyseg_mm.seal.memory import Put
 from keyseg_mm.threads import in_threads
 
 Maker = Callable[[dict[str, Any], Put], Mapping[bytes, bytes]]

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rewrap(args: argparse.Namespace, key: Any) -> int:
-    from keyseg_mm.checkpoint.operations import rekey_file
+    from keyseg_mm.checkpoint.rekeying import rekey_file
 
     new = [real_key(args.new_key, '--new-key')] if args.new_key else []
     recipients = [*new, *recipients_of(args)]
@@ -85,7 +85,7 @@ def _rewrap(args: argparse.Namespace, key: Any) -> int:
 
 def _change_maps(args: argparse.Namespace, key: Any, mark: Any) -> int:
     from keyseg_mm.bind import licensee_salt
-    from keyseg_mm.checkpoint.operations import change_maps_file
+    from keyseg_mm.checkpoint.rekeying import change_maps_file
 
     if args.master:
         master = master_key(args.master)

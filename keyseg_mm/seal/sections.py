@@ -20,9 +20,10 @@ from keyseg_mm.envelope import SEALED
 from keyseg_mm.errors import IntegrityError, LockError
 from keyseg_mm.keys.identity import Key, Recipient
 from keyseg_mm.keys.key import ContentKey, FeatureSecret
+from keyseg_mm.seal.memory import Put
 from keyseg_mm.seal.meta import check_meta
 from keyseg_mm.seal.nested import tensors_of, with_tensors
-from keyseg_mm.seal.tensors import Put, open_tensors, reseal_tensors, retag_tensors, seal_tensors
+from keyseg_mm.seal.tensors import open_tensors, reseal_tensors, retag_tensors, seal_tensors
 from keyseg_mm.stamp import Stamp, fresh_salt, is_stamp, stamps_of
 from keyseg_mm.wrapping import Secrets, close_envelope, memory_stamp, open_envelope
 

@@ -6,7 +6,7 @@ tensors, and stamps, stay as they are; stamps of parts are authenticated, other 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,12 +16,9 @@ from keyseg_mm.envelope import CHUNK, SEALED, SIGNED, Seal
 from keyseg_mm.errors import IntegrityError, LockError, StampError
 from keyseg_mm.seal.chunks import Piece
 from keyseg_mm.seal.cipher import Around, Buffer, open_buffers, reseal_buffers, retag_buffers, seal_buffers
-from keyseg_mm.seal.memory import ScatteredError, bytes_of, filling, fitting, ordinary, why_not
+from keyseg_mm.seal.memory import Put, bytes_of, filling, fitting, ordinary, refuse_scattered, why_not
 from keyseg_mm.seal.meta import Content
 from keyseg_mm.stamp import DAMAGED, is_stamp
-
-#: Is given bytes, and where in memory those lie that they replace.
-Put = Callable[[int, memoryview], object]
 
 
 def seal_tensors(
@@ -147,9 +144,7 @@ def reseal_tensors(
     _check_copies(weights, seal)
     copies = {n: first for n, first in seal.shared.items() if not _same_view(weights[first], weights[n])}
     apart = {name: t for name, t in weights.items() if name not in seal.shared or name in copies}
-    found = fitting(apart, {}, own=True)
-    if any(t.numel() and name not in found for name, t in apart.items()):
-        raise ScatteredError('the tensors of this file do not lie in it one by one')
+    refuse_scattered(apart)
     places = {name: [t.data_ptr()] for name, t in apart.items() if name not in copies}
     for name, first in copies.items():
         places[first].append(weights[name].data_ptr())

@@ -14,7 +14,7 @@ import torch
 from keyseg_mm import lock_file, rekey_file, stamps_of, unlock_file
 from keyseg_mm.bind import stamp_tensor
 from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in, write_checkpoint
-from keyseg_mm.checkpoint.operations import change_maps_file
+from keyseg_mm.checkpoint.rekeying import change_maps_file
 from keyseg_mm.errors import IntegrityError, KeysegError, LockError, StampError
 from keyseg_mm.seal.sections import Sealing, seal_checkpoint
 from keyseg_mm.stamp import Stamp

@@ -13,7 +13,8 @@ import torch
 
 from keyseg_mm.bind import stamp_tensor
 from keyseg_mm.checkpoint.files import read_content
-from keyseg_mm.checkpoint.operations import lock_file, rekey_file, seal_file, unlock_file
+from keyseg_mm.checkpoint.operations import lock_file, seal_file, unlock_file
+from keyseg_mm.checkpoint.rekeying import rekey_file
 from keyseg_mm.entries import MapEntry
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.seal.sections import Sealing

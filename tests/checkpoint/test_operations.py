@@ -12,7 +12,7 @@ from mmseg.registry import MODELS
 
 from keyseg_mm import find_leaks, lock_file, rekey_file, unlock_file
 from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in, write_checkpoint
-from keyseg_mm.checkpoint.operations import change_maps_file
+from keyseg_mm.checkpoint.rekeying import change_maps_file
 from keyseg_mm.errors import KeyMismatchError, KeysegError, LockError
 from keyseg_mm.seal.nested import tensors_of
 from keyseg_mm.seal.sections import unseal_checkpoint
@@ -150,7 +150,7 @@ def no_work(monkeypatch):
     def read(source, mapped=True):
         raise AssertionError('it was read before the target was looked at')
 
-    for room in ('operations', 'opened'):
+    for room in ('rekeying', 'opened'):
         monkeypatch.setattr(f'keyseg_mm.checkpoint.{room}.read_checkpoint', read)
 
 

@@ -10,18 +10,22 @@ import zipfile
 import pytest
 import torch
 
-from keyseg_mm import Identity, rekey_file, seal_file
-from keyseg_mm.checkpoint import operations
+from keyseg_mm import Identity, rekey_file, seal_file, unlock_file
+from keyseg_mm.checkpoint import rekeying
 from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in, write_checkpoint
 from keyseg_mm.checkpoint.patching import ForeignFileError, patch
+from keyseg_mm.checkpoint.rekeying import change_maps_file
+from keyseg_mm.entries import MapEntry
 from keyseg_mm.errors import IntegrityError, KeyMismatchError, KeysegError
+from keyseg_mm.locking import Plan, lock_in_place
 from keyseg_mm.seal.nested import tensors_of
-from keyseg_mm.seal.sections import Sealing, sealed_stamp, unseal_checkpoint
+from keyseg_mm.seal.sections import Sealing, seal_checkpoint, sealed_stamp, unseal_checkpoint
 from keyseg_mm.stamp import is_stamp
+from keyseg_mm.tracing import Fingerprint
 from tests.support.files import KEY, META, OTHER, SUFFIXES, opened_weights, weights_in
 from tests.support.layers import layers
 
-CUSTOMER = Identity(bytes(range(2, 34)))
+CUSTOMER, SALT = Identity(bytes(range(2, 34))), bytes([1]) * 16
 
 
 @pytest.fixture
@@ -49,13 +53,13 @@ def patched(monkeypatch):
     seen = []
 
     def watching(name):
-        run = getattr(operations, name)
+        run = getattr(rekeying, name)
 
         def watched(source, out, *args):
             run(source, out, *args)
             seen.append(out)
 
-        monkeypatch.setattr(operations, name, watched)
+        monkeypatch.setattr(rekeying, name, watched)
 
     watching('patch')
     watching('patch_anew')
@@ -280,6 +284,89 @@ def test_bytes_that_look_like_a_stamp_elsewhere(patched, tmp_path):
     rekey_file(tmp_path / 'sealed.pth', KEY, [OTHER], tmp_path / 'out.pth')
     assert alike(opened_weights(tmp_path / 'out.pth', OTHER), weights)
     assert read_checkpoint(tmp_path / 'out.pth')['meta'] == {'note': 'needs ' + KEY.id}
+
+
+# ---- copies with other weights
+
+
+def made_copy(source, out, mark=None):
+    """A licensee's copy; its salt is always the same, so that two are the same but for their seals."""
+    change_maps_file(source, KEY, OTHER, out, salt=lambda _: bytes(range(16)), mark=mark)
+    return opened_weights(out, OTHER)
+
+
+def locked_file(path, weights):
+    kind = {'type': 'SignedChannelPermutation'}
+    entries = tuple(
+        MapEntry(f'in:{name.removesuffix(".weight")}', t.shape[1], kind, (name,))
+        for name, t in weights.items()
+        if name.endswith('weight') and t.dim() > 1 and t.shape[1] > 1
+    )
+    locked = {name: t.clone() for name, t in weights.items()}
+    lock_in_place(locked, Plan('features', entries), KEY, SALT)
+    sealed = seal_checkpoint({'state_dict': locked, 'meta': META}, Sealing(KEY))
+    write_checkpoint(path, sealed['state_dict'], META)
+
+
+@pytest.mark.parametrize('suffix', SUFFIXES)
+@pytest.mark.parametrize('maps', [True, False], ids=['maps', 'sealed'])
+@pytest.mark.parametrize('marked', [True, False], ids=['fingerprint', 'exact'])
+def test_copies_are_made_in_place_as_they_are_anew(suffix, maps, marked, plain, patched, tmp_path, monkeypatch):
+    source, out, anew = (tmp_path / f'{name}{suffix}' for name in ('source', 'out', 'anew'))
+    if maps:
+        locked_file(source, plain)
+    else:
+        write_checkpoint(tmp_path / f'bare{suffix}', plain, META)
+        seal_file(tmp_path / f'bare{suffix}', Sealing(KEY), source)
+    mark = Fingerprint(KEY, 'acme') if marked else None
+    found = made_copy(source, out, mark)
+    assert patched == [out] and is_whole(out) and out.stat().st_size == source.stat().st_size
+
+    def refuse(*args):
+        raise ForeignFileError('as if')
+
+    monkeypatch.setattr(rekeying, 'patch_anew', refuse)
+    expected = made_copy(source, anew, mark)
+    assert patched == [out] and read_checkpoint(out)['meta'] == META
+    assert alike(
+        {n: t for n, t in found.items() if not is_stamp(n)}, {n: t for n, t in expected.items() if not is_stamp(n)}
+    )
+    assert (bits(found['0.weight']) != bits(opened_weights(source, KEY)['0.weight'])) == (maps or marked)
+    new, old = stamps_in(out)[''], stamps_in(anew)['']
+    assert new.fingerprint == old.fingerprint == (0.001 if marked else 0.0) and new.key_ids == old.key_ids == (
+        OTHER.id,
+    )
+    unlocked = [tmp_path / f'plain_{name}{suffix}' for name in ('out', 'anew')]
+    for path, to in zip((out, anew), unlocked):
+        unlock_file(path, OTHER, to)
+    assert alike(*(weights_in(path) for path in unlocked))
+    assert alike(weights_in(unlocked[0]), plain) != marked
+
+
+def test_what_is_not_to_be_copied_is_not(plain, patched, tmp_path):
+    """Other sections hold the weights as they were: such a file is written anew, without them."""
+    seal_file(tmp_path / 'plain.pth', Sealing(KEY), tmp_path / 'sealed.pth')
+    _, dropped = change_maps_file(tmp_path / 'sealed.pth', KEY, OTHER, tmp_path / 'out.pth')
+    assert patched == [] and sorted(dropped) == ['ema_state_dict', 'optimizer']
+    assert sorted(read_checkpoint(tmp_path / 'out.pth')) == ['meta', 'state_dict']
+    assert alike(opened_weights(tmp_path / 'out.pth', OTHER), plain)
+
+
+def test_tensors_that_were_one_and_are_so_no_more(patched, tmp_path):
+    """Of the very same tensor twice, one carries a map: two have no place where one was."""
+    weight = torch.randn(8, 8)
+    weights = {'0.weight': weight, '1.weight': weight, '2.bias': torch.randn(8)}
+    write_checkpoint(tmp_path / 'bare.pth', weights, META)
+    seal_file(tmp_path / 'bare.pth', Sealing(KEY), tmp_path / 'sealed.pth')
+
+    class Half:
+        strength = 0.001
+
+        def put(self, tensors):
+            tensors['0.weight'] = tensors['0.weight'] + 1
+
+    found = made_copy(tmp_path / 'sealed.pth', tmp_path / 'out.pth', Half())
+    assert patched == [] and alike(found, {**weights, '0.weight': weight + 1})
 
 
 # ---- the patch itself

@@ -14,7 +14,7 @@ import torch
 
 from keyseg_mm import find_leaks, stamps_of
 from keyseg_mm.checkpoint.files import read_checkpoint
-from keyseg_mm.checkpoint.operations import rekey_file
+from keyseg_mm.checkpoint.rekeying import rekey_file
 from keyseg_mm.cli.status import FOUND
 from keyseg_mm.deploy import load, read_exported
 from keyseg_mm.deploy.container import archive_of, members_of

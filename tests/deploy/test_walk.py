@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from keyseg_mm.checkpoint.operations import rekey_file
+from keyseg_mm.checkpoint.rekeying import rekey_file
 from keyseg_mm.cli import build_parser
 from keyseg_mm.keys.identity import read_recipient
 from tests.support.exports import SIZE
