@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
+
+from torch import Tensor
 
 from keyseg_mm.checkpoint.opened import Opened
 from keyseg_mm.errors import LockError
@@ -19,6 +21,9 @@ class Mark(Protocol):
 
     def put(self, tensors: Mapping[str, Any]) -> None:
         """Put it into plain weights, whose memory is overwritten."""
+
+    def adder(self, tensors: Mapping[str, Any]) -> Callable[[str, Tensor], None]:
+        """What puts it into one plain weight at a time; of ``tensors`` those of less than two dimensions are plain."""
 
 
 def put_mark(opened: Opened, mark: Mark) -> None:

@@ -80,7 +80,11 @@ def patch_anew(source: str | Path, out: str | Path, make: Maker, overwrite: bool
 
     def write(file: IO[bytes]) -> None:
         with open(source, 'rb') as original:
-            whole = mmap.mmap(original.fileno(), 0, access=mmap.ACCESS_COPY)  # closed with the last of its tensors
+            try:
+                whole = mmap.mmap(original.fileno(), 0, access=mmap.ACCESS_COPY)  # closed with the last of its tensors
+                content = read_checkpoint(whole)
+            except (ValueError, KeysegError):  # who reads it by its path says what is wrong
+                raise ForeignFileError(_FOREIGN) from None
             first, written = ctypes.addressof(ctypes.c_char.from_buffer(whole)), list[tuple[int, int]]()
 
             def put(where: int, data: memoryview) -> None:
@@ -90,7 +94,7 @@ def patch_anew(source: str | Path, out: str | Path, make: Maker, overwrite: bool
                 written.append((start, start + len(data)))
                 _write_at(file, data, start)
 
-            changes = make(read_checkpoint(whole), put)
+            changes = make(content, put)
             _copy_rest(whole, file, written)
         _exchange(file, changes, all_changed=True)
 

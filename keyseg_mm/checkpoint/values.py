@@ -124,22 +124,25 @@ def _a(value: Any, *kinds: type) -> Any:
 
 
 def _sizes(sizes: Any) -> Any:
-    right = len(_a(sizes, tuple, list, torch.Size)) <= _MOST_DIMENSIONS
-    if not right or any(type(n) is not int or not 0 <= n < _LARGEST for n in sizes):
+    if len(_a(sizes, tuple, list, torch.Size)) > _MOST_DIMENSIONS:
         raise UnreadableError
+    for n in sizes:
+        if type(n) is not int or not 0 <= n < _LARGEST:
+            raise UnreadableError
     return sizes
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any = False, *rest: Any) -> Tensor:
     """A view of a storage, inside of it."""
-    _, *more = rest or (None,)
-    if not isinstance(storage, Tensor) or storage.dim() != 1 or any(more):
+    if not isinstance(storage, Tensor) or storage.dim() != 1 or any(rest[1:]):
         raise UnreadableError
     _sizes((offset,))
     if len(_sizes(size)) != len(_sizes(stride)):
         raise UnreadableError
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride)) if prod(size) else 0
-    if prod(size) and last >= storage.numel():
+    last = offset
+    for n, step in zip(size, stride):
+        last += (n - 1) * step
+    if last >= storage.numel() and prod(size):
         raise UnreadableError
     found: Tensor = storage.as_strided(size, stride, offset)
     return found.requires_grad_() if requires_grad is True else found

@@ -77,11 +77,12 @@ def _lines(data: Data) -> Iterator[Member]:
         size, packed, header = _large(extra, size, packed, header)
         if said[0] != b'PK\1\2' or flags & _ENCRYPTED or method or size != packed or end > stop:
             raise UnreadableError
-        local = LOCAL.unpack(cut(data, header, header + LOCAL.size))
-        start = header + LOCAL.size + local[-2] + local[-1]
-        if local[0] != b'PK\3\4' or cut(data, start - local[-2] - local[-1], start - local[-1]) != name:
+        if header + LOCAL.size > len(data):
             raise UnreadableError
-        if start + size > len(data):
+        local = LOCAL.unpack_from(data, header)
+        start = header + LOCAL.size + local[-2] + local[-1]
+        name_again = data[start - local[-2] - local[-1] : start - local[-1]]
+        if local[0] != b'PK\3\4' or name_again != name or start + size > len(data):
             raise UnreadableError
         yield Member(name.decode('utf-8'), at, header, start, start + size, flags)
         at = end

@@ -134,13 +134,7 @@ def carry_maps(
     Raises:
         LockError: a weight is missing, or is not what its stamp says. Nothing was changed.
     """
-    for name, cmap in maps.items():
-        wanted = cmap.misfit(tensors.get(prefix + name))
-        if wanted:
-            raise LockError(
-                f'{prefix + name}: this checkpoint has no {wanted} there, as its stamp says; it is the wrong '
-                'checkpoint for this model, or it was altered'
-            )
+    refuse_misfits(tensors, maps, prefix)
     once: dict[tuple[int, int, torch.Size], list[str]] = {}  # names of one tensor with one map
     for name, cmap in maps.items():
         weight = tensors[prefix + name]
@@ -154,6 +148,21 @@ def carry_maps(
 
     largest_first = sorted(once.values(), key=lambda names: -tensors[prefix + names[0]].numel())  # none late and alone
     in_threads(work, largest_first)
+
+
+def refuse_misfits(tensors: Mapping[str, Any], maps: Mapping[str, WeightMap], prefix: str = '') -> None:
+    """Make sure that maps fit the weights of a dict.
+
+    Raises:
+        LockError: a weight is missing, or is not what its stamp says.
+    """
+    for name, cmap in maps.items():
+        wanted = cmap.misfit(tensors.get(prefix + name))
+        if wanted:
+            raise LockError(
+                f'{prefix + name}: this checkpoint has no {wanted} there, as its stamp says; it is the wrong '
+                'checkpoint for this model, or it was altered'
+            )
 
 
 def join_maps(old: Mapping[str, WeightMap], new: Mapping[str, WeightMap]) -> dict[str, WeightMap]:

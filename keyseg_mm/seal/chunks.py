@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, groupby
 from typing import Any, NamedTuple
 
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -124,6 +124,13 @@ def jobs_of(buffers: Iterable[Buffer], chunk: int) -> Iterator[list[Piece]]:
                 job, size = [], 0
     if job:
         yield job
+
+
+def whole_of(buffers: Iterable[Buffer], chunk: int) -> list[list[Piece]]:
+    """All chunks of each tensor together, the largest first, so that none is late and alone."""
+    pieces = (piece for job in jobs_of(buffers, chunk) for piece in job)
+    found = [list(group) for _, group in groupby(pieces, key=lambda piece: piece.buffer.name)]
+    return sorted(found, key=lambda group: -len(group[0].buffer.data))
 
 
 def length_of(part: bytes) -> bytes:

@@ -11,17 +11,19 @@ alone does not commit to its key, since one ciphertext may open under two; that 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 
 from cryptography.exceptions import InvalidTag
 
 from keyseg_mm.envelope import CHUNK, MAC_BYTES, SIGNED, TAG_BYTES, Seal
 from keyseg_mm.errors import IntegrityError
-from keyseg_mm.seal.chunks import Buffer, Piece, Section, count_of, jobs_of, ordered, tag_of
-from keyseg_mm.seal.manifest import COPY, Around, check_tag, manifest_tag
-from keyseg_mm.seal.meta import Content, check_meta, meta_mac
+from keyseg_mm.seal.chunks import Buffer, Piece, Section, count_of, jobs_of, ordered, tag_of, whole_of
+from keyseg_mm.seal.manifest import COPY, Around, check_seal, manifest_tag
+from keyseg_mm.seal.meta import Content, meta_mac
 from keyseg_mm.threads import in_threads
 
 __all__ = ['CHUNK', 'Around', 'Buffer', 'Content', 'open_buffers', 'reseal_buffers', 'retag_buffers', 'seal_buffers']
@@ -70,7 +72,8 @@ def open_buffers(
 
     Args:
         buffers: its tensors, in any order.
-        outs: where the plain bytes of each go, by name; may be where its ciphertext is.
+        outs: where the plain bytes of each go, by name; may be where its ciphertext is. What has no place there is not
+            opened.
         content: content key.
         seal: of the section.
         around: what else is authenticated.
@@ -79,13 +82,14 @@ def open_buffers(
         IntegrityError: not what was sealed. Nothing of it is left.
     """
     in_order = ordered(buffers)
-    check_meta(content, seal, around.meta)
-    check_tag(content, seal, in_order, around)
+    check_seal(content, seal, in_order, around)
     keyed = Section.of(content, seal.section, seal.mode)
 
     def work(piece: Piece) -> None:
-        out = None if seal.mode == SIGNED else piece.cut(outs[piece.buffer.name])
-        _open_chunk(keyed, piece, out, seal)
+        if seal.mode == SIGNED:
+            _open_chunk(keyed, piece, None, seal)
+        elif piece.buffer.name in outs:
+            _open_chunk(keyed, piece, piece.cut(outs[piece.buffer.name]), seal)
 
     try:
         in_threads(partial(_do, work), jobs_of(in_order, seal.chunk))
@@ -104,8 +108,7 @@ def retag_buffers(buffers: Iterable[Buffer], content: Content, seal: Seal, aroun
         IntegrityError: list of tensors, stamp or meta are not what was sealed.
     """
     in_order = ordered(buffers)
-    check_meta(content, seal, around.meta)
-    check_tag(content, seal, in_order, around)
+    check_seal(content, seal, in_order, around)
     return replace(seal, tag=manifest_tag(content, seal, in_order, replace(around, head=head)))
 
 
@@ -116,38 +119,47 @@ def reseal_buffers(
     seal: Seal,
     around: Around,
     head: bytes,
+    change: Callable[[str, memoryview], None] | None = None,
 ) -> Seal:
-    """The seal of a section under another content key and stamp. No more than a chunk a thread is open at a time.
+    """The seal of a section under another content key and stamp. Each thread has a chunk open at a time, or a tensor.
 
     Args:
         buffers, seal, around: as of :func:`open_buffers`.
-        put: is given each chunk as it is encrypted anew, from several threads; its bytes hold until it returns. Not
-            used for ``'signed'``.
+        put: is given each chunk of ciphertext, from several threads; its bytes hold until it returns.
         contents: content key, and the fresh one to come, which never seals a section of this name again.
         head: the stamp's bytes to come, without its seals.
+        change: changes the plain bytes of a tensor, given its name, in between; not for ``'signed'``.
 
     Raises:
         IntegrityError: not what was sealed.
     """
-    in_order = ordered(buffers)
-    content, fresh = contents
-    check_meta(content, seal, around.meta)
-    check_tag(content, seal, in_order, around)
+    in_order, own, fresh = ordered(buffers), threading.local(), contents[1]
+    check_seal(contents[0], seal, in_order, around)
     old, new = (Section.of(key, seal.section, seal.mode) for key in contents)
-    tags = bytearray(seal.tags)
+    tags, signed = bytearray(seal.tags), seal.mode == SIGNED
 
     def work(job: list[Piece]) -> None:
-        room = memoryview(bytearray(max(piece.stop - piece.start for piece in job)))
-        for piece in job:
-            out = None if seal.mode == SIGNED else room[: piece.stop - piece.start]
-            _open_chunk(old, piece, out, seal)
-            tags[tag_of(piece)] = new.run(piece, piece.cut(piece.buffer.data) if out is None else out, out)
-            if out is not None:
-                put(piece, out)
+        parts = _parts(own, job)
+        for piece, part in zip(job, parts):
+            _open_chunk(old, piece, None if signed else part, seal)
+        if change is not None:
+            change(job[0].buffer.name, memoryview(own.room)[: sum(map(len, parts))])
+        for piece, part in zip(job, parts):
+            tags[tag_of(piece)] = new.run(piece, *((piece.cut(piece.buffer.data), None) if signed else (part, part)))
+            if not signed:
+                put(piece, part)
 
-    in_threads(work, jobs_of(in_order, seal.chunk))
+    in_threads(work, jobs_of(in_order, seal.chunk) if change is None else whole_of(in_order, seal.chunk))
     resealed = replace(seal, tags=bytes(tags), meta=meta_mac(fresh, around.meta))
     return replace(resealed, tag=manifest_tag(fresh, resealed, in_order, replace(around, head=head)))
+
+
+def _parts(own: threading.local, job: list[Piece]) -> list[memoryview]:
+    """Room for each chunk of a job, one behind the other; a thread's memory is used again, since fresh one is slow."""
+    stops = list(accumulate(piece.stop - piece.start for piece in job))
+    if len(getattr(own, 'room', b'')) < stops[-1]:
+        own.room = bytearray(stops[-1])
+    return [memoryview(own.room)[start:stop] for start, stop in zip([0, *stops], stops)]
 
 
 def _open_chunk(section: Section, piece: Piece, out: memoryview | None, seal: Seal) -> None:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.hmac import HMAC
 from keyseg_mm.envelope import TAG_BYTES, Seal
 from keyseg_mm.errors import IntegrityError
 from keyseg_mm.seal.chunks import Buffer, chunks_of, count_of, length_of
-from keyseg_mm.seal.meta import Content, canonical
+from keyseg_mm.seal.meta import Content, canonical, check_meta
 
 _MANIFEST = 'keyseg_mm/manifest/v1'
 _FLOATS = {'float32': 4, 'float64': 8, 'float16': 2, 'bfloat16': 2}  # bytes of a value
@@ -59,12 +59,13 @@ def _tag_over(content: Content, seal: Seal, rows: list[list[Any]], around: Aroun
     return mac.finalize()
 
 
-def check_tag(content: Content, seal: Seal, buffers: Sequence[Buffer], around: Around) -> None:
+def check_seal(content: Content, seal: Seal, buffers: Sequence[Buffer], around: Around) -> None:
     """Make sure that a section is what was sealed, but for the bytes of its chunks.
 
     Raises:
         IntegrityError: it is not.
     """
+    check_meta(content, seal, around.meta)
     if not hmac.compare_digest(manifest_tag(content, seal, buffers, around), seal.tag):
         raise IntegrityError(
             f'{seal.section} was altered after it was sealed: {_what(content, seal, buffers, around)}; {COPY}'

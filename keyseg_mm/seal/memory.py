@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from keyseg_mm.errors import LockError
-from keyseg_mm.stamp import is_stamp
-from keyseg_mm.threads import in_threads
 
 _WRITABLE = 0x200  # PyBUF_WRITE
 _memory = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)(
@@ -74,29 +72,6 @@ def fitting(tensors: Mapping[str, Tensor], into: Mapping[str, Tensor], own: bool
             if name not in found and ('from', name) in apart and _lies_plain(t):
                 found[name] = t.detach()
     return found
-
-
-def exchange(old: Mapping[str, Any], new: Mapping[str, Any], put: Put) -> None:
-    """Put the bytes of new tensors where those of old ones are. Stamps are left alone.
-
-    Args:
-        old: as they were read.
-        new: as many, of the same names, shapes and types.
-        put: is given the bytes, from several threads.
-
-    Raises:
-        ScatteredError: they are others, or do not lie in memory one by one.
-    """
-    before, after = ({n: t for n, t in found.items() if not is_stamp(n)} for found in (old, new))
-    if before.keys() != after.keys() or any(t.numel() and not _takes(t, after[n]) for n, t in before.items()):
-        raise ScatteredError('the tensors to come do not fit in the place of those of this file')
-    firsts: dict[object, str] = {}
-    for name, t in before.items():
-        first = firsts.setdefault((t.data_ptr(), t.dtype, t.shape, t.stride()), name) if t.numel() else name
-        if first != name and after[first].data_ptr() != after[name].data_ptr():
-            raise ScatteredError(f'{first} and {name} are one tensor in this file, and are not to be')
-    refuse_scattered({name: before[name] for name in firsts.values()})
-    in_threads(lambda name: put(before[name].data_ptr(), bytes_of(after[name])), firsts.values())
 
 
 def refuse_scattered(tensors: Mapping[str, Tensor]) -> None:

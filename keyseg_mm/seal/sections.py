@@ -150,7 +150,7 @@ def unseal_section(
     stamp = sealed_stamp(section)
     if stamp is None or stamp.seal is None:
         raise IntegrityError(_NOT_SEALED)
-    features, content = _secrets(key, stamp, name)
+    features, content = secrets_of(key, stamp, name)
     opened: Any = copy.copy(section)  # an OrderedDict keeps what torch hangs on it
     del opened[stamp.name]
     if verify or stamp.seal.mode == SEALED:
@@ -164,7 +164,7 @@ def unseal_section(
     return result
 
 
-def _secrets(key: Key, stamp: Stamp, name: str) -> tuple[FeatureSecret, ContentKey]:
+def secrets_of(key: Key, stamp: Stamp, name: str) -> tuple[FeatureSecret, ContentKey]:
     """The secrets of a sealed section.
 
     Raises:
@@ -230,7 +230,7 @@ def rewrap(
         stamp = sealed_stamp(section)
         if stamp is None or stamp.seal is None:
             continue
-        features, content = _secrets(key, stamp, name)
+        features, content = secrets_of(key, stamp, name)
         new = close_envelope(stamp, Secrets(features, content if put is None else fresh), others)
         heads = replace(stamp, seal=None).to_bytes(), new.to_bytes()
         bare = {n: t for n, t in tensors_of(section).items() if n != stamp.name}

@@ -6,7 +6,7 @@ tensors, and stamps, stay as they are; stamps of parts are authenticated, other 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,9 @@ from keyseg_mm.seal.cipher import Around, Buffer, open_buffers, reseal_buffers, 
 from keyseg_mm.seal.memory import Put, bytes_of, filling, fitting, ordinary, refuse_scattered, why_not
 from keyseg_mm.seal.meta import Content
 from keyseg_mm.stamp import DAMAGED, is_stamp
+
+#: Changes a tensor, given its name and itself.
+Change = Callable[[str, Tensor], None]
 
 
 def seal_tensors(
@@ -71,6 +74,7 @@ def open_tensors(
     meta: Mapping[str, Any] | None,
     into: Mapping[str, Tensor] | None = None,
     own: bool = False,
+    only: Callable[[Tensor], bool] | None = None,
 ) -> dict[str, Any]:
     """Open a section that was read from a file, and check every bit of it.
 
@@ -79,26 +83,26 @@ def open_tensors(
         content, seal, head: content key, the section's seal, and the stamp's bytes without its seals.
         meta: of the file; a file that lost them opens.
         into: memory to hold them, by name, as a model's parameters: taken where dtype and shape are the same, it is
-            contiguous on the CPU, and nothing else that is read or opened lies in it.
+            contiguous on the CPU, and nothing else lies in it.
         own: the tensors' memory may be overwritten; taken where ``into`` has none.
+        only: which tensors to open; the others are left as they were read, and not checked.
 
     Returns:
-        The section, names in the same order; those opened into given memory are that very tensor. Where it was only
-        signed, they are as they were read.
+        The section, names in the same order; those opened into given memory are that very tensor, those only signed as
+        they were read.
 
     Raises:
         IntegrityError: not what was sealed. What was opened of it, in given memory too, is zeroed.
-        LockError: some tensors are not of the kind that is sealed; all of them are named.
-        StampError: a part's stamp is none.
+        LockError, StampError: as of :func:`seal_tensors`.
     """
-    weights = _weights(tensors)
+    weights, signed = _weights(tensors), seal.mode == SIGNED
     _check_copies(weights, seal)
     singles = {name: t for name, t in weights.items() if name not in seal.shared}
     sources = {name: ordinary(t) for name, t in singles.items()}
-    signed = seal.mode == SIGNED
-    results = singles if signed else _rooms(singles, sources, fitting(singles, into or {}, own))
-    around = Around(head, _public(tensors), seal.shared, meta)
-    open_buffers(_buffers(sources), _views(results, seal.mode), content, seal, around)
+    asked = {name: t for name, t in singles.items() if only is None or only(t)}
+    results = singles if signed else _rooms(asked, sources, fitting(asked, into or {}, own))
+    outs, around = _views(results, seal.mode), Around(head, _public(tensors), seal.shared, meta)
+    open_buffers(_buffers(sources), outs, content, seal, around)
     for tensor in () if signed else results.values():
         torch.autograd.graph.increment_version(tensor)  # written to behind torch's back
     return _result(tensors, results, seal.shared)
@@ -128,6 +132,7 @@ def reseal_tensors(
     seal: Seal,
     heads: tuple[bytes, bytes],
     meta: Mapping[str, Any] | None,
+    change: Change | None = None,
 ) -> Seal:
     """The seal of a section under another content key and stamp; the tensors stay as they are.
 
@@ -135,12 +140,31 @@ def reseal_tensors(
         tensors, seal, heads, meta: as of :func:`retag_tensors`.
         put: is given each chunk as it is encrypted anew, and where in memory the one lies that it replaces.
         contents: content key, and the fresh one to come, which never seals a section of this name again.
+        change: what is sealed anew is what this makes of a plain tensor, in its place; from several threads, each of
+            which has one tensor open at a time. Of tensors that are the very same it is given the first one.
 
     Raises:
         IntegrityError: not what was sealed.
         ScatteredError: the tensors do not lie in memory one by one.
     """
     weights = _weights(tensors)
+    places = _places(weights, seal)
+
+    def put_each(piece: Piece, data: memoryview) -> None:
+        for place in places[piece.buffer.name]:
+            put(place + piece.start, data)
+
+    def change_bytes(name: str, data: memoryview) -> None:
+        if change is not None:
+            change(name, torch.frombuffer(data, dtype=weights[name].dtype).view(weights[name].shape))
+
+    singles = _buffers({name: weights[name].detach() for name in places})
+    around = Around(heads[0], _public(tensors), seal.shared, meta)
+    return reseal_buffers(singles, put_each, contents, seal, around, heads[1], change and change_bytes)
+
+
+def _places(weights: Mapping[str, Tensor], seal: Seal) -> dict[str, list[int]]:
+    """Where in memory the bytes of each tensor lie, in more than one place where the very same one was copied."""
     _check_copies(weights, seal)
     copies = {n: first for n, first in seal.shared.items() if not _same_view(weights[first], weights[n])}
     apart = {name: t for name, t in weights.items() if name not in seal.shared or name in copies}
@@ -148,14 +172,7 @@ def reseal_tensors(
     places = {name: [t.data_ptr()] for name, t in apart.items() if name not in copies}
     for name, first in copies.items():
         places[first].append(weights[name].data_ptr())
-
-    def put_each(piece: Piece, data: memoryview) -> None:
-        for place in places[piece.buffer.name]:
-            put(place + piece.start, data)
-
-    singles = _buffers({name: weights[name].detach() for name in places})
-    around = Around(heads[0], _public(tensors), seal.shared, meta)
-    return reseal_buffers(singles, put_each, contents, seal, around, heads[1])
+    return places
 
 
 def _weights(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -185,8 +202,9 @@ def _rooms(
 ) -> dict[str, Tensor]:
     """Where the result of each tensor goes: to what is given for it, to its source if that is a copy, to new memory."""
     rooms = {}
-    for name, source in sources.items():
-        copied = source.device != tensors[name].device or source.data_ptr() != tensors[name].data_ptr()
+    for name, tensor in tensors.items():
+        source = sources[name]
+        copied = source.device != tensor.device or source.data_ptr() != tensor.data_ptr()
         room = source if copied else None
         room = given.get(name, room)
         rooms[name] = torch.empty(source.shape, dtype=source.dtype) if room is None else room

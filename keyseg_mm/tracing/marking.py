@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,15 +61,28 @@ class Fingerprint:
             LockError: nothing in there could carry it.
         """
         own = unwrap(tensors)
-        found, model = carriers(own), model_of(own)
+        found, add = carriers(own), self.adder(own)
+        in_threads(lambda name: add(name, found[name]), sorted(found, key=lambda name: -found[name].numel()))
+
+    def adder(self, tensors: Mapping[str, Any]) -> Callable[[str, Tensor], None]:
+        """What adds the pattern to one plain weight at a time, in its place; it leaves alone what carries none.
+
+        Args:
+            tensors: a state_dict, without the prefix of data-parallel runs, of which those of less than two dimensions
+                are plain.
+
+        Raises:
+            LockError: nothing in there could carry it.
+        """
+        found, model = carriers(tensors), model_of(tensors)
         if not found:
             raise LockError('this checkpoint holds no weights that a fingerprint could be put into')
 
-        def add(item: tuple[str, Tensor]) -> None:
-            name, weight = item
-            self._add(Pattern(self.master, self.licensee, model, name), weight)
+        def add(name: str, weight: Tensor) -> None:
+            if name in found:
+                self._add(Pattern(self.master, self.licensee, model, name), weight)
 
-        in_threads(add, sorted(found.items(), key=lambda item: -item[1].numel()))
+        return add
 
     def _add(self, pattern: Pattern, weight: Tensor) -> None:
         size = self.strength * size_of(weight) / STD

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from keyseg_mm import Identity, rekey_file, seal_file, unlock_file
-from keyseg_mm.checkpoint import rekeying
+from keyseg_mm.checkpoint import onepass, rekeying
 from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in, write_checkpoint
 from keyseg_mm.checkpoint.patching import ForeignFileError, patch
 from keyseg_mm.checkpoint.rekeying import change_maps_file
@@ -52,17 +52,18 @@ def patched(monkeypatch):
     """Tells which files were patched, not written anew."""
     seen = []
 
-    def watching(name):
-        run = getattr(rekeying, name)
+    def watching(module, name):
+        run = getattr(module, name)
 
         def watched(source, out, *args):
             run(source, out, *args)
             seen.append(out)
 
-        monkeypatch.setattr(rekeying, name, watched)
+        monkeypatch.setattr(module, name, watched)
 
-    watching('patch')
-    watching('patch_anew')
+    watching(rekeying, 'patch')
+    watching(rekeying, 'patch_anew')
+    watching(onepass, 'patch_anew')
     return seen
 
 
@@ -296,28 +297,35 @@ def made_copy(source, out, mark=None):
 
 
 def locked_file(path, weights):
+    """With a map at each layer; a weight that has two names carries one."""
+    names: dict[int, list[str]] = {}
+    for name, t in weights.items():
+        if name.endswith('weight') and t.dim() > 1 and t.shape[1] > 1:
+            names.setdefault(t.data_ptr(), []).append(name)
     kind = {'type': 'SignedChannelPermutation'}
     entries = tuple(
-        MapEntry(f'in:{name.removesuffix(".weight")}', t.shape[1], kind, (name,))
-        for name, t in weights.items()
-        if name.endswith('weight') and t.dim() > 1 and t.shape[1] > 1
+        MapEntry(f'in:{same[0].removesuffix(".weight")}', weights[same[0]].shape[1], kind, tuple(same))
+        for same in names.values()
     )
-    locked = {name: t.clone() for name, t in weights.items()}
+    locked = dict(weights)
     lock_in_place(locked, Plan('features', entries), KEY, SALT)
     sealed = seal_checkpoint({'state_dict': locked, 'meta': META}, Sealing(KEY))
     write_checkpoint(path, sealed['state_dict'], META)
+    return entries
 
 
 @pytest.mark.parametrize('suffix', SUFFIXES)
 @pytest.mark.parametrize('maps', [True, False], ids=['maps', 'sealed'])
 @pytest.mark.parametrize('marked', [True, False], ids=['fingerprint', 'exact'])
-def test_copies_are_made_in_place_as_they_are_anew(suffix, maps, marked, plain, patched, tmp_path, monkeypatch):
+def test_copies_made_in_one_pass_are_those_made_whole(suffix, maps, marked, plain, patched, tmp_path, monkeypatch):
+    plain = {**plain, 'again.weight': plain['0.weight'], 'again.bias': plain['0.bias']}
     source, out, anew = (tmp_path / f'{name}{suffix}' for name in ('source', 'out', 'anew'))
     if maps:
-        locked_file(source, plain)
+        assert any(len(entry.weights) > 1 for entry in locked_file(source, plain))
     else:
-        write_checkpoint(tmp_path / f'bare{suffix}', plain, META)
-        seal_file(tmp_path / f'bare{suffix}', Sealing(KEY), source)
+        write_checkpoint(tmp_path / 'bare.pth', plain, META)
+        seal_file(tmp_path / 'bare.pth', Sealing(KEY), source)
+    assert len(stamps_in(source)[''].seal.shared) == 2
     mark = Fingerprint(KEY, 'acme') if marked else None
     found = made_copy(source, out, mark)
     assert patched == [out] and is_whole(out) and out.stat().st_size == source.stat().st_size
@@ -325,7 +333,7 @@ def test_copies_are_made_in_place_as_they_are_anew(suffix, maps, marked, plain, 
     def refuse(*args):
         raise ForeignFileError('as if')
 
-    monkeypatch.setattr(rekeying, 'patch_anew', refuse)
+    monkeypatch.setattr(onepass, 'patch_anew', refuse)
     expected = made_copy(source, anew, mark)
     assert patched == [out] and read_checkpoint(out)['meta'] == META
     assert alike(
@@ -352,21 +360,33 @@ def test_what_is_not_to_be_copied_is_not(plain, patched, tmp_path):
     assert alike(opened_weights(tmp_path / 'out.pth', OTHER), plain)
 
 
-def test_tensors_that_were_one_and_are_so_no_more(patched, tmp_path):
-    """Of the very same tensor twice, one carries a map: two have no place where one was."""
-    weight = torch.randn(8, 8)
-    weights = {'0.weight': weight, '1.weight': weight, '2.bias': torch.randn(8)}
-    write_checkpoint(tmp_path / 'bare.pth', weights, META)
-    seal_file(tmp_path / 'bare.pth', Sealing(KEY), tmp_path / 'sealed.pth')
+def test_no_more_than_a_tensor_is_open_at_a_time(plain, tmp_path, monkeypatch):
+    """Neither in the new file, before it is whole, nor in memory that lasts."""
+    locked_file(tmp_path / 'source.pth', plain)
+    written, secret = [], {bits(t)[2][at : at + 16] for t in plain.values() for at in range(0, t.nbytes - 15, 16)}
+    assert len(secret) > 50
+    write = onepass.patch_anew.__globals__['_write_at']
 
-    class Half:
-        strength = 0.001
+    def watched(file, data, start):
+        written.append(bytes(data))
+        write(file, data, start)
 
-        def put(self, tensors):
-            tensors['0.weight'] = tensors['0.weight'] + 1
+    monkeypatch.setitem(onepass.patch_anew.__globals__, '_write_at', watched)
+    made_copy(tmp_path / 'source.pth', tmp_path / 'out.pth', Fingerprint(KEY, 'acme'))
+    assert sum(map(len, written)) == (tmp_path / 'out.pth').stat().st_size
+    assert not any(one in data for data in written for one in secret)
 
-    found = made_copy(tmp_path / 'sealed.pth', tmp_path / 'out.pth', Half())
-    assert patched == [] and alike(found, {**weights, '0.weight': weight + 1})
+
+def test_a_copy_of_an_altered_file(plain, tmp_path):
+    locked_file(tmp_path / 'source.pth', plain)
+    content = bytearray((tmp_path / 'source.pth').read_bytes())
+    for name, words in (('0.weight', '0.weight in state_dict was altered'), ('0.bias', '0.bias in state_dict was')):
+        bad = bytearray(content)
+        bad[content.index(bits(weights_in(tmp_path / 'source.pth')[name])[2])] ^= 1
+        (tmp_path / 'bad.pth').write_bytes(bad)
+        with pytest.raises(IntegrityError, match=words):
+            made_copy(tmp_path / 'bad.pth', tmp_path / 'out.pth')
+        assert not (tmp_path / 'out.pth').exists()
 
 
 # ---- the patch itself
