@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from keyseg_mm.checkpoint.files import Source, read_checkpoint, write_checkpoint
 from keyseg_mm.errors import KeyFileError, KeysegError, LockError, PlanMismatchError
@@ -82,6 +82,8 @@ def load(model: nn.Module, source: Source, key: Key | None = None, strict: bool 
 
 
 def _fill(model: nn.Module, weights: dict[str, Any], strict: bool) -> None:
+    if _is_filled(model, weights):
+        return
     try:
         model.load_state_dict(weights, strict=strict)
     except KeysegError:
@@ -93,6 +95,34 @@ def _fill(model: nn.Module, weights: dict[str, Any], strict: bool) -> None:
         ) from None
 
 
+def _is_filled(model: nn.Module, weights: Mapping[str, Any]) -> bool:
+    """Whether all weights were opened where the model has them, and no module has a way of its own to load its."""
+    own = _own_tensors(model)
+    return (
+        own.keys() == weights.keys()
+        and all(weights[name] is tensor for name, tensor in own.items())
+        and all(map(_loads_as_any, model.modules()))
+    )
+
+
+def _loads_as_any(module: nn.Module) -> bool:
+    kind = type(module)
+    stock = kind._load_from_state_dict.__module__.startswith('torch.nn.')  # those of norms look at counters of batches
+    hooks = module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks
+    return stock and not hooks and kind.load_state_dict is nn.Module.load_state_dict
+
+
+def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """A model's parameters and buffers that checkpoints hold, by all of their names."""
+    found = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        kept = {n: b for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set}
+        for name, tensor in (*module._parameters.items(), *kept.items()):
+            if tensor is not None:
+                found[f'{prefix}.{name}' if prefix else name] = tensor
+    return found
+
+
 def _plain(model: nn.Module, weights: dict[str, Any], key: Key | None) -> dict[str, Any]:
     """The plain weights of a protected checkpoint, in the model's own memory where they fit."""
     if key is None:
@@ -101,8 +131,7 @@ def _plain(model: nn.Module, weights: dict[str, Any], key: Key | None) -> dict[s
             f'this checkpoint is protected with key {" or ".join(ids)}; give key=keyseg_mm.locate(...).key'
         )
     if sealed_stamp(weights) is not None:
-        own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
-        weights = unseal_section(key, weights, into=own)
+        weights = unseal_section(key, weights, into=_own_tensors(model))
     plain = dict(weights)
     if stamps_of(plain):
         unlock_in_place(plain, key, model, own=False)

@@ -19,7 +19,7 @@ _MARK = object()
 _LONGEST = 64  # bytes of a whole number
 # A training checkpoint of the largest models takes half of it; done in a second.
 _MOST_STEPS = 1_000_000
-_PROTOCOL = 2
+_PROTOCOL, _LONG_PUT = 2, ord('r')
 
 
 def unpickle(content: bytes, names: Names, persistent: Callable[[Any], Any], at: int = 0) -> tuple[Any, int]:
@@ -36,10 +36,15 @@ def unpickle(content: bytes, names: Names, persistent: Callable[[Any], Any], at:
         UnreadableError: it is damaged, or larger than that of any model.
     """
     machine = _Machine(content, names, persistent)
-    table = _OPCODES
+    table, stack, memo = _OPCODES, machine.stack, machine.memo
     try:
         for _ in range(_MOST_STEPS):
-            after = table[content[at]](machine, at + 1)
+            opcode = content[at]
+            if opcode == _LONG_PUT:  # every fourth one, and most of them for nothing
+                memo[int.from_bytes(content[at + 1 : at + 5], 'little')] = stack[-1]
+                at += 5
+                continue
+            after = table[opcode](machine, at + 1)
             if after < 0:
                 (found,) = machine.stack
                 return found, at + 1
@@ -102,11 +107,6 @@ def _text(m: _Machine, at: int) -> int:
 def _put(m: _Machine, at: int) -> int:
     m.memo[m.content[at]] = m.stack[-1]
     return at + 1
-
-
-def _long_put(m: _Machine, at: int) -> int:
-    m.memo[int.from_bytes(m.content[at : at + 4], 'little')] = m.stack[-1]
-    return at + 4
 
 
 def _get(m: _Machine, at: int) -> int:
@@ -250,7 +250,6 @@ _OPCODES: dict[int, Callable[[_Machine, int], int]] = {
         'X': _text,
         'U': _short_text,
         'q': _put,
-        'r': _long_put,
         'h': _get,
         'j': _long_get,
         'J': _number(_INT),

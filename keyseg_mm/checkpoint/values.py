@@ -90,7 +90,8 @@ def _number(kind: Any, data: Any) -> Any:
 
 def _ordered(pairs: Any = ()) -> OrderedDict[Any, Any]:
     items = [tuple(pair) for pair in _a(pairs, list, tuple)]
-    check_keys(key for key, _ in items)
+    if items:
+        check_keys(key for key, _ in items)
     return OrderedDict(items)
 
 

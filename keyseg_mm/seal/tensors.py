@@ -246,7 +246,8 @@ def _public(tensors: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def _buffers(tensors: Mapping[str, Tensor]) -> list[Buffer]:
-    return [Buffer(n, str(t.dtype).removeprefix('torch.'), tuple(t.shape), bytes_of(t)) for n, t in tensors.items()]
+    names = {dtype: str(dtype).removeprefix('torch.') for dtype in {t.dtype for t in tensors.values()}}
+    return [Buffer(n, names[t.dtype], tuple(t.shape), bytes_of(t)) for n, t in tensors.items()]
 
 
 def _views(tensors: Mapping[str, Tensor], mode: str) -> dict[str, memoryview]:

@@ -377,6 +377,48 @@ def test_strict_loads(sealed):
     assert torch.equal(model[:5](pictures()), layers()(pictures()))
 
 
+class _Doubles(nn.Conv2d):
+    """A layer with a way of its own to load its weights."""
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        state_dict[f'{prefix}weight'] = 2 * state_dict[f'{prefix}weight']
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class _Asks(nn.Sequential):
+    asked = 0
+
+    def load_state_dict(self, *args, **kwargs):
+        self.asked += 1
+        return super().load_state_dict(*args, **kwargs)
+
+
+def test_modules_that_load_in_their_own_way_do(sealed):
+    """Weights that were opened in their place need no copying, but whoever wants to see them does."""
+    path, expected = sealed
+    seen, plain = [], layers(5)
+    plain.register_load_state_dict_post_hook(lambda *_: seen.append('after'))
+    plain[0]._register_load_state_dict_pre_hook(lambda *_: seen.append('before'))
+    keyseg_mm.load(plain, path, KEY)
+    assert seen == ['before', 'after'] and torch.equal(plain(pictures()), expected)
+    asks = _Asks(*layers(5))
+    keyseg_mm.load(asks, path, KEY)
+    assert asks.asked == 1 and torch.equal(asks(pictures()), expected)
+    doubles = layers(5)
+    doubles[0].__class__ = _Doubles
+    keyseg_mm.load(doubles, path, KEY)
+    assert torch.equal(doubles[0].weight, 2 * asks[0].weight) and torch.equal(doubles[4].weight, asks[4].weight)
+
+
+def test_buffers_that_no_file_holds_stay(tmp_path):
+    model = layers(5)
+    model.register_buffer('steps', torch.ones(2), persistent=False)
+    write_checkpoint(tmp_path / 'plain.pth', {**layers().state_dict()}, {})
+    seal_file(tmp_path / 'plain.pth', Sealing(KEY), tmp_path / 'sealed.pth')
+    keyseg_mm.load(model, tmp_path / 'sealed.pth', KEY)
+    assert torch.equal(model(pictures()), layers()(pictures())) and torch.equal(model.steps, torch.ones(2))
+
+
 @pytest.mark.parametrize('source', [{}, None, 3, io.StringIO('text')], ids=lambda source: type(source).__name__)
 def test_what_is_no_file_is_told_so(source):
     with pytest.raises(
