@@ -70,8 +70,11 @@ def test_the_graph_names_no_file_of_this_machine(shop, sealed):
     assert b'.py' not in opened and str(shop.folder).encode() not in opened
 
 
-def test_a_sealed_graph_is_given_to_others_as_checkpoints_are(shop, sealed, other_key, tmp_path, photo, scores):
-    rekey_file(sealed, shop.key, [other_key], tmp_path / 'theirs.onnx.sealed')
+@pytest.mark.parametrize('reseal', [False, True])
+def test_a_sealed_graph_is_given_to_others_as_checkpoints_are(reseal, shop, sealed, other_key, tmp_path, photo, scores):
+    rekey_file(sealed, shop.key, [other_key], tmp_path / 'theirs.onnx.sealed', reseal=reseal)
+    graphs = [read_checkpoint(path)['state_dict']['graph'] for path in (sealed, tmp_path / 'theirs.onnx.sealed')]
+    assert torch.equal(*graphs) != reseal
     assert gap(load(tmp_path / 'theirs.onnx.sealed', other_key).run(None, {'image': photo})[0], scores) < CLOSE
     with pytest.raises(KeyMismatchError):
         load(tmp_path / 'theirs.onnx.sealed', shop.key)
