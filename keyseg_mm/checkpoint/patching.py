@@ -80,25 +80,31 @@ def patch_anew(source: str | Path, out: str | Path, make: Maker, overwrite: bool
 
     def write(file: IO[bytes]) -> None:
         with open(source, 'rb') as original:
-            try:
-                whole = mmap.mmap(original.fileno(), 0, access=mmap.ACCESS_COPY)  # closed with the last of its tensors
-                content = read_checkpoint(whole)
-            except (ValueError, KeysegError):  # who reads it by its path says what is wrong
-                raise ForeignFileError(_FOREIGN) from None
-            first, written = ctypes.addressof(ctypes.c_char.from_buffer(whole)), list[tuple[int, int]]()
-
-            def put(where: int, data: memoryview) -> None:
-                start = where - first
-                if not 0 <= start <= len(whole) - len(data):  # it was copied as it was read
-                    raise ForeignFileError(_FOREIGN)
-                written.append((start, start + len(data)))
-                _write_at(file, data, start)
-
-            changes = make(content, put)
-            _copy_rest(whole, file, written)
+            changes = _put_anew(original, file, make)
         _exchange(file, changes, all_changed=True)
 
     write_new(out, write, overwrite=overwrite)
+
+
+def _put_anew(original: IO[bytes], file: IO[bytes], make: Maker) -> Mapping[bytes, bytes]:
+    """Write all but the changes to come; when it is done, no page of the original is in memory any more."""
+    try:
+        whole = mmap.mmap(original.fileno(), 0, access=mmap.ACCESS_COPY)  # closed with the last of its tensors
+        content = read_checkpoint(whole)
+    except (ValueError, KeysegError):  # who reads it by its path says what is wrong
+        raise ForeignFileError(_FOREIGN) from None
+    first, written = ctypes.addressof(ctypes.c_char.from_buffer(whole)), list[tuple[int, int]]()
+
+    def put(where: int, data: memoryview) -> None:
+        start = where - first
+        if not 0 <= start <= len(whole) - len(data):  # it was copied as it was read
+            raise ForeignFileError(_FOREIGN)
+        written.append((start, start + len(data)))
+        _write_at(file, data, start)
+
+    changes = make(content, put)
+    _copy_rest(whole, file, written)
+    return changes
 
 
 def _copy_rest(whole: mmap.mmap, file: IO[bytes], written: list[tuple[int, int]]) -> None:
