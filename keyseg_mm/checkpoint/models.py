@@ -76,14 +76,15 @@ def load(model: nn.Module, source: Source, key: Key | None = None, strict: bool 
     if key is not None and stamps and key.id in next(iter(stamps.values())).key_ids:
         check_meta_of(key, content)
     if not protections and stamps:
-        weights = _plain(model, weights, key)
+        own = _own_tensors(model)
+        weights = _plain(model, weights, key, own)
+        if _is_filled(model, own, weights):
+            return meta
     _fill(model, weights, strict)
     return meta
 
 
 def _fill(model: nn.Module, weights: dict[str, Any], strict: bool) -> None:
-    if _is_filled(model, weights):
-        return
     try:
         model.load_state_dict(weights, strict=strict)
     except KeysegError:
@@ -95,9 +96,8 @@ def _fill(model: nn.Module, weights: dict[str, Any], strict: bool) -> None:
         ) from None
 
 
-def _is_filled(model: nn.Module, weights: Mapping[str, Any]) -> bool:
+def _is_filled(model: nn.Module, own: Mapping[str, Tensor], weights: Mapping[str, Any]) -> bool:
     """Whether all weights were opened where the model has them, and no module has a way of its own to load its."""
-    own = _own_tensors(model)
     return (
         own.keys() == weights.keys()
         and all(weights[name] is tensor for name, tensor in own.items())
@@ -123,7 +123,7 @@ def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def _plain(model: nn.Module, weights: dict[str, Any], key: Key | None) -> dict[str, Any]:
+def _plain(model: nn.Module, weights: dict[str, Any], key: Key | None, own: Mapping[str, Tensor]) -> dict[str, Any]:
     """The plain weights of a protected checkpoint, in the model's own memory where they fit."""
     if key is None:
         ids = next(iter(stamps_of(weights).values())).key_ids
@@ -131,7 +131,7 @@ def _plain(model: nn.Module, weights: dict[str, Any], key: Key | None) -> dict[s
             f'this checkpoint is protected with key {" or ".join(ids)}; give key=keyseg_mm.locate(...).key'
         )
     if sealed_stamp(weights) is not None:
-        weights = unseal_section(key, weights, into=_own_tensors(model))
+        weights = unseal_section(key, weights, into=own)
     plain = dict(weights)
     if stamps_of(plain):
         unlock_in_place(plain, key, model, own=False)

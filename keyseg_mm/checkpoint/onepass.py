@@ -7,7 +7,7 @@ and write as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 from keyseg_mm.bind import Bound
 from keyseg_mm.checkpoint.marks import Mark, strength_of
 from keyseg_mm.checkpoint.opened import opened_of
-from keyseg_mm.checkpoint.patching import ForeignFileError, patch_anew
+from keyseg_mm.checkpoint.patching import ForeignFileError, patch_anew, patches_of
 from keyseg_mm.envelope import SEALED
 from keyseg_mm.keys.identity import Key, Recipient
 from keyseg_mm.keys.key import ContentKey, FeatureSecret
@@ -85,25 +85,6 @@ def copy_in_one_pass(path: str | Path, key: Key, out: str | Path, to_come: ToCom
 
     patch_anew(path, out, make, overwrite)
     return stamps
-
-
-def patches_of(stamps: Sequence[tuple[Stamp, Stamp]], content: Mapping[str, Any]) -> dict[bytes, bytes]:
-    """What to replace in a file by what.
-
-    Raises:
-        ForeignFileError: its stamps are too short, or parts have stamps of their own.
-    """
-    sections = {where: section for where, section in content.items() if isinstance(section, Mapping)}
-    written = {(where, n): value for where, s in sections.items() for n, value in s.items() if is_stamp(str(n))}
-    changes: dict[bytes, bytes] = {}
-    for old, new in stamps:
-        where = old.seal.section if old.seal is not None else WEIGHTS
-        before, after = bytes(written.pop((where, old.name)).tolist()), new.to_bytes()
-        changes[before] = after.ljust(len(before), b' ')
-        changes[old.name.encode()] = new.name.encode()
-    if written or any(len(before) != len(after) for before, after in changes.items()):
-        raise ForeignFileError('the stamps of this file have no room for others')
-    return changes
 
 
 def _is_fit(stamp: Stamp, tensors: Mapping[str, Any]) -> bool:

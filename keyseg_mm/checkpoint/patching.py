@@ -14,7 +14,7 @@ import os
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +24,8 @@ from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.checkpoint.zips import Member, is_zip, members
 from keyseg_mm.errors import KeysegError
 from keyseg_mm.seal.memory import Put
+from keyseg_mm.seal.sections import WEIGHTS
+from keyseg_mm.stamp import Stamp, is_stamp
 from keyseg_mm.threads import in_threads
 
 Maker = Callable[[dict[str, Any], Put], Mapping[bytes, bytes]]
@@ -84,6 +86,25 @@ def patch_anew(source: str | Path, out: str | Path, make: Maker, overwrite: bool
         _exchange(file, changes, all_changed=True)
 
     write_new(out, write, overwrite=overwrite)
+
+
+def patches_of(stamps: Sequence[tuple[Stamp, Stamp]], content: Mapping[str, Any]) -> dict[bytes, bytes]:
+    """What to replace in a file by what.
+
+    Raises:
+        ForeignFileError: its stamps are too short, or parts have stamps of their own.
+    """
+    sections = {where: section for where, section in content.items() if isinstance(section, Mapping)}
+    written = {(where, n): value for where, s in sections.items() for n, value in s.items() if is_stamp(str(n))}
+    changes: dict[bytes, bytes] = {}
+    for old, new in stamps:
+        where = old.seal.section if old.seal is not None else WEIGHTS
+        before, after = bytes(written.pop((where, old.name)).tolist()), new.to_bytes()
+        changes[before] = after.ljust(len(before), b' ')
+        changes[old.name.encode()] = new.name.encode()
+    if written or any(len(before) != len(after) for before, after in changes.items()):
+        raise ForeignFileError('the stamps of this file have no room for others')
+    return changes
 
 
 def _put_anew(original: IO[bytes], file: IO[bytes], make: Maker) -> Mapping[bytes, bytes]:

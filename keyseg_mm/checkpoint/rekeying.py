@@ -12,9 +12,9 @@ from torch import nn
 from keyseg_mm.atomic import refuse_existing
 from keyseg_mm.checkpoint.files import read_checkpoint
 from keyseg_mm.checkpoint.marks import Mark, strength_of
-from keyseg_mm.checkpoint.onepass import Salt, ToCome, copy_in_one_pass, patches_of
+from keyseg_mm.checkpoint.onepass import Salt, ToCome, copy_in_one_pass
 from keyseg_mm.checkpoint.opened import Opened, open_checkpoint
-from keyseg_mm.checkpoint.patching import ForeignFileError, patch, patch_anew
+from keyseg_mm.checkpoint.patching import ForeignFileError, patch, patch_anew, patches_of
 from keyseg_mm.errors import LockError
 from keyseg_mm.keys.identity import Key, Recipient
 from keyseg_mm.locking import rekey_in_place, unwrap

@@ -1,8 +1,9 @@
 """Give a protected checkpoint to others, in about the time of copying it: its envelope is made anew.
 
-Weights and maps stay as they are, and the plain weights never come into being. Whoever could open the old file can
-still open the old file. To keep them out of what you write next: `--reseal` encrypts under a fresh content key, and
-`--new-maps` draws other maps too, so that nothing of the old file fits the new one.
+Weights and maps stay as they are, and are not opened. Whoever could open the old file can still open the old file. To
+keep them out of what you write next: `--reseal` encrypts under a fresh content key, a few MiB at a time, and
+`--new-maps` draws other maps too, so that nothing of the old file fits the new one. For these, for another format, and
+for more recipients than the file has room for, weights are opened in memory, and never written.
 
 A licensee's copy has maps and a fingerprint of its own, by which `keyseg trace` can tell whose copy is whose: a secret
 pattern in the weights, far below what changes a prediction, which stays there when the copy is opened and trained on.

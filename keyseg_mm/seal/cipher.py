@@ -66,14 +66,14 @@ def seal_buffers(
 
 
 def open_buffers(
-    buffers: Iterable[Buffer], outs: Mapping[str, memoryview], content: Content, seal: Seal, around: Around
+    buffers: Iterable[Buffer], outs: Mapping[str, memoryview | None], content: Content, seal: Seal, around: Around
 ) -> None:
     """Open a section, or check it where it is only signed; ``outs`` are zeroed whole where a chunk fails.
 
     Args:
         buffers: its tensors, in any order.
-        outs: where the plain bytes of each go, by name; may be where its ciphertext is. What has no place there is not
-            opened.
+        outs: where the plain bytes of each go, by name; may be where its ciphertext is. None for one that is neither to
+            be opened nor to be checked.
         content: content key.
         seal: of the section.
         around: what else is authenticated.
@@ -88,14 +88,14 @@ def open_buffers(
     def work(piece: Piece) -> None:
         if seal.mode == SIGNED:
             _open_chunk(keyed, piece, None, seal)
-        elif piece.buffer.name in outs:
-            _open_chunk(keyed, piece, piece.cut(outs[piece.buffer.name]), seal)
+        elif (out := outs[piece.buffer.name]) is not None:
+            _open_chunk(keyed, piece, piece.cut(out), seal)
 
     try:
         in_threads(partial(_do, work), jobs_of(in_order, seal.chunk))
     except BaseException:
         for out in outs.values():
-            _wipe(out)
+            _wipe(out or memoryview(b''))
         raise
 
 
@@ -139,11 +139,11 @@ def reseal_buffers(
     tags, signed = bytearray(seal.tags), seal.mode == SIGNED
 
     def work(job: list[Piece]) -> None:
-        parts = _parts(own, job)
+        room, parts = _room(own, job)
         for piece, part in zip(job, parts):
             _open_chunk(old, piece, None if signed else part, seal)
         if change is not None:
-            change(job[0].buffer.name, memoryview(own.room)[: sum(map(len, parts))])
+            change(job[0].buffer.name, room)
         for piece, part in zip(job, parts):
             tags[tag_of(piece)] = new.run(piece, *((piece.cut(piece.buffer.data), None) if signed else (part, part)))
             if not signed:
@@ -154,12 +154,16 @@ def reseal_buffers(
     return replace(resealed, tag=manifest_tag(fresh, resealed, in_order, replace(around, head=head)))
 
 
-def _parts(own: threading.local, job: list[Piece]) -> list[memoryview]:
-    """Room for each chunk of a job, one behind the other; a thread's memory is used again, since fresh one is slow."""
+def _room(own: threading.local, job: list[Piece]) -> tuple[memoryview, list[memoryview]]:
+    """A thread's own room for the chunks of a job, one behind the other: all of it, and that of each.
+
+    It is used again, since fresh memory is slow.
+    """
     stops = list(accumulate(piece.stop - piece.start for piece in job))
     if len(getattr(own, 'room', b'')) < stops[-1]:
         own.room = bytearray(stops[-1])
-    return [memoryview(own.room)[start:stop] for start, stop in zip([0, *stops], stops)]
+    room = memoryview(own.room)[: stops[-1]]
+    return room, [room[start:stop] for start, stop in zip([0, *stops], stops)]
 
 
 def _open_chunk(section: Section, piece: Piece, out: memoryview | None, seal: Seal) -> None:

@@ -45,13 +45,13 @@ def ordinary(tensor: Tensor) -> Tensor:
     return found.view(bits).contiguous().view(found.dtype) if bits else found.contiguous()
 
 
-def filling(tensors: Mapping[str, Tensor]) -> list[str]:
+def alone(tensors: Mapping[str, Tensor]) -> list[str]:
     """Tensors that fill the memory they lie in, alone: what else lay there would be written in the open, or lost."""
     owners: dict[int, list[str]] = {}
     for name, t in tensors.items():
         owners.setdefault(t.untyped_storage().data_ptr(), []).append(name)
-    alone = [names[0] for names in owners.values() if len(names) == 1]
-    return [name for name in alone if _lies_plain(t := tensors[name]) and t.nbytes == t.untyped_storage().nbytes()]
+    only = [names[0] for names in owners.values() if len(names) == 1]
+    return [name for name in only if _lies_plain(t := tensors[name]) and t.nbytes == t.untyped_storage().nbytes()]
 
 
 def _lies_plain(tensor: Tensor) -> bool:

@@ -16,7 +16,7 @@ from keyseg_mm.envelope import CHUNK, SEALED, SIGNED, Seal
 from keyseg_mm.errors import IntegrityError, LockError, StampError
 from keyseg_mm.seal.chunks import Piece
 from keyseg_mm.seal.cipher import Around, Buffer, open_buffers, reseal_buffers, retag_buffers, seal_buffers
-from keyseg_mm.seal.memory import Put, bytes_of, filling, fitting, ordinary, refuse_scattered, why_not
+from keyseg_mm.seal.memory import Put, alone, bytes_of, fitting, ordinary, refuse_scattered, why_not
 from keyseg_mm.seal.meta import Content
 from keyseg_mm.stamp import DAMAGED, is_stamp
 
@@ -59,7 +59,7 @@ def seal_tensors(
     sources = {name: ordinary(t) for name, t in weights.items() if name not in shared}
     results = {name: weights[name] for name in sources}
     if mode != SIGNED:
-        given = {name: sources[name] for name in filling(results)} if own else {}
+        given = {name: sources[name] for name in alone(results)} if own else {}
         results = _rooms(results, sources, given)
     around = Around(head, _public(tensors), shared, meta)
     seal = seal_buffers(_buffers(sources), _views(results, mode), content, section, mode, chunk, around)
@@ -102,7 +102,7 @@ def open_tensors(
     asked = {name: t for name, t in singles.items() if only is None or only(t)}
     results = singles if signed else _rooms(asked, sources, fitting(asked, into or {}, own))
     outs, around = _views(results, seal.mode), Around(head, _public(tensors), seal.shared, meta)
-    open_buffers(_buffers(sources), outs, content, seal, around)
+    open_buffers(_buffers(sources), dict.fromkeys(singles) | outs, content, seal, around)
     for tensor in () if signed else results.values():
         torch.autograd.graph.increment_version(tensor)  # written to behind torch's back
     return _result(tensors, results, seal.shared)

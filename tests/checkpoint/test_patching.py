@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from keyseg_mm import Identity, rekey_file, seal_file, unlock_file
-from keyseg_mm.checkpoint import onepass, rekeying
+from keyseg_mm.checkpoint import onepass, patching, rekeying
 from keyseg_mm.checkpoint.files import read_checkpoint, stamps_in, write_checkpoint
 from keyseg_mm.checkpoint.patching import ForeignFileError, patch
 from keyseg_mm.checkpoint.rekeying import change_maps_file
@@ -166,11 +166,13 @@ def test_resealed_in_its_place(sealed, plain, patched, tmp_path):
     assert len(patched) == 2 and is_whole(sealed) and alike(opened_weights(sealed, KEY), plain)
 
 
-def test_other_formats_are_written_anew(sealed, plain, patched, tmp_path):
-    if sealed.suffix == '.pth':  # its other sections fit into no .safetensors
-        return
-    rekey_file(sealed, KEY, [OTHER], tmp_path / 'other.pth')
+def test_other_formats_are_written_anew(plain, patched, tmp_path):
+    """From .safetensors; what else a .pth holds fits into none."""
+    seal_file(tmp_path / 'plain.safetensors', Sealing(KEY), tmp_path / 'sealed.safetensors')
+    rekey_file(tmp_path / 'sealed.safetensors', KEY, [OTHER], tmp_path / 'other.pth')
     assert is_whole(tmp_path / 'other.pth') and alike(opened_weights(tmp_path / 'other.pth', OTHER), plain)
+    old, new = weights_in(tmp_path / 'sealed.safetensors'), weights_in(tmp_path / 'other.pth')
+    assert not any(torch.equal(t, new[n]) for n, t in old.items() if not is_stamp(n))
     assert patched == []
 
 
@@ -201,16 +203,13 @@ def test_resealed_of_what_was_altered(sealed, tmp_path):
     where = content.index(bits(weights_in(sealed)['0.weight'])[2])
     content[where] ^= 1
     sealed.write_bytes(content)
-    for reseal, expected in ((True, IntegrityError), (False, None)):
-        out = tmp_path / f'{reseal}{sealed.suffix}'
-        if expected is None:  # it is not opened, and is as bad as before
-            rekey_file(sealed, KEY, [OTHER], out)
-            with pytest.raises(IntegrityError, match='0.weight in state_dict was altered'):
-                opened_weights(out, OTHER)
-            continue
-        with pytest.raises(expected, match='0.weight in state_dict was altered'):
-            rekey_file(sealed, KEY, [OTHER], out, reseal=reseal)
-        assert not out.exists()
+    out = tmp_path / f'out{sealed.suffix}'
+    with pytest.raises(IntegrityError, match='0.weight in state_dict was altered'):
+        rekey_file(sealed, KEY, [OTHER], out, reseal=True)
+    assert not out.exists()
+    rekey_file(sealed, KEY, [OTHER], out)  # opens nothing, and so finds nothing; whoever opens it does
+    with pytest.raises(IntegrityError, match='0.weight in state_dict was altered'):
+        opened_weights(out, OTHER)
 
 
 def test_sections_of_several_files_are_not_made_one(tmp_path, plain):
@@ -360,20 +359,21 @@ def test_what_is_not_to_be_copied_is_not(plain, patched, tmp_path):
     assert alike(opened_weights(tmp_path / 'out.pth', OTHER), plain)
 
 
-def test_no_more_than_a_tensor_is_open_at_a_time(plain, tmp_path, monkeypatch):
-    """Neither in the new file, before it is whole, nor in memory that lasts."""
+@pytest.mark.parametrize('marked', [True, False], ids=['fingerprint', 'exact'])
+def test_nothing_readable_is_written_on_the_way(marked, plain, tmp_path, monkeypatch):
+    """Neither of the plain weights nor of the copy's, not even for the moment before the file is whole."""
     locked_file(tmp_path / 'source.pth', plain)
-    written, secret = [], {bits(t)[2][at : at + 16] for t in plain.values() for at in range(0, t.nbytes - 15, 16)}
-    assert len(secret) > 50
-    write = onepass.patch_anew.__globals__['_write_at']
+    written, write = [], patching._write_at
 
     def watched(file, data, start):
         written.append(bytes(data))
         write(file, data, start)
 
-    monkeypatch.setitem(onepass.patch_anew.__globals__, '_write_at', watched)
-    made_copy(tmp_path / 'source.pth', tmp_path / 'out.pth', Fingerprint(KEY, 'acme'))
-    assert sum(map(len, written)) == (tmp_path / 'out.pth').stat().st_size
+    monkeypatch.setattr(patching, '_write_at', watched)
+    found = made_copy(tmp_path / 'source.pth', tmp_path / 'out.pth', Fingerprint(KEY, 'acme') if marked else None)
+    readable = [t for weights in (plain, found) for n, t in weights.items() if not is_stamp(n)]
+    secret = {bits(t)[2][at : at + 16] for t in readable for at in range(0, t.nbytes - 15, 16)}
+    assert len(secret) > 100 and sum(map(len, written)) == (tmp_path / 'out.pth').stat().st_size
     assert not any(one in data for data in written for one in secret)
 
 
