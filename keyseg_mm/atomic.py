@@ -33,6 +33,8 @@ _KINDS = {
 # what the line of a key file that is not a comment begins with, without spaces, dashes and quotes, in capitals
 _KEY_MARKS, _SEALED_MARK = (b'KEYSEGSECRETKEY1', b'KEYSEGIDENTITY1'), b'KEYSEG_MMSEALEDKEY'
 _HEAD = 64 * 1024  # bytes of a file that tell whether it is a key file
+_PAUSE = 0.05  # seconds: whoever writes a small file is done before
+_sync = getattr(os, 'fdatasync', os.fsync)  # macOS has one of the two
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -75,7 +77,7 @@ def _write(name: str, folder: int, write: Callable[[IO[bytes]], object], mode: i
     try:
         handle, is_named = _open(hidden, folder)
         with open(handle, 'w+b') as file:
-            with _undisturbed():
+            with _undisturbed(), _on_its_way(handle):
                 write(file)
             file.flush()
             os.fchmod(handle, mode & ~umask)
@@ -90,6 +92,33 @@ def _write(name: str, folder: int, write: Callable[[IO[bytes]], object], mode: i
     finally:
         with suppress(FileNotFoundError):
             os.unlink(hidden, dir_fd=folder)
+
+
+@contextmanager
+def _on_its_way(handle: int) -> Iterator[None]:
+    """Let the disk work on what was written while the rest is still being made: it takes as long as making it.
+
+    Raises:
+        OSError: the disk did not take it. The system tells that once, so that the last sync would not.
+    """
+    is_done, failed = threading.Event(), list[OSError]()
+
+    def follow() -> None:
+        while not failed and not is_done.wait(_PAUSE):
+            try:
+                _sync(handle)
+            except OSError as error:
+                failed.append(error)
+
+    thread = threading.Thread(target=follow, name='keyseg_mm sync', daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_done.set()
+        thread.join()
+    if failed:
+        raise failed[0]
 
 
 @contextmanager

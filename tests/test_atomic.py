@@ -7,11 +7,12 @@ import io
 import os
 import signal
 import stat
+import threading
 
 import pytest
 import torch
 
-from keyseg_mm import Identity, SecretKey, write_key_file
+from keyseg_mm import Identity, SecretKey, atomic, write_key_file
 from keyseg_mm.atomic import is_key_file, make_folder, refuse_existing, write_new
 from keyseg_mm.checkpoint.files import write_checkpoint
 from keyseg_mm.errors import KeysegError
@@ -114,6 +115,33 @@ def test_a_signal_waits_until_a_writer_in_another_language_is_done(way, number, 
         signal.signal(number, kept)
     assert len(seen) > 1 and ran == [len(seen)]
     assert names_in(tmp_path) == []
+
+
+def test_the_disk_works_while_the_file_is_being_made(way, tmp_path, monkeypatch):
+    path, synced = tmp_path / 'a.pth', threading.Event()
+    monkeypatch.setattr(atomic, '_sync', lambda handle: synced.set())
+
+    def write(file):
+        assert synced.wait(60)
+        file.write(b'whole')
+
+    write_new(path, write)
+    assert path.read_bytes() == b'whole'
+    assert not [t for t in threading.enumerate() if t.name == 'keyseg_mm sync']
+
+
+def test_what_the_disk_did_not_take_while_the_file_was_being_made_is_an_error(way, tmp_path, monkeypatch):
+    """The system tells of it once: the sync at the end finds nothing wrong any more."""
+    path, failed = tmp_path / 'a.pth', threading.Event()
+
+    def sync(handle):
+        failed.set()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(atomic, '_sync', sync)
+    with pytest.raises(KeysegError, match='could not write .*a.pth: Input/output error'):
+        write_new(path, lambda file: failed.wait(60))
+    assert failed.is_set() and names_in(tmp_path) == []
 
 
 def test_a_file_that_appears_meanwhile_is_left(way, tmp_path):
