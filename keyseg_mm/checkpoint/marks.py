@@ -11,6 +11,9 @@ from keyseg_mm.checkpoint.opened import Opened
 from keyseg_mm.errors import LockError
 from keyseg_mm.stamp import stamps_of
 
+#: Is given some rows of a plain weight, one part of it after another, and marks them.
+Add = Callable[[Tensor], None]
+
 
 class Mark(Protocol):
     """What tells a licensee's copy from others, see :class:`keyseg_mm.tracing.Fingerprint`."""
@@ -22,8 +25,8 @@ class Mark(Protocol):
     def put(self, tensors: Mapping[str, Any]) -> None:
         """Put it into plain weights, whose memory is overwritten."""
 
-    def adder(self, tensors: Mapping[str, Any]) -> Callable[[str, Tensor], None]:
-        """What puts it into one plain weight at a time; of ``tensors`` those of less than two dimensions are plain."""
+    def adder(self, tensors: Mapping[str, Any]) -> Callable[[str, Tensor], Add]:
+        """What makes, for each weight, what puts it into its rows; of ``tensors`` those of one dimension are plain."""
 
 
 def put_mark(opened: Opened, mark: Mark) -> None:

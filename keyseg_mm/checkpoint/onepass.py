@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from keyseg_mm.bind import Bound
-from keyseg_mm.checkpoint.marks import Mark, strength_of
+from keyseg_mm.checkpoint.marks import Add, Mark, strength_of
 from keyseg_mm.checkpoint.opened import opened_of
 from keyseg_mm.checkpoint.patching import ForeignFileError, patch_anew, patches_of
 from keyseg_mm.envelope import SEALED
@@ -24,7 +24,7 @@ from keyseg_mm.keys.key import ContentKey, FeatureSecret
 from keyseg_mm.locking.parts import fit_to_file
 from keyseg_mm.locking.planning import refuse_block_wise
 from keyseg_mm.locking.scheme import join_maps, refuse_misfits
-from keyseg_mm.maps.order import WeightMap
+from keyseg_mm.maps.order import WeightMap, blocks
 from keyseg_mm.seal.memory import Put, ScatteredError
 from keyseg_mm.seal.sections import WEIGHTS, secrets_of
 from keyseg_mm.seal.tensors import Change, open_tensors, reseal_tensors
@@ -131,14 +131,27 @@ class _Original:
         if mark is None:
             return (lambda name, t: _carry(joined, name, t)) if joined else None
         small = {name: back[name].carry(t) if name in back and t.dim() < 2 else t for name, t in self.small.items()}
-        add = mark.adder({name: t for name, t in small.items() if name not in self.seal.shared or t.dim() < 2})
+        adder = mark.adder({name: t for name, t in small.items() if name not in self.seal.shared or t.dim() < 2})
 
         def change(name: str, tensor: Tensor) -> None:
-            _carry(back, name, tensor)
-            add(name, tensor)
-            _carry(there, name, tensor)
+            add = adder(name, tensor)
+            if name in joined:
+                _mark_within(back[name], add, there[name], tensor)
+            else:
+                for rows in blocks(tensor):
+                    add(rows)
 
         return change
+
+
+def _mark_within(back: WeightMap, add: Add, there: WeightMap, tensor: Tensor) -> None:
+    """Take a tensor out of one map, mark it, and put it into another one: in its place, in parts where that goes."""
+    first, then = back.by_rows(tensor), there.by_rows(tensor)
+    parts = (tensor,) if first is None or then is None else blocks(tensor)
+    for rows in parts:
+        plain = back.carry(rows) if first is None else first(rows.clone())  # read in order, to be gathered from
+        add(plain)
+        rows.copy_(there.carry(plain) if then is None else then(plain))
 
 
 def _carry(maps: Mapping[str, WeightMap], name: str, tensor: Tensor) -> None:

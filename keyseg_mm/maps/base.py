@@ -19,13 +19,12 @@ from torch import Tensor
 from keyseg_mm.errors import TransformError
 from keyseg_mm.keys.derive import KeyStream
 from keyseg_mm.keys.secret import Secret, unseen
-from keyseg_mm.maps.order import SINGLE, table_tensor
+from keyseg_mm.maps.order import SINGLE, OfRows, blocks, table_tensor
 
 #: Secret tables as tensors.
 Tables = tuple[Tensor, ...]
 
 _Map = TypeVar('_Map', bound='Map')
-_BLOCK = 2**18  # values of a weight carried at once
 
 
 class Map(Secret):
@@ -240,12 +239,15 @@ class ChannelMap(Map):
             out: takes the result, of the shape and dtype of W; may be W itself. By default a new tensor does.
         """
         weight = weight.detach()
-        if out is None:
-            return self(weight, 1) if self.exact else self(weight.double(), 1).to(weight.dtype)
-        rows = max(1, _BLOCK * len(weight) // max(1, weight.numel()))  # in blocks that stay in the processor's cache
-        for source, target in zip(torch.split(weight, rows), torch.split(out.detach(), rows)):
-            target.copy_(self.carry(source))
+        out = torch.empty_like(weight) if out is None else out
+        run = self.by_rows(weight)
+        for source, target in zip(blocks(weight), blocks(out.detach())):
+            target.copy_(run(source.clone()))  # read in order: what is then read in another lies in the cache
         return out
+
+    def by_rows(self, weight: Tensor) -> OfRows:
+        """What carries the map into some of a weight's rows alone."""
+        return lambda rows: self(rows, 1) if self.exact else self(rows.double(), 1).to(rows.dtype)
 
     def misfit(self, weight: Any) -> str:
         """What a weight would have to be for :meth:`carry`, in words; empty where it is that."""

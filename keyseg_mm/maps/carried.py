@@ -9,6 +9,7 @@ from torch import Tensor
 from keyseg_mm.errors import TransformError
 from keyseg_mm.keys.secret import Secret
 from keyseg_mm.maps.base import ChannelMap, Map
+from keyseg_mm.maps.order import OfRows
 
 
 class Carried(Secret):
@@ -58,6 +59,11 @@ class Carried(Secret):
             side_by_side = weight.reshape(groups, -1, *weight.shape[1:]).transpose(0, 1).flatten(1, 2)
             found = self.map.carry(side_by_side).reshape(-1, groups, *weight.shape[1:]).transpose(0, 1).flatten(0, 1)
         return found.contiguous() if out is None else out.detach().copy_(found)
+
+    def by_rows(self, weight: Tensor) -> OfRows | None:
+        """What carries the map into some of a weight's rows alone; None where a row needs others."""
+        is_apart = self.along == 1 and weight.shape[1] == self.map.channels
+        return self.map.by_rows(weight) if is_apart else None
 
     def misfit(self, weight: Any) -> str:
         """What a weight would have to be for :meth:`carry`, in words; empty where it is that."""

@@ -14,7 +14,7 @@ from keyseg_mm.keys import derive
 from keyseg_mm.keys.derive import KeyStream
 from keyseg_mm.maps.base import ChannelMap
 from keyseg_mm.maps.keyspace import bits_of_orders
-from keyseg_mm.maps.order import select_channels, stays
+from keyseg_mm.maps.order import OfRows, select_channels, stays
 
 DEFAULT_BLOCK = 8
 LARGEST_BLOCK = 64
@@ -85,6 +85,15 @@ class SignedChannelPermutation(ChannelMap):
         shape = [1] * x.dim()
         shape[dim] = -1
         return select_channels(x, dim, table).mul_(signs.to(x.dtype).view(shape))
+
+    def by_rows(self, weight: Tensor) -> OfRows:
+        table, signs = self.placed(weight.device, weight.dtype)
+        wide = signs.to(weight.dtype).repeat_interleave(weight.shape[2:].numel())  # short runs of one factor are slow
+
+        def run(rows: Tensor) -> Tensor:
+            return select_channels(rows, 1, table).flatten(1).mul_(wide).view_as(rows)
+
+        return run
 
     def _invert(self) -> ChannelMap:
         table, signs = self._arrays

@@ -21,9 +21,13 @@ from keyseg_mm.keys.secret import Secret
 ORDERS = ('TensorPermutation', 'SelectiveEncryption')
 #: Why a transform is refused that would be the identity with every key.
 SINGLE = 'a single channel has no other order, and no map hides it; leave this point out'
+ROWS = 8
+_BLOCK = 2**18  # values
 _RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a value
 
 Order = NDArray[np.int64]
+#: What some rows (entries of dimension 0) of a weight become, in new memory.
+OfRows = Callable[[Tensor], Tensor]
 
 
 def sorted_order(stream: KeyStream, n: int) -> NDArray[np.int64]:
@@ -54,6 +58,17 @@ def select_channels(x: Tensor, dim: int, table: Tensor) -> Tensor:
     return x.index_select(dim, table)
 
 
+def blocks(weight: Tensor) -> tuple[Tensor, ...]:
+    """A weight's rows (entries of dimension 0) in parts that stay in the processor's cache.
+
+    All parts but the last are of a multiple of :data:`ROWS` rows.
+    """
+    if not weight.dim():
+        return (weight,)
+    rows = _BLOCK * len(weight) // max(1, weight.numel())
+    return torch.split(weight, max(ROWS, rows // ROWS * ROWS))
+
+
 def table_tensor(array: NDArray[Any], device: torch.device, dtype: torch.dtype) -> Tensor:
     """A table as a tensor for feature maps of that device and dtype."""
     if array.dtype == np.int64:
@@ -69,6 +84,7 @@ class WeightMap(Protocol):
     def inverse(self) -> WeightMap: ...
     def compose(self, first: Any) -> WeightMap: ...
     def carry(self, weight: Tensor, out: Tensor | None = None) -> Tensor: ...
+    def by_rows(self, weight: Tensor) -> OfRows | None: ...
     def misfit(self, weight: Any) -> str: ...
 
 
@@ -124,6 +140,10 @@ class ValueOrder(Secret):
         moved = values.clone()
         moved[where] = values[where[order]]
         return _put(moved, weight, out)
+
+    def by_rows(self, weight: Tensor) -> OfRows | None:
+        """What carries the map into some of a weight's rows alone; None where a row needs others."""
+        return None
 
     def misfit(self, weight: Any) -> str:
         """What a weight would have to be for :meth:`carry`, in words; empty where it is that."""

@@ -11,18 +11,22 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from keyseg_mm.bind import digest
+from keyseg_mm.checkpoint.marks import Add
 from keyseg_mm.entries import SALT_BYTES
 from keyseg_mm.errors import LockError
 from keyseg_mm.keys.derive import sha256
 from keyseg_mm.keys.fingerprint import MEAN, STD, Pattern
 from keyseg_mm.keys.key import SecretKey
 from keyseg_mm.locking import unwrap
+from keyseg_mm.maps.order import blocks
 from keyseg_mm.stamp import is_stamp
 from keyseg_mm.threads import in_threads
 
@@ -61,15 +65,29 @@ class Fingerprint:
             LockError: nothing in there could carry it.
         """
         own = unwrap(tensors)
-        found, add = carriers(own), self.adder(own)
-        in_threads(lambda name: add(name, found[name]), sorted(found, key=lambda name: -found[name].numel()))
+        found, adder = carriers(own), self.adder(own)
 
-    def adder(self, tensors: Mapping[str, Any]) -> Callable[[str, Tensor], None]:
-        """What adds the pattern to one plain weight at a time, in its place; it leaves alone what carries none.
+        def put_into(name: str) -> None:
+            weight = found[name]
+            values = weight.detach().contiguous()
+            add = adder(name, values)
+            for rows in blocks(values):
+                add(rows)
+            if values.data_ptr() != weight.data_ptr():
+                weight.detach().copy_(values)
+
+        in_threads(put_into, sorted(found, key=lambda name: -found[name].numel()))
+
+    def adder(self, tensors: Mapping[str, Any]) -> Callable[[str, Tensor], Add]:
+        """What makes, for each weight, what adds the pattern to it; it leaves alone what carries none.
 
         Args:
             tensors: a state_dict, without the prefix of data-parallel runs, of which those of less than two dimensions
                 are plain.
+
+        Returns:
+            A function of a weight's name and the weight, plain or with maps in it, that returns a function to which the
+            plain weight is given, contiguous: whole, or one after another of its :func:`keyseg_mm.maps.order.blocks`.
 
         Raises:
             LockError: nothing in there could carry it.
@@ -78,23 +96,23 @@ class Fingerprint:
         if not found:
             raise LockError('this checkpoint holds no weights that a fingerprint could be put into')
 
-        def add(name: str, weight: Tensor) -> None:
-            if name in found:
-                self._add(Pattern(self.master, self.licensee, model, name), weight)
+        def add_to(name: str, weight: Tensor) -> Add:
+            size = self.strength * size_of(weight) / STD if name in found else 0.0
+            if not 0 < size < math.inf:
+                return lambda rows: None
+            return partial(_add, Pattern(self.master, self.licensee, model, name), size)
 
-        return add
+        return add_to
 
-    def _add(self, pattern: Pattern, weight: Tensor) -> None:
-        size = self.strength * size_of(weight) / STD
-        if not 0 < size < math.inf:
-            return
-        values = weight.detach().contiguous()
-        flat = values.view(-1)
-        for at in range(0, flat.numel(), _BLOCK):
-            part = flat[at : at + _BLOCK]
-            part.add_(torch.from_numpy(pattern.read(part.numel())).float().sub_(MEAN), alpha=size)
-        if values.data_ptr() != weight.data_ptr():
-            weight.detach().copy_(values)
+
+def _add(pattern: Pattern, size: float, rows: Tensor) -> None:
+    """Add so much of a pattern's next values to as many of a weight's."""
+    flat = rows.view(-1)
+    for at in range(0, flat.numel(), _BLOCK):
+        part = flat[at : at + _BLOCK]
+        values = pattern.read(part.numel()).view(np.int8)
+        values -= MEAN
+        part.add_(torch.from_numpy(values), alpha=size)
 
 
 def carriers(tensors: Mapping[str, Any]) -> dict[str, Tensor]:

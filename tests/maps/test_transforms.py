@@ -14,7 +14,7 @@ from torch import nn
 
 from keyseg_mm.errors import SecretExposedError, TransformError
 from keyseg_mm.keys.derive import KeyStream
-from keyseg_mm.maps import CHANNEL_MAPS, TRANSFORMS, ChannelRotation, normal_form
+from keyseg_mm.maps import CHANNEL_MAPS, TRANSFORMS, ChannelRotation, normal_form, order
 from keyseg_mm.maps.keyspace import bits_of_orders
 
 NAMES = sorted(CHANNEL_MAPS)
@@ -180,6 +180,27 @@ def test_a_linear_layer_can_absorb_it(name, layer):
         assert torch.allclose(layer(t(x, dim)), plain, atol=1e-5)
     finally:
         layer.weight.data = kept
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+@pytest.mark.parametrize('shape', [(21, 6, 3, 3), (64, 6), (5, 6, 1, 1), (24, 6, 2)], ids=str)
+def test_weights_are_carried_in_parts_as_they_are_whole(name, dtype, shape, monkeypatch):
+    t = make(name, 6)
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    close(t, t.carry(weight), t(weight, 1))
+    monkeypatch.setattr(order, '_BLOCK', 1)
+    assert [len(rows) for rows in order.blocks(weight)][:2] in ([8, 8], [5])
+    whole, last = t(weight, 1), weight.transpose(0, -1).contiguous().transpose(0, -1)
+    assert not torch.equal(whole, weight) and (weight.dim() < 3 or not last.is_contiguous())
+    for source in (weight, last):
+        close(t, t.carry(source), whole)
+        place = source.clone()
+        assert t.carry(place, place) is place
+        close(t, place, whole)
+    close(t, torch.cat([t.by_rows(weight)(rows) for rows in order.blocks(weight)]), whole)
+    empty = weight[:0]
+    assert t.carry(empty).shape == empty.shape
 
 
 def test_tables_are_made_once_per_device_and_dtype(monkeypatch):
