@@ -65,11 +65,11 @@ def fitting(tensors: Mapping[str, Tensor], into: Mapping[str, Tensor], own: bool
     wanted = {name: into[name] for name, t in tensors.items() if name in into and _takes(into[name], t)}
     spans = [(*_span(t), 'from', name) for name, t in tensors.items() if t.is_cpu and t.numel()]
     spans += [(*_span(t), 'into', name) for name, t in wanted.items()]
-    apart = _apart(spans)
-    found = {name: t for name, t in wanted.items() if ('into', name) in apart}
+    clashing = _clashing(spans)
+    found = {name: t for name, t in wanted.items() if ('into', name) not in clashing} if clashing else wanted
     if own:
         for name, t in tensors.items():
-            if name not in found and ('from', name) in apart and _lies_plain(t):
+            if name not in found and t.numel() and ('from', name) not in clashing and _lies_plain(t):
                 found[name] = t.detach()
     return found
 
@@ -99,17 +99,16 @@ def _span(tensor: Tensor) -> tuple[int, int]:
     return start, start + (steps + 1) * tensor.element_size()
 
 
-def _apart(spans: list[tuple[int, int, str, str]]) -> set[tuple[str, str]]:
-    """Those of several spans that overlap none of the others."""
+def _clashing(spans: list[tuple[int, int, str, str]]) -> set[tuple[str, str]]:
+    """Those of several spans that overlap others."""
     clashing: set[tuple[str, str]] = set()
     furthest, owner = 0, ('', '')
-    for start, stop, *rest in sorted(spans):
-        key = (rest[0], rest[1])
+    for start, stop, kind, name in sorted(spans):
         if start < furthest:
-            clashing |= {key, owner}
+            clashing |= {(kind, name), owner}
         if stop > furthest:
-            furthest, owner = stop, key
-    return {(kind, name) for _, _, kind, name in spans} - clashing
+            furthest, owner = stop, (kind, name)
+    return clashing
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
