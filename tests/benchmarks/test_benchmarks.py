@@ -31,8 +31,8 @@ def test_sealing_smoke(tmp_path):
     opened = {'plain, mapped', 'sealed', 'sealed, protected model', 'signed', 'AES-256-GCM, at once', 'safetensors'}
     assert opened <= set(found['open']['ratios'])
     assert {'lock', 'unlock', 'reseal', 'save', 'AES-256-GCM, chunks'} <= set(found['write']['ratios'])
-    assert set(found['copy']['ratios']) == {'rekey'}
-    for kind in ('open', 'write', 'copy'):
+    assert set(found['copy']['ratios']) == {'rekey'} and set(found['mapped']['ratios']) == {'sealed'}
+    for kind in ('open', 'mapped', 'write', 'copy'):
         assert found[kind]['base s'] > 0 and found['peak MiB'][f'{kind} base'] > 0
         assert all(r['q1'] <= r['median'] <= r['q3'] for r in found[kind]['ratios'].values())
     assert all(f'{name} is not installed' in printed for name in figures['left out'])
