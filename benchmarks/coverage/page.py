@@ -50,14 +50,32 @@ def main() -> None:
     }
     text = args.page.read_text()
     head, tail = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
-    made = '\n\n'.join('\n'.join(lines(stack, found)) for stack, found in stacks.items())
+    made = '\n\n'.join([whole(stacks), *('\n'.join(lines(stack, found)) for stack, found in stacks.items())])
     write_new(args.page, lambda file: file.write(f'{head}\n\n{made}\n\n{tail}'.encode()), overwrite=True)
+
+
+def whole(stacks: dict[str, Any]) -> str:
+    """How many of all configs are right on one of the stacks, and which are not."""
+    configs = {name for found in stacks.values() for name in found['models']}
+    right = set[str]()
+    for found in stacks.values():
+        models = {found['models'][name]['model'] for name, row in found['rows'].items() if runs(row) and is_right(row)}
+        right |= {name for name, row in found['models'].items() if row['model'] in models}
+    return (
+        f'Of {len(configs)} configs, {len(right)} build a model that is right on one of the stacks below. The others, '
+        f'with the reasons there: {", ".join(sorted(configs - right))}.'
+    )
+
+
+def runs(row: dict[str, Any]) -> bool:
+    """Whether the plain model does."""
+    return 'linear' in row
 
 
 def lines(stack: str, found: dict[str, Any]) -> Iterator[str]:
     """The section of one stack."""
     models, rows = found['models'], found['rows']
-    ran = {name: row for name, row in rows.items() if 'linear' in row}
+    ran = {name: row for name, row in rows.items() if runs(row)}
     right = [name for name, row in ran.items() if is_right(row)]
     families = {name.partition('/')[0] for name in ran}
     yield f'## {stack}'
@@ -92,7 +110,9 @@ def lines(stack: str, found: dict[str, Any]) -> Iterator[str]:
     yield ''
     for name in sorted(set(rows) - set(ran)):
         row = rows[name]
-        why = NEEDS.get(name.partition('/')[0]) or row.get('plain') or f'it took more than {row["limit"]}'
+        family = name.partition('/')[0]
+        needs = None if family in families else NEEDS.get(family)
+        why = needs or row.get('plain') or f'it took more than {row["limit"]}'
         yield f'- {name}: {why}'
 
 
@@ -109,7 +129,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         figures += ['wrong'] * 4
     else:
         figures += [str(linear['points']), f'{100 * linear["share"]:.1f} %', f'{linear["error"]:.0e}']
-        figures += [f'{linear["without"]:.2f}']
+        figures += [f'{linear["without"]:.2f}' if linear['without'] < 1000 else f'{linear["without"]:.0e}']
     return [*figures, 'wrong' if 'wrong' in stages else str(stages['points'])]
 
 

@@ -262,7 +262,7 @@ def _left(model: nn.Module, trace: Trace, carrying: set[str]) -> dict[str, str]:
         if not set(own) - carrying:
             continue
         if kind_of(module) is None:
-            left[name or ROOT] = f'a {type(module).__name__}, which takes no in: point'
+            left[name or ROOT] = f'{type(module).__name__} takes no in: point'
         elif Point('in', name or ROOT) not in trace.sites:
             left[name or ROOT] = 'never called as a layer of its own'
         elif is_depthwise(module, trace.sites[Point('in', name or ROOT)].channels):
