@@ -46,6 +46,7 @@ class Pattern(Secret):
     def public_id(self) -> str:
         return f'of {self._tensor}'
 
+    @unseen
     def read(self, count: int) -> NDArray[np.uint8]:
         """The next values; ``count`` is a multiple of :data:`STEP` wherever more are read behind them."""
         words = self._stream.words(-(-count // STEP))

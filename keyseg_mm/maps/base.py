@@ -214,6 +214,7 @@ class _Apply(torch.autograd.Function):
         return kind.apply(x, dim, tables[: len(tables) // 2]).detach()
 
     @staticmethod
+    @unseen
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         tables = ctx.tables
         there, back = tables[: len(tables) // 2], tables[len(tables) // 2 :]
@@ -239,6 +240,7 @@ class ChannelMap(Map):
             out: takes the result, of the shape and dtype of W; may be W itself. By default a new tensor does.
         """
         weight = weight.detach()
+        self.refuse_unfit(weight, 1, self.channels)
         out = torch.empty_like(weight) if out is None else out
         run = self.by_rows(weight)
         for source, target in zip(blocks(weight), blocks(out.detach())):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from keyseg_mm.keys import derive
 from keyseg_mm.keys.derive import KeyStream
+from keyseg_mm.keys.secret import unseen
 from keyseg_mm.maps.base import ChannelMap
 from keyseg_mm.maps.keyspace import bits_of_orders
 from keyseg_mm.maps.order import OfRows, select_channels, stays
@@ -86,10 +87,12 @@ class SignedChannelPermutation(ChannelMap):
         shape[dim] = -1
         return select_channels(x, dim, table).mul_(signs.to(x.dtype).view(shape))
 
+    @unseen
     def by_rows(self, weight: Tensor) -> OfRows:
         table, signs = self.placed(weight.device, weight.dtype)
         wide = signs.to(weight.dtype).repeat_interleave(weight.shape[2:].numel())  # short runs of one factor are slow
 
+        @unseen
         def run(rows: Tensor) -> Tensor:
             return select_channels(rows, 1, table).flatten(1).mul_(wide).view_as(rows)
 

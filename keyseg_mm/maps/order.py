@@ -15,7 +15,7 @@ from torch import Tensor
 
 from keyseg_mm.errors import LockError
 from keyseg_mm.keys.derive import KeyStream
-from keyseg_mm.keys.secret import Secret
+from keyseg_mm.keys.secret import Secret, unseen
 
 #: Names of the kinds of orders that there are; they differ in how many of a tensor's values are moved.
 ORDERS = ('TensorPermutation', 'SelectiveEncryption')
@@ -115,6 +115,7 @@ class ValueOrder(Secret):
         """The map that carries ``first`` and then this one, in one step."""
         return ValueOrder(self.count, lambda: first.order()[self.order()])
 
+    @unseen
     def carry(self, weight: Tensor, out: Tensor | None = None) -> Tensor:
         """The values in their new order.
 

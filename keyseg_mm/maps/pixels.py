@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from keyseg_mm.errors import TransformError
 from keyseg_mm.keys import derive
 from keyseg_mm.keys.derive import KeyStream
-from keyseg_mm.keys.secret import Secret
+from keyseg_mm.keys.secret import Secret, unseen
 
 Bytes = NDArray[np.uint8]
 Table = NDArray[np.int64]
@@ -222,6 +222,7 @@ class BlockCipher(Secret):
             )
         return result.reshape(image.shape)
 
+    @unseen
     def _blocks(self, values: Bytes, shape: tuple[int, int, int], decrypt: bool) -> Bytes:
         """Encrypt or decrypt blocks of one shape (rows, columns, colours); their values are in the last dimension."""
         size, tables = self.block, self.tables_of(shape[2])

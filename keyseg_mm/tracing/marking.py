@@ -25,6 +25,7 @@ from keyseg_mm.errors import LockError
 from keyseg_mm.keys.derive import sha256
 from keyseg_mm.keys.fingerprint import MEAN, STD, Pattern
 from keyseg_mm.keys.key import SecretKey
+from keyseg_mm.keys.secret import unseen
 from keyseg_mm.locking import unwrap
 from keyseg_mm.maps.order import blocks
 from keyseg_mm.stamp import is_stamp
@@ -105,6 +106,7 @@ class Fingerprint:
         return add_to
 
 
+@unseen
 def _add(pattern: Pattern, size: float, rows: Tensor) -> None:
     """Add so much of a pattern's next values to as many of a weight's."""
     flat = rows.view(-1)

@@ -7,6 +7,7 @@ import sys
 import traceback
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,9 +16,15 @@ from keyseg_mm.bind import derive_cipher, derive_map, derive_order
 from keyseg_mm.cli import console
 from keyseg_mm.entries import ImageEntry, MapEntry, TensorEntry
 from keyseg_mm.keys import derive, identity, key, keyfile
+from keyseg_mm.keys.derive import KeyStream
+from keyseg_mm.keys.fingerprint import Pattern
 from keyseg_mm.keys.secret import Secret, unseen
+from keyseg_mm.maps import CHANNEL_MAPS, TRANSFORMS, base, channels
+from keyseg_mm.maps import order as orders
 from keyseg_mm.maps.channels import SignedChannelPermutation
+from keyseg_mm.maps.order import ValueOrder
 from keyseg_mm.stamp import Stamp
+from keyseg_mm.tracing.marking import _add
 from keyseg_mm.wrapping import Secrets, close_envelope, open_envelope
 
 KEY, OTHER = SecretKey(bytes(range(100, 132))), SecretKey(bytes(range(1, 33)))
@@ -184,7 +191,7 @@ def test_passphrases_at_a_terminal(monkeypatch):
         check(shown(console.new_passphrase))
 
 
-def test_a_map_that_fails_at_work_shows_no_table():
+def test_a_map_that_fails_at_work_shows_no_table(monkeypatch):
     tables = derive_map(KEY, SALT, MAP)
     order = str(tables.tables()['permutation'].tolist())
 
@@ -201,6 +208,54 @@ def test_a_map_that_fails_at_work_shows_no_table():
     assert 'no memory' in text and order not in text
     x.requires_grad_()
     assert order not in shown(lambda: failing(x))
+    y = tables(x)
+    monkeypatch.setattr(SignedChannelPermutation, '_run', Failing._run)
+    text = shown(lambda: y.sum().backward())  # printed are tensors, in lines of their own
+    assert 'no memory' in text and order[1:-1] not in ' '.join(text.split())
+
+
+def test_an_order_or_a_cipher_that_fails_shows_nothing_of_it(monkeypatch):
+    order = KeyStream(bytes(32)).below(np.full(1000, 1000, dtype=np.uint64))
+    moved = ValueOrder(1000, lambda: order)
+    monkeypatch.setattr(orders, '_put', lambda *_: 1 / 0)
+    cipher = derive_cipher(KEY, SALT, ImageEntry('FFX', 4, ''))
+    secrets = [repr(order)[6:40], *(repr(table)[6:40] for table in cipher.leaks().values())]
+    monkeypatch.setattr(np, 'take', lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(np, 'where', lambda *_: 1 / 0)
+    for run in (lambda: moved.carry(torch.ones(1000)), lambda: cipher.encrypt(np.ones((8, 8, 3), np.uint8))):
+        text = shown(run)
+        assert 'ZeroDivisionError' in text and [form for form in secrets if form in text] == []
+
+
+@pytest.mark.parametrize('kind', CHANNEL_MAPS)
+def test_a_map_that_fails_at_a_weight_shows_no_table(kind, monkeypatch):
+    made = TRANSFORMS[kind].derive(KeyStream(bytes(32)), 64)
+    forms = [
+        form for table in made.tables().values() for form in (repr(table)[:60], repr(torch.from_numpy(table))[:60])
+    ]
+    forms += [repr(table)[:60] for table in made.placed(torch.device('cpu'), torch.float32)]
+    weight = torch.ones(3, 64, 2)
+    run = made.by_rows(weight)
+
+    def fail(*_):
+        raise torch.OutOfMemoryError('no memory')
+
+    for module in (base, channels):
+        for name in ('select_channels', 'blocks', 'table_tensor'):
+            monkeypatch.setattr(module, name, fail, raising=False)
+    monkeypatch.setattr(torch, 'bmm', fail)
+    ways = [lambda: run(weight), lambda: made.carry(weight), lambda: made.inverse().by_rows(weight)(weight)]
+    for text in map(shown, ways):
+        assert 'no memory' in text and [form for form in forms if form in text] == []
+
+
+def test_a_fingerprint_that_fails_shows_no_pattern():
+    weight = torch.ones(64, 64, dtype=torch.int64)  # takes no fractions
+    pattern = Pattern(KEY, 'ACME', bytes(16), 'a.weight')
+    values = Pattern(KEY, 'ACME', bytes(16), 'a.weight').read(4096)
+    text = shown(lambda: _add(pattern, 0.5, weight))
+    forms = [repr(values)[6:40], repr(values.view('int8') - 15)[6:40]]
+    assert 'dtype' in text and [form for form in forms if form in text] == []
 
 
 def test_a_secret_text_shows_its_name_alone():
