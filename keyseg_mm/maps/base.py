@@ -239,11 +239,10 @@ class ChannelMap(Map):
             weight: W.
             out: takes the result, of the shape and dtype of W; may be W itself. By default a new tensor does.
         """
-        weight = weight.detach()
         self.refuse_unfit(weight, 1, self.channels)
-        out = torch.empty_like(weight) if out is None else out
+        out = torch.empty_like(weight.detach()) if out is None else out
         run = self.by_rows(weight)
-        for source, target in zip(blocks(weight), blocks(out.detach())):
+        for source, target in zip(blocks(weight.detach()), blocks(out.detach())):
             target.copy_(run(source.clone()))  # read in order: what is then read in another lies in the cache
         return out
 
