@@ -151,13 +151,8 @@ class Bench:
         }
 
     def ways(self, kind: str) -> dict[str, Callable[[], object]]:
-        ways = {
-            'open': self.open_ways,
-            'mapped': self.mapped_ways,
-            'write': self.write_ways,
-            'copy': self.copy_ways,
-        }
-        return ways[kind]()
+        found: dict[str, Callable[[], object]] = getattr(self, f'{kind}_ways')()
+        return found
 
     def clear(self) -> None:
         self.files.of('out').unlink(missing_ok=True)
@@ -227,9 +222,9 @@ def measure(model: str, rounds: int, most: int | None, kinds: list[str]) -> dict
 def report(model: str, found: dict[str, Any]) -> None:
     """Print what the ratios of a model are over."""
     print(f'{model}, {found["MiB"]:.0f} MiB in {found["tensors"]} tensors')
-    for kind, base in ((kind, base) for kind, base in KINDS.items() if kind in found):
+    for kind in filter(found.__contains__, KINDS):
         took, peak = found[kind], found['peak MiB'][f'{kind} base']
-        print(f'  {base}: {took["base s"]:.3f} s, like pairs {spread(took["noise"])}, peak {peak:.0f} MiB')
+        print(f'  {KINDS[kind]}: {took["base s"]:.3f} s, like pairs {spread(took["noise"])}, peak {peak:.0f} MiB')
 
 
 def table(models: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
@@ -238,12 +233,13 @@ def table(models: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
     names = [NAMES.get(model, model) for model in models]
     yield ['', 'against', names[0], 'peak memory', *names[1:], 'limit we set']
     peaks = models[first]['peak MiB']
-    for kind, base in KINDS.items():
-        for way in models[first].get(kind, {'ratios': ()})['ratios']:
+    for kind in filter(models[first].__contains__, KINDS):
+        for way in models[first][kind]['ratios']:
             ratios = [spread(models[model][kind]['ratios'][way]) for model in models]
             name = f'{kind} {way}'
             memory = f'{peaks[name] / peaks[f"{kind} base"]:.2f}' if name in peaks else ''
-            yield [TITLES.get(name) or TITLES[way], base, ratios[0], memory, *ratios[1:], str(LIMITS.get(name, ''))]
+            title, limit = TITLES.get(name) or TITLES[way], str(LIMITS.get(name, ''))
+            yield [title, KINDS[kind], ratios[0], memory, *ratios[1:], limit]
 
 
 def main() -> None:

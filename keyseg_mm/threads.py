@@ -26,9 +26,7 @@ def in_threads(work: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
         return list(map(work, todo))
     left, results, errors = deque(range(len(todo))), dict[int, _R](), dict[int, Exception]()
 
-    def run() -> (
-        None
-    ):  # takes one item after another: a task for each would wake this thread as often, between the others
+    def run() -> None:  # one item after another: a task for each would wake this thread as often, amid the others
         with suppress(IndexError):
             while True:
                 at = left.popleft()

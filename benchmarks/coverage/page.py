@@ -63,7 +63,7 @@ def whole(stacks: dict[str, Any]) -> str:
         right |= {name for name, row in found['models'].items() if row['model'] in models}
     return (
         f'Of {len(configs)} configs, {len(right)} build a model that is right on one of the stacks below. The others, '
-        f'with the reasons there: {", ".join(sorted(configs - right))}.'
+        f'whose reasons stand there: {", ".join(sorted(configs - right))}.'
     )
 
 

@@ -11,7 +11,7 @@ from keyseg_mm.checkpoint.opened import Opened
 from keyseg_mm.errors import LockError
 from keyseg_mm.stamp import stamps_of
 
-#: Is given some rows of a plain weight, one part of it after another, and marks them.
+#: Is given a plain weight, contiguous, whole or one after another of its blocks, and marks it in its place.
 Add = Callable[[Tensor], None]
 
 

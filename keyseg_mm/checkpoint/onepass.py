@@ -138,8 +138,7 @@ class _Original:
             if name in joined:
                 _mark_within(back[name], add, there[name], tensor)
             else:
-                for rows in blocks(tensor):
-                    add(rows)
+                add(tensor)
 
         return change
 

@@ -21,8 +21,9 @@ from keyseg_mm.keys.secret import Secret, unseen
 ORDERS = ('TensorPermutation', 'SelectiveEncryption')
 #: Why a transform is refused that would be the identity with every key.
 SINGLE = 'a single channel has no other order, and no map hides it; leave this point out'
+#: Whoever reads a stream of bytes beside a weight, part by part, reads whole words of it; see :func:`blocks`.
 ROWS = 8
-_BLOCK = 2**18  # values
+_BLOCK = 2**18  # values of a part, about
 _RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a value
 
 Order = NDArray[np.int64]

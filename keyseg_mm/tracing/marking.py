@@ -34,7 +34,6 @@ from keyseg_mm.threads import in_threads
 STRENGTH = 0.001
 #: More than this a prediction would show.
 MOST_STRENGTH = 0.1
-_BLOCK = 2**18  # values at a time: they stay in the processor's cache
 _FEWEST = 64  # of a smaller tensor little would be found
 
 
@@ -71,9 +70,7 @@ class Fingerprint:
         def put_into(name: str) -> None:
             weight = found[name]
             values = weight.detach().contiguous()
-            add = adder(name, values)
-            for rows in blocks(values):
-                add(rows)
+            adder(name, values)(values)
             if values.data_ptr() != weight.data_ptr():
                 weight.detach().copy_(values)
 
@@ -109,12 +106,10 @@ class Fingerprint:
 @unseen
 def _add(pattern: Pattern, size: float, rows: Tensor) -> None:
     """Add so much of a pattern's next values to as many of a weight's."""
-    flat = rows.view(-1)
-    for at in range(0, flat.numel(), _BLOCK):
-        part = flat[at : at + _BLOCK]
+    for part in blocks(rows):
         values = pattern.read(part.numel()).view(np.int8)
         values -= MEAN
-        part.add_(torch.from_numpy(values), alpha=size)
+        part.view(-1).add_(torch.from_numpy(values), alpha=size)
 
 
 def carriers(tensors: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -8,7 +8,8 @@ import torch
 
 from keyseg_mm import lock, rekey, unlock
 from keyseg_mm.errors import LockError
-from keyseg_mm.keys.fingerprint import MEAN, STD, Pattern
+from keyseg_mm.keys.fingerprint import MEAN, STD, STEP, Pattern
+from keyseg_mm.maps.order import ROWS
 from keyseg_mm.tracing import CERTAIN, STRENGTH, Fingerprint, gather, model_of, search, trace
 from keyseg_mm.tracing.marking import carriers, size_of
 from keyseg_mm.tracing.scoring import log10_chance
@@ -60,6 +61,7 @@ def test_a_pattern_is_of_one_licensee_tensor_and_model_and_of_the_master_key_alo
     parts = Pattern(master, 'ACME', b'', 'a.weight')
     assert np.array_equal(np.concatenate([parts.read(40_000), parts.read(60_001)]), values)
     assert repr(parts) == '<Pattern of a.weight>'
+    assert ROWS % STEP == 0, 'a weight may be marked part by part'
 
 
 def test_only_weights_are_changed_and_by_so_little(plain, master):
