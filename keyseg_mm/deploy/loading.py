@@ -8,12 +8,12 @@ from __future__ import annotations
 import importlib
 import io
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from keyseg_mm.deploy.container import ONNX, TORCH, Exported, Source, read_exported
 from keyseg_mm.errors import IntegrityError, KeysegError, SecretExposedError
 from keyseg_mm.keys.identity import Key
+from keyseg_mm.keys.secret import Secret, unseen
 
 # What makes a runtime write the graph, or what it made of it, to a disk; in whatever case and with whatever around it.
 _WRITES = ('cache', 'dump', 'optimized_model_filepath', 'save', 'ctx', 'context', 'blob')
@@ -103,6 +103,7 @@ def _names_in(value: Any) -> list[str]:
     return []
 
 
+@unseen
 def _in_onnxruntime(exported: Exported, **options: Any) -> Any:
     runtime = needed('onnxruntime', 'onnx')
     if not exported.tables:
@@ -112,6 +113,7 @@ def _in_onnxruntime(exported: Exported, **options: Any) -> Any:
     class KeyedSession(runtime.InferenceSession):  # type: ignore[misc, name-defined]
         """A session that feeds the tables to its graph."""
 
+        @unseen
         def run(self, output_names: Any, input_feed: Mapping[str, Any], run_options: Any = None) -> Any:
             """Run the graph on what it takes beside its tables."""
             return super().run(output_names, {**tables, **input_feed}, run_options)
@@ -123,6 +125,7 @@ def _in_onnxruntime(exported: Exported, **options: Any) -> Any:
     return KeyedSession(bytes(exported.graph), **options)
 
 
+@unseen
 def _in_openvino(
     exported: Exported, device: str = 'CPU', config: Mapping[str, Any] | None = None, core: Any = None
 ) -> Any:
@@ -139,6 +142,7 @@ def _in_openvino(
     class KeyedModel(runtime.CompiledModel):  # type: ignore[misc, name-defined]
         """A compiled model that feeds the tables to its graph."""
 
+        @unseen
         def create_infer_request(self) -> Any:
             """A request that has the tables, and lacks the image."""
             request = super().create_infer_request()
@@ -149,6 +153,7 @@ def _in_openvino(
     return KeyedModel(compiled)
 
 
+@unseen
 def _in_torch(exported: Exported, device: Any = None) -> Any:
     torch = needed('torch', 'torch')
     if not exported.verified:
@@ -160,11 +165,24 @@ def _in_torch(exported: Exported, device: Any = None) -> Any:
     tables = tuple(map(torch.from_numpy, exported.tables.values()))
     if device is not None:
         module, tables = module.to(device), tuple(table.to(device) for table in tables)
-    return partial(_with_tables, module, tables) if tables else module
+    return KeyedProgram(module, tables) if tables else module
 
 
-def _with_tables(module: Callable[..., Any], tables: Any, image: Any) -> Any:
-    return module(image, tables)
+class KeyedProgram(Secret):
+    """A program of torch that is fed its tables."""
+
+    __slots__ = ('_module', '_tables')
+
+    def __init__(self, module: Callable[..., Any], tables: tuple[Any, ...]) -> None:
+        self._module, self._tables = module, tables
+
+    @property
+    def public_id(self) -> str:
+        return f'with {len(self._tables)} tables'
+
+    @unseen
+    def __call__(self, image: Any) -> Any:
+        return self._module(image, self._tables)
 
 
 _RUNTIMES: dict[str, tuple[str, Callable[..., Any]]] = {

@@ -24,6 +24,7 @@ from keyseg_mm.errors import IntegrityError, KeyFileError, KeyMismatchError, Key
 from keyseg_mm.wrapping import open_envelope
 from tests.support.cli import keyseg
 from tests.support.exports import export, gap
+from tests.support.tracebacks import shown
 
 CLOSE = 1e-5
 
@@ -137,6 +138,24 @@ def test_a_program_of_torch(shop, program, image, scores):
     assert (without(torch.from_numpy(image)).numpy() != scores.argmax(1)).mean() > 0.1
     with pytest.raises(KeysegError, match='format onnx'):
         load(path, shop.key, 'onnxruntime')
+
+
+def test_a_run_that_fails_shows_no_table(shop, keyed, program, image):
+    table = max(read_exported(keyed, shop.key).tables.values(), key=len)
+    forms = [repr(table)[6:40], repr(torch.from_numpy(table))[8:40]]
+    whole = {'image': image.astype(np.float64), **read_exported(keyed, shop.key).tables}
+    bare = onnxruntime.InferenceSession(keyed.read_bytes())
+    assert forms[0] in shown(lambda: bare.run(None, whole)), 'who feeds the tables shows them'
+    session, module = load(keyed, shop.key), load(program, shop.key)
+    ways = {
+        'a bad image for onnxruntime': lambda: session.run(None, {'image': image.astype(np.float64)}),
+        'a bad output for onnxruntime': lambda: session.run(['nothing'], {'image': image}),
+        'a bad option': lambda: load(keyed, shop.key, sess_options=3),
+        'a bad image for torch': lambda: module(torch.ones(1)),
+    }
+    for name, run in ways.items():
+        assert [form for form in forms if form in shown(run)] == [], name
+    assert repr(module) == f'<KeyedProgram with {len(read_exported(program, shop.key).tables)} tables>'
 
 
 class Runs:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-import traceback
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -26,6 +24,7 @@ from keyseg_mm.maps.order import ValueOrder
 from keyseg_mm.stamp import Stamp
 from keyseg_mm.tracing.marking import _add
 from keyseg_mm.wrapping import Secrets, close_envelope, open_envelope
+from tests.support.tracebacks import shown
 
 KEY, OTHER = SecretKey(bytes(range(100, 132))), SecretKey(bytes(range(1, 33)))
 PASSPHRASE = 'correct horse battery'
@@ -34,37 +33,6 @@ SALT = bytes(16)
 MAP = MapEntry('out:a', 8, {'type': 'SignedChannelPermutation'}, ())
 STAMP = close_envelope(Stamp(KEY.id, SALT, (MAP,)), Secrets(KEY.features(SALT)), [KEY, Identity(bytes(range(32)))])
 FILES = {'mistyped': MISTYPED, 'two': f'{KEY.to_text()}\n{KEY.to_text()}', 'whole': KEY.to_text()}
-
-
-def by_cgitb(error):
-    import cgitb  # not in Python 3.13
-
-    return cgitb.text((type(error), error, error.__traceback__))
-
-
-def by_rich(error):
-    from rich.console import Console
-    from rich.traceback import Traceback
-
-    console = Console(file=io.StringIO(), width=200)
-    console.print(Traceback.from_exception(type(error), error, error.__traceback__, show_locals=True))
-    return console.file.getvalue()
-
-
-PRINTERS = [printed for name, printed in (('cgitb', by_cgitb), ('rich', by_rich)) if find_spec(name)]
-
-
-def shown(function):
-    """What a traceback with local variables says of the error that a call raises."""
-    try:
-        function()
-    except BaseException as error:
-        found = [printed(error) for printed in PRINTERS]
-        while error is not None:  # suppressed ones too
-            found += traceback.TracebackException.from_exception(error, capture_locals=True).format()
-            error = error.__context__
-        return ''.join(found)
-    raise AssertionError('no error')
 
 
 def secrets():
