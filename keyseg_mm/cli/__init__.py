@@ -67,9 +67,9 @@ a first run:
   keyseg lock PLAIN.pth --config CONFIG --key file:keys/my.key --out locked.pth
   keyseg test CONFIG locked.pth --key file:keys/my.key     your own plain config; add the key, and it runs
 
-a key is named by a locator, never typed: file:PATH, env:NAME, keyring:NAME, none (run unauthorised, on purpose),
-random:SEED (a wrong key, on purpose). `keyseg tool` lists what else there is: encrypt_images, and mmsegmentation's
-other tools. TAB completes commands and options: pip install argcomplete, then
+a key is named by a locator, never typed: file:PATH, env:NAME, keyring:NAME, cmd:COMMAND (what a vault's client prints),
+none (run unauthorised, on purpose), random:SEED (a wrong key, on purpose). `keyseg tool` lists what else there is:
+encrypt_images, and mmsegmentation's other tools. TAB completes commands and options: pip install argcomplete, then
   eval "$(register-python-argcomplete keyseg)"
 
 exit status: {status}
